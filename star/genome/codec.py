@@ -1,0 +1,147 @@
+"""Genomes as text and as JSON. Both are data: parsed, bounded and validated, never executed.
+
+Text: one segment per LIV, joined by dashes: five digits as in the paper (`21211`), five integers joined by dots where one needs
+two digits (`12.1.2.0.0`), or the class alone (`9`) for a LIV that shares nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from star.errors import UserError
+from star.genome.genome import Gene, Genome
+from star.genome.pool import POOL, PoolClass, operator
+
+FORMAT = "star-genome"
+VERSION = 1
+SIZE_LIMIT = 1_000_000  # bytes of a genome file
+
+
+@dataclass(frozen=True)
+class NamedGenome:
+    """A genome with what a file says about it."""
+
+    genome: Genome
+    name: str = ""
+    description: str = ""
+    vocab_size: int | None = None
+    evidence: Any = None
+
+
+def parse_text(text: str) -> tuple[Gene, ...]:
+    """The genes of a text genome; raises UserError naming the segment that is malformed."""
+    genes = []
+    for index, segment in enumerate(text.strip().split("-"), start=1):
+        if re.fullmatch(r"\d{5}", segment):
+            numbers = [int(digit) for digit in segment]
+        elif re.fullmatch(r"\d{1,4}(\.\d{1,4}){4}", segment):
+            numbers = [int(number) for number in segment.split(".")]
+        elif re.fullmatch(r"\d{1,2}", segment):
+            numbers = [int(segment)]
+        else:
+            raise UserError(
+                f"genome text: segment {index} is '{segment}'; write five digits (21211), five integers joined by dots (12.1.2.0.0) or one class (9)"
+            )
+        genes.append(Gene(*numbers))
+    return tuple(genes)
+
+
+def looks_like_text(text: str) -> bool:
+    return re.fullmatch(r"[\d.\-]+", text.strip()) is not None
+
+
+def to_json(genome: Genome, **about: Any) -> dict[str, Any]:
+    """A JSON-able dictionary; `from_json` gives an equal genome. `about`: name, description, vocab_size, evidence."""
+    data: dict[str, Any] = {"format": FORMAT, "version": VERSION} | {k: v for k, v in about.items() if v}
+    data |= {key: getattr(genome, key) for key in ("d_model", "head_dim", "norm", "residual", "rope_theta")}
+    data["backbone"] = genome.text
+    if genome.pool != POOL:
+        data["pool"] = [_class_to_json(c) for c in genome.pool]
+    return data
+
+
+def _class_to_json(c: PoolClass) -> dict[str, Any]:
+    return {
+        "name": c.name,
+        "operator": list(c.operator.genes),
+        "features": {group: list(row) for group, row in c.operator.features},
+        "differential": c.operator.differential,
+    }
+
+
+def from_json(data: Any, where: str = "genome") -> Genome:
+    """Raises UserError naming the key, its value and what is legal."""
+    return read_json(data, where).genome
+
+
+def read_json(data: Any, where: str = "genome") -> NamedGenome:
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise UserError(f"{where}: this is no genome; a genome file is a JSON object with \"format\": \"{FORMAT}\"")
+    if data.get("version") != VERSION:
+        raise UserError(f"{where}: genome version {data.get('version')!r} is not supported; this program reads version {VERSION}")
+    legal = {"format", "version", "name", "description", "vocab_size", "evidence", "d_model", "head_dim", "norm", "residual", "rope_theta", "backbone", "pool"}
+    unknown = sorted(set(data) - legal)
+    if unknown:
+        raise UserError(f"{where}: unknown key '{unknown[0]}'; legal keys are {', '.join(sorted(legal))}")
+    numbers = {}
+    for key, kind in (("d_model", int), ("head_dim", int), ("norm", int), ("residual", int), ("rope_theta", float)):
+        if key in data:
+            value = data[key]
+            if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else int):
+                raise UserError(f"{where}: '{key}' is {value!r}; it must be {'a number' if kind is float else 'an integer'}")
+            numbers[key] = kind(value)
+    try:
+        genome = Genome(_backbone(data.get("backbone"), where), pool=_pool(data.get("pool"), where), **numbers)
+    except UserError as error:
+        raise error if str(error).startswith(where) else UserError(f"{where}: {error}") from None
+    vocab_size = data.get("vocab_size")
+    if vocab_size is not None and (not isinstance(vocab_size, int) or not 2 <= vocab_size <= 10_000_000):
+        raise UserError(f"{where}: 'vocab_size' is {vocab_size!r}; it must be an integer from 2 to 10,000,000")
+    return NamedGenome(genome, str(data.get("name", "")), str(data.get("description", "")), vocab_size, data.get("evidence"))
+
+
+def _backbone(value: Any, where: str) -> tuple[Gene, ...]:
+    if isinstance(value, str):
+        return parse_text(value)
+    if not isinstance(value, list) or not value:
+        raise UserError(f"{where}: 'backbone' is {value!r:.60}; write it as text (\"21211-31112\") or as a list of five integers per LIV")
+    for index, row in enumerate(value, start=1):
+        if not isinstance(row, list) or len(row) != 5 or any(isinstance(n, bool) or not isinstance(n, int) for n in row):
+            raise UserError(f"{where}: LIV {index} is {row!r:.60}; it takes five integers: class, featurizer group and strategy, feature group and strategy")
+    return tuple(Gene(*row) for row in value)
+
+
+def _pool(value: Any, where: str) -> tuple[PoolClass, ...]:
+    if value is None:
+        return POOL
+    if not isinstance(value, list) or not 1 <= len(value) <= 999:
+        raise UserError(f"{where}: 'pool' must be a list of 1 to 999 operator classes")
+    pool = []
+    for index, row in enumerate(value, start=1):
+        at = f"{where}: pool class {index}"
+        if not isinstance(row, dict) or set(row) != {"name", "operator", "features", "differential"}:
+            raise UserError(f"{at} must have exactly the keys name, operator, features, differential")
+        integers = [row["operator"], *(row["features"].values() if isinstance(row["features"], dict) else [None])]
+        if any(not isinstance(r, list) or any(isinstance(n, bool) or not isinstance(n, int) for n in r) for r in integers):
+            raise UserError(f"{at}: operator and features must be lists of integers")
+        try:
+            pool.append(PoolClass(str(row["name"]), operator(tuple(row["operator"]), row["differential"] is True, **row["features"])))
+        except UserError as error:
+            raise UserError(f"{at}: {error}") from None
+    return tuple(pool)
+
+
+def read_file(path: Path) -> NamedGenome:
+    try:
+        if path.stat().st_size > SIZE_LIMIT:
+            raise UserError(f"{path}: {path.stat().st_size:,} bytes is too large for a genome; the limit is {SIZE_LIMIT:,}")
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}); give a readable genome file") from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); mend the file or export the genome again") from None
+    return read_json(data, str(path))

@@ -1,0 +1,199 @@
+"""The genome of a language-model backbone: five integers for each LIV, the pool they name, and the numbers around them.
+
+    1 class | 2 featurizer group | 3 featurizer strategy | 4 feature group | 5 feature strategy
+
+LIVs with the same featurizer group (strategy 2) use the same featurizer *weights*, each on its own input. LIVs with the same
+feature group use the same computed *tensors*: the first of them provides, the others consume (STAR, section 3.3).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import NamedTuple
+
+from star.errors import UserError
+from star.genome.pool import POOL, PoolClass
+from star.liv import FAMILIES, Family, Operator
+
+MAX_DEPTH = 1024
+MAX_WIDTH = 65_536
+NORMS = {1: "pre: x + f(norm(x))", 2: "sandwich: x + norm(f(norm(x)))", 3: "post: x + norm(f(x))"}
+RESIDUALS = {1: "plain", 2: "a learned gain per channel on every branch"}
+
+
+class Gene(NamedTuple):
+    """One LIV of the backbone genome."""
+
+    class_id: int
+    featurizer_group: int = 0
+    featurizer_strategy: int = 0
+    feature_group: int = 0
+    feature_strategy: int = 0
+
+    @property
+    def shares_weights(self) -> bool:
+        return self.class_id > 0 and self.featurizer_group > 0 and self.featurizer_strategy == 2
+
+    @property
+    def shares_features(self) -> bool:
+        return self.class_id > 0 and self.feature_group > 0 and self.feature_strategy > 1
+
+
+@dataclass(frozen=True)
+class Genome:
+    """An architecture. Equality and hashing are on the canonical form, so renamed sharing groups are the same genome.
+
+    Args:
+        backbone: one `Gene` per slot, class 0 for an empty slot.
+        d_model: width of the residual stream. head_dim: width of an attention or recurrence head.
+        norm, residual: block scheme, keys of `NORMS` and `RESIDUALS`. rope_theta: base of the rotary embedding.
+        pool: class id c > 0 is `pool[c - 1]`.
+    """
+
+    backbone: tuple[Gene, ...]
+    d_model: int = 768
+    head_dim: int = 64
+    norm: int = 1
+    residual: int = 1
+    rope_theta: float = 10_000.0
+    pool: tuple[PoolClass, ...] = field(default=POOL, repr=False)
+
+    def __post_init__(self) -> None:
+        for gene, value, low, high in (("d_model", self.d_model, 1, MAX_WIDTH), ("head_dim", self.head_dim, 2, 1024)):
+            if not low <= value <= high:
+                raise UserError(f"{gene} is {value}; legal is {low} to {high}")
+        if self.head_dim % 2:
+            raise UserError(f"head_dim is {self.head_dim}; the rotary embedding turns pairs of channels, make it even")
+        if not 1.0 <= self.rope_theta <= 1e9:
+            raise UserError(f"rope_theta is {self.rope_theta}; legal is 1 to 1e9")
+        for gene, value, legal in (("norm", self.norm, NORMS), ("residual", self.residual, RESIDUALS)):
+            if value not in legal:
+                raise UserError(f"gene '{gene}' is {value}; legal is " + ", ".join(f"{k} ({v})" for k, v in legal.items()))
+        if len(self.backbone) > MAX_DEPTH:
+            raise UserError(f"the backbone has {len(self.backbone)} LIVs; at most {MAX_DEPTH} are allowed")
+        for index, gene in enumerate(self.backbone, start=1):
+            self._check(index, gene)
+        if not any(gene.class_id for gene in self.backbone):
+            raise UserError("the backbone has no LIV: every class gene is 0; give at least one class")
+
+    def _check(self, index: int, gene: Gene) -> None:
+        def refuse(name: str, value: int, legal: str) -> None:
+            raise UserError(f"LIV {index}: gene '{name}' is {value}; legal is {legal}")
+
+        if not 0 <= gene.class_id <= len(self.pool):
+            refuse("class", gene.class_id, f"0 (no operator) to {len(self.pool)}")
+        for name, value in (("featurizer group", gene.featurizer_group), ("feature group", gene.feature_group)):
+            if not 0 <= value <= MAX_DEPTH:
+                refuse(name, value, f"0 (none) to {MAX_DEPTH}")
+        if gene.featurizer_strategy not in (0, 1, 2):
+            refuse("featurizer strategy", gene.featurizer_strategy, "0 or 1 (none), 2 (all weights)")
+        n_strategies = self.family(gene).n_strategies if gene.class_id else 8
+        if not 0 <= gene.feature_strategy <= n_strategies:
+            name = self.pool[gene.class_id - 1].name if gene.class_id else "an empty slot"
+            refuse("feature strategy", gene.feature_strategy, f"0 to {n_strategies} for {name}")
+
+    def operator(self, gene: Gene) -> Operator:
+        return self.pool[gene.class_id - 1].operator
+
+    def family(self, gene: Gene) -> Family:
+        return FAMILIES[self.operator(gene).family]
+
+    def canonical(self) -> "Genome":
+        """Empty slots dropped, groups renumbered by first use, sharing that does nothing zeroed."""
+        return replace(self, backbone=canonical_genes(self.backbone))
+
+    @property
+    def text(self) -> str:
+        """The canonical backbone as text, `21200-30012-21200-30012`; integers are joined by dots where one has two digits."""
+        genes = canonical_genes(self.backbone)
+        return "-".join("".join(map(str, g)) if max(g) < 10 else ".".join(map(str, g)) for g in genes)
+
+    @property
+    def depth(self) -> int:
+        """Number of LIVs."""
+        return sum(gene.class_id > 0 for gene in self.backbone)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(self.pool[gene.class_id - 1].name for gene in self.backbone if gene.class_id)
+
+    @cached_property
+    def key(self) -> str:
+        """What makes two genomes the same architecture, as text: the integers of the operators, not their names."""
+        head = [self.d_model, self.head_dim, self.norm, self.residual, self.rope_theta]
+        livs = []
+        for gene in canonical_genes(self.backbone):
+            operator = self.operator(gene)
+            livs.append([list(operator.genes), [[g, list(row)] for g, row in operator.features], operator.differential, list(gene[1:])])
+        return json.dumps([head, livs], separators=(",", ":"))
+
+    @cached_property
+    def id(self) -> str:
+        """12 hexadecimal digits of the hash of `key`."""
+        return hashlib.sha256(self.key.encode()).hexdigest()[:12]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Genome) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def scaled(self, d_model: int | None = None, depth: int | None = None, head_dim: int | None = None) -> "Genome":
+        """The same pattern at another size: LIVs beyond `depth` are cut, or the pattern is repeated to reach it.
+
+        Repeats are separate: a copy of a sharing group is a group of its own. Without `head_dim` the head width is kept
+        where it fits the new width, else halved until every class fits.
+        """
+        genes = canonical_genes(self.backbone)
+        if depth is not None:
+            if not 1 <= depth <= MAX_DEPTH:
+                raise UserError(f"depth is {depth}; legal is 1 to {MAX_DEPTH}")
+            offset = len(genes) + 1
+            copies = [
+                gene._replace(
+                    featurizer_group=gene.featurizer_group and gene.featurizer_group + n * offset,
+                    feature_group=gene.feature_group and gene.feature_group + n * offset,
+                )
+                for n in range(-(-depth // len(genes)))
+                for gene in genes
+            ]
+            genes = canonical_genes(tuple(copies[:depth]))
+        width = d_model or self.d_model
+        scaled = replace(self, backbone=genes, d_model=width, head_dim=head_dim or self.head_dim)
+        while head_dim is None and scaled.head_dim > 8 and not scaled.fits:
+            scaled = replace(scaled, head_dim=scaled.head_dim // 2)
+        return scaled
+
+    @property
+    def fits(self) -> bool:
+        """Whether every class can be built at this width."""
+        try:
+            for gene in self.backbone:
+                if gene.class_id:
+                    self.pool[gene.class_id - 1].config(self.d_model, self.head_dim, self.rope_theta)
+        except UserError:
+            return False
+        return True
+
+
+def canonical_genes(genes: tuple[Gene, ...]) -> tuple[Gene, ...]:
+    """Canonical form of the integers: `21211-31112-21221-32112` becomes `21200-30012-21200-30012`."""
+    genes = tuple(g for g in genes if g.class_id)
+    weight_members = [g.featurizer_group for g in genes if g.shares_weights]
+    feature_members = [g.feature_group for g in genes if g.shares_features]
+    weight_names: dict[int, int] = {}
+    feature_names: dict[int, int] = {}
+    result = []
+    for gene in genes:
+        new = Gene(gene.class_id)
+        if gene.shares_weights and weight_members.count(gene.featurizer_group) > 1:
+            name = weight_names.setdefault(gene.featurizer_group, len(weight_names) + 1)
+            new = new._replace(featurizer_group=name, featurizer_strategy=gene.featurizer_strategy)
+        if gene.shares_features and feature_members.count(gene.feature_group) > 1:
+            name = feature_names.setdefault(gene.feature_group, len(feature_names) + 1)
+            new = new._replace(feature_group=name, feature_strategy=gene.feature_strategy)
+        result.append(new)
+    return tuple(result)

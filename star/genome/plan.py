@@ -1,0 +1,115 @@
+"""The plan: a genome resolved into concrete layers. The only place where sharing is understood.
+
+The model builder, the cost formulas, the plots and the exporter all read the plan. `Layer.given` are the feature groups that a
+layer takes from its provider: it has no weights, no compute and no state for them. `Layer.weights_from` names, for each
+feature group, the layer whose featurizer weights it uses on its own input.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from star.errors import UserError
+from star.genome.genome import Gene, Genome
+from star.liv import FAMILIES, LIVConfig
+from star.liv.base import StateEntry, Weight, constant
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One LIV of the plan, with who provides what to it."""
+
+    index: int
+    name: str
+    config: LIVConfig
+    given: frozenset[str] = frozenset()  # feature groups taken from the provider
+    provider: int | None = None  # layer that computes them
+    weights_from: dict[str, int] = field(default_factory=dict)  # feature group -> layer that owns its weights
+    provides: bool = False  # whether a later layer consumes features of this one
+
+    def weights(self) -> dict[str, Weight]:
+        """The parameter tensors that this layer owns: each is counted once in the model."""
+        return {name: w for name, w in self.config.own_weights(self.given).items() if w.group not in self.weights_from}
+
+    def state(self) -> dict[str, StateEntry]:
+        """The decode-state tensors that this layer owns."""
+        return self.config.own_state(self.given)
+
+
+@dataclass(frozen=True)
+class BlockConfig:
+    """What stands around every LIV: where RMSNorm is, and how the branch is added. Keys of `NORMS` and `RESIDUALS`."""
+
+    d_model: int
+    norm: int = 1
+    residual: int = 1
+
+    def weights(self) -> dict[str, Weight]:
+        names = {1: ["norm_in"], 2: ["norm_in", "norm_out"], 3: ["norm_out"]}[self.norm] + (["gain"] if self.residual == 2 else [])
+        return {name: Weight((self.d_model,), "block", constant(1.0)) for name in names}
+
+
+@dataclass(frozen=True)
+class Plan:
+    d_model: int
+    block: BlockConfig
+    layers: tuple[Layer, ...]
+
+    @property
+    def backbone_parameters(self) -> int:
+        """Parameters of all LIVs, shared weights once; embedding and block norms excluded (the paper's size)."""
+        return sum(math.prod(w.shape) for layer in self.layers for w in layer.weights().values())
+
+
+def resolve(genome: Genome) -> Plan:
+    """Genes to layers. Raises UserError if a class does not fit the width or a sharing group cannot be shared."""
+    genes = genome.canonical().backbone
+    configs = [genome.pool[g.class_id - 1].config(genome.d_model, genome.head_dim, genome.rope_theta) for g in genes]
+    providers, given = _feature_links(genome, genes)
+    layers = []
+    owners: dict[tuple[int, str], int] = {}  # (featurizer group, feature group) -> layer that owns the weights
+    members: dict[int, int] = {}  # featurizer group -> its first layer
+    for index, (gene, config) in enumerate(zip(genes, configs)):
+        weights_from = {}
+        if gene.shares_weights:
+            first = members.setdefault(gene.featurizer_group, index)
+            if genome.operator(gene) != genome.operator(genes[first]):
+                names = genome.class_names
+                raise UserError(
+                    f"LIVs {first + 1} ({names[first]}) and {index + 1} ({names[index]}) cannot share featurizer group {gene.featurizer_group}: "
+                    "weights are shared within one class; give them groups of their own"
+                )
+            groups = {w.group for w in config.own_weights(given[index]).values()} - {"out"}
+            for group in sorted(groups):
+                owner = owners.setdefault((gene.featurizer_group, group), index)
+                if owner != index:
+                    weights_from[group] = owner
+        name = genome.pool[gene.class_id - 1].name
+        layers.append(Layer(index, name, config, given[index], providers[index], weights_from, index in providers))
+    return Plan(genome.d_model, BlockConfig(genome.d_model, genome.norm, genome.residual), tuple(layers))
+
+
+def _feature_links(genome: Genome, genes: tuple[Gene, ...]) -> tuple[list[int | None], list[frozenset[str]]]:
+    """For each LIV its provider, or None, and the feature groups that it takes from there."""
+    providers: list[int | None] = [None] * len(genes)
+    given = [frozenset()] * len(genes)
+    first: dict[int, int] = {}
+    for index, gene in enumerate(genes):
+        if not gene.shares_features:
+            continue
+        provider = first.setdefault(gene.feature_group, index)
+        if provider == index:
+            continue
+        strategy = genes[provider].feature_strategy  # the strategy belongs to the group
+        family, other = genome.family(gene), genome.family(genes[provider])
+        signature = family.share_signature(genome.operator(gene), strategy) if strategy <= family.n_strategies else None
+        if signature is None or signature != other.share_signature(genome.operator(genes[provider]), strategy):
+            names = genome.class_names
+            raise UserError(
+                f"LIVs {provider + 1} ({names[provider]}) and {index + 1} ({names[index]}) cannot share features under strategy {strategy}: "
+                "family, differential form and the shape of every shared tensor must be equal; change the strategy or the group"
+            )
+        providers[index] = provider
+        given[index] = FAMILIES[family.name].shared_groups(genome.operator(gene), strategy)
+    return providers, given

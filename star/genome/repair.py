@@ -1,0 +1,82 @@
+"""Validity and repair of sharing (STAR, section 4; the order is ours, the paper gives none).
+
+After variation a sharing group may hold LIVs that cannot share. Repair, in order: split groups by compatibility; re-sample a
+feature strategy among those legal for all members; dissolve the group if there is none; drop groups of one; canonicalise.
+Idempotent: a repaired genome is left alone and draws no random numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import replace
+
+import numpy as np
+
+from star.genome.genome import Gene, Genome, canonical_genes
+
+
+def repair(genome: Genome, rng: np.random.Generator) -> tuple[Genome, bool]:
+    """A valid canonical genome, and whether anything but names had to change."""
+    genes = list(canonical_genes(genome.backbone))
+    changed = _split(genes, genome, _weight_key, "featurizer_group", lambda g: g.shares_weights)
+    changed |= _split(genes, genome, _feature_key, "feature_group", lambda g: g.shares_features)
+    changed |= _agree_on_strategy(genes, genome, rng)
+    return replace(genome, backbone=canonical_genes(tuple(genes))), changed
+
+
+def _weight_key(genome: Genome, gene: Gene) -> Hashable:
+    """Weights fit another LIV if it has the same integers."""
+    return genome.operator(gene)
+
+
+def _feature_key(genome: Genome, gene: Gene) -> Hashable:
+    """Features can only fit another LIV of the same family and differential form."""
+    return genome.operator(gene).family, genome.operator(gene).differential
+
+
+def _split(genes: list[Gene], genome: Genome, key: Callable, name: str, active: Callable[[Gene], bool]) -> bool:
+    """Give members of one group that are incompatible groups of their own, in place."""
+    groups: dict[tuple[int, Hashable], int] = {}
+    first_key: dict[int, Hashable] = {}
+    changed = False
+    fresh = max((getattr(g, name) for g in genes), default=0)
+    for index, gene in enumerate(genes):
+        if not active(gene):
+            continue
+        group = getattr(gene, name)
+        k = key(genome, gene)
+        if first_key.setdefault(group, k) == k:
+            continue
+        if (group, k) not in groups:
+            fresh += 1
+            groups[group, k] = fresh
+        genes[index] = gene._replace(**{name: groups[group, k]})
+        changed = True
+    return changed
+
+
+def _agree_on_strategy(genes: list[Gene], genome: Genome, rng: np.random.Generator) -> bool:
+    """One legal strategy for every feature group, or no group, in place."""
+    members: dict[int, list[int]] = {}
+    for index, gene in enumerate(genes):
+        if gene.shares_features:
+            members.setdefault(gene.feature_group, []).append(index)
+    changed = False
+    for indices in members.values():
+        if len(indices) < 2:
+            continue
+        family = genome.family(genes[indices[0]])
+        legal = [s for s in range(2, family.n_strategies + 1) if _all_can(genome, [genes[i] for i in indices], s)]
+        strategy = genes[indices[0]].feature_strategy
+        if strategy not in legal:
+            strategy = int(rng.choice(legal)) if legal else 0
+        for i in indices:
+            if genes[i].feature_strategy != strategy:
+                genes[i] = genes[i]._replace(feature_strategy=strategy)
+                changed = True
+    return changed
+
+
+def _all_can(genome: Genome, genes: list[Gene], strategy: int) -> bool:
+    signatures = {genome.family(g).share_signature(genome.operator(g), strategy) for g in genes}
+    return len(signatures) == 1 and None not in signatures

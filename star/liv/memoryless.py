@@ -1,0 +1,102 @@
+"""Memoryless operator: T_ii = W_out diag(sigma(g_i)) W_v, diagonal in tokens, dense in channels. With swish: SwiGLU.
+
+    g, v = W_g x, W_v x
+    y    = W_out . (sigma(g) * v)
+
+Without a gate group the gate is the value's own pre-activation: relu(v) * v = ReLU^2, silu(v) * v, still linear in the
+value path once the feature is fixed. Shapes: x [B, T, D]; g, v [B, T, F] with F the inner width of all branches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from star.errors import UserError
+from star.liv.base import LIV, Features, LIVConfig, State, StateEntry, Weight, matrix
+from star.liv.genes import Family, GroupSpec, Operator
+
+WIDTH_UNIT = 12  # expansions are given in twelfths of the model width, so that 8/3 is the integer 32
+
+
+@dataclass(frozen=True)
+class MemorylessConfig(LIVConfig):
+    width: int  # inner width of one branch
+    nonlinearity: str  # "none", "relu" or "swish"
+    gated: bool = True
+
+    def weights(self) -> dict[str, Weight]:
+        inner = self.branches * self.width
+        gate = {"gate": matrix(inner, self.d_model, "gate")} if self.gated else {}
+        return gate | {"value_map": matrix(inner, self.d_model, "value")} | self.output_weights(self.width)
+
+    def state(self) -> dict[str, StateEntry]:
+        return {}
+
+    def mixing_flops(self, seq_len: int) -> float:
+        return self.branches * self.width
+
+    def decode_mixing_flops(self, seq_len: int) -> float:
+        return self.branches * self.width
+
+    def build(self, given=frozenset(), tied=None) -> "Memoryless":
+        return Memoryless(self, given, tied)
+
+
+class Memoryless(LIV):
+    VALUE = "value"
+    config: MemorylessConfig
+
+    def featurize(self, x: Tensor, state: State | None, given: Features, offset: int = 0) -> tuple[Features, State | None]:
+        if "gate" in self.given:
+            return {"gate": given["gate"]}, state
+        if self.config.gated:
+            return {"gate": gate(self.linear(x, "gate"), self.config.nonlinearity)}, state
+        value, _ = self.value({}, x, state, given)
+        return {"gate": gate(value, self.config.nonlinearity)}, state
+
+    def value(self, features: Features, x: Tensor, state: State | None, given: Features, offset: int = 0) -> tuple[Tensor, State | None]:
+        return (given["value"] if "value" in self.given else self.linear(x, "value_map")), state
+
+    def core(self, features: Features, value: Tensor, state: State | None) -> tuple[Tensor, State | None]:
+        return features["gate"] * value, state
+
+
+def gate(x: Tensor, nonlinearity: str) -> Tensor:
+    return {"none": lambda g: g, "relu": F.relu, "swish": F.silu}[nonlinearity](x)
+
+
+def configure(operator: Operator, d_model: int, head_dim: int, rope_theta: float) -> MemorylessConfig:
+    gate_width, value_width = operator.feature("gate").expansion, operator.feature("value").expansion
+    if operator.has("gate") and gate_width != value_width:
+        raise UserError(f"memoryless: expansion of the gate is {gate_width} and of the value {value_width}; they are multiplied, make them equal")
+    width = d_model * operator.feature("value").expansion // WIDTH_UNIT
+    nonlinearity = {1: "none", 3: "relu", 4: "swish"}[operator.genes.nonlinearity]
+    return MemorylessConfig(d_model, operator.branches, width, nonlinearity, operator.has("gate"))
+
+
+_WIDTHS = (12, 16, 24, 32, 36, 48, 54, 63, 72, 96)
+_TWELFTHS = "inner width in twelfths of the model width, rounded down (32 is 8/3)"
+FAMILY = Family(
+    name="memoryless",
+    equation="T_ii = W_out diag(sigma(g_i)) W_v",
+    token=(1,),
+    nonlinearity=(1, 3, 4),
+    channel=(2,),
+    groups={
+        "gate": GroupSpec("the gate: sigma(W_g x); absent, the value gates itself", expansion=_WIDTHS, expansion_means=_TWELFTHS, optional=True),
+        "value": GroupSpec("value path: W_v x", expansion=_WIDTHS, expansion_means=_TWELFTHS),
+    },
+    shareable=(("gate",), ("value",)),
+    sharing_genes=("nonlinearity",),
+    configure=configure,
+    why={
+        "token": "without memory a token sees only itself",
+        "nonlinearity": "softmax needs several tokens to choose from",
+        "channel": "its only work is to mix channels, so they are dense",
+        "differential": "two subtracted SwiGLUs are one SwiGLU of twice the width",
+    },
+    differentiable_branches=False,
+)
