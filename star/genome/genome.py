@@ -107,9 +107,8 @@ class Genome:
 
     @property
     def text(self) -> str:
-        """The canonical backbone as text, `21200-30012-21200-30012`; integers are joined by dots where one has two digits."""
-        genes = canonical_genes(self.backbone)
-        return "-".join("".join(map(str, g)) if max(g) < 10 else ".".join(map(str, g)) for g in genes)
+        """The canonical backbone as text, `21200-30012-21200-30012`; classes of two digits stand alone (`18`) or dotted (`12.1.2.0.0`)."""
+        return "-".join(_segment(gene) for gene in canonical_genes(self.backbone))
 
     @property
     def depth(self) -> int:
@@ -177,6 +176,12 @@ class Genome:
         except UserError:
             return False
         return True
+
+
+def _segment(gene: Gene) -> str:
+    if max(gene) < 10:
+        return "".join(map(str, gene))
+    return ".".join(map(str, gene)) if any(gene[1:]) else str(gene.class_id)
 
 
 def canonical_genes(genes: tuple[Gene, ...]) -> tuple[Gene, ...]:
