@@ -10,18 +10,24 @@ The cache holds k after convolution, QK-norm and RoPE, so a LIV that shares k or
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from star.errors import UserError
 from star.liv.base import LIV, Features, LIVConfig, State, StateEntry, Weight, constant, matrix, rms_norm, short_filter
-from star.liv.genes import Family, GroupSpec, Operator
+from star.liv.genes import Family, GroupSpec, Operator, Rule
 
-CONV_LENGTH = 3
+ATTENTION_FILTER = 3  # taps of the optional filters of q, k and v
+# On Hopper cuDNN is the fastest for training shapes (operators.md 4.1; published figures, not measured by us); each falls
+# back to the next where it does not take the shapes.
+CUDA_PREFERENCE = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+ROPE_TABLES: dict[tuple, tuple[Tensor, Tensor]] = {}
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class AttentionConfig(LIVConfig):
 
     def weights(self) -> dict[str, Weight]:
         weights = {g: matrix(self.width(g), self.d_model, g) for g in "qkv"}
-        weights |= {f"{g}_filter": short_filter(self.width(g), CONV_LENGTH, g) for g in self.filters}
+        weights |= {f"{g}_filter": short_filter(self.width(g), ATTENTION_FILTER, g) for g in self.filters}
         if self.qk_norm:
             weights |= {f"{g}_norm": Weight((self.head_dim,), g, constant(1.0)) for g in "qk"}
         return weights | self.output_weights(self.n_heads * self.head_dim)
@@ -48,7 +54,7 @@ class AttentionConfig(LIVConfig):
     def state(self) -> dict[str, StateEntry]:
         cap = math.inf if self.window is None else self.window - 1
         cache = (self.branches * self.n_kv_heads, self.head_dim)
-        filters = {f"{g}_filter": StateEntry((CONV_LENGTH - 1, self.width(g)), g) for g in self.filters}
+        filters = {f"{g}_filter": StateEntry((ATTENTION_FILTER - 1, self.width(g)), g) for g in self.filters}
         return {g: StateEntry(cache, g, cap=cap, column_dim=1) for g in "kv"} | filters
 
     def mixing_flops(self, seq_len: int) -> float:
@@ -66,49 +72,36 @@ class AttentionConfig(LIVConfig):
 
 
 class Attention(LIV):
+    MAPS = ("q", "k", "v")
     VALUE = "v"
     config: AttentionConfig
 
-    def featurize(self, x: Tensor, state: State | None, given: Features, offset: int = 0) -> tuple[Features, State | None]:
-        q, state = self.heads(x, "q", state)
-        q = self.rotate(q, offset)
+    def features_of(self, h: dict[str, Tensor], state: State | None, given: Features, offset: int) -> tuple[Features, State | None]:
+        table = rope_table(offset, h["q"].shape[1], self.config.head_dim, self.config.rope_theta, h["q"].device, h["q"].dtype)
+        q = self.heads(h["q"], "q", table)
         if "k" in self.given:
             return {"q": q, "k": given["k"]}, state
-        k, state = self.heads(x, "k", state)
-        k, state = self.remember(self.rotate(k, offset), "k", state, offset)
+        k, state = self.remember(self.heads(h["k"], "k", table), "k", state, offset)
         return {"q": q, "k": k}, state
 
-    def value(self, features: Features, x: Tensor, state: State | None, given: Features, offset: int = 0) -> tuple[Tensor, State | None]:
-        if "v" in self.given:
+    def value(self, features: Features, h: Tensor | None, state: State | None, given: Features, offset: int) -> tuple[Tensor, State | None]:
+        if h is None:
             return given["v"], state
-        v, state = self.heads(x, "v", state)
-        return self.remember(v, "v", state, offset)
+        return self.remember(self.unflatten_value(h), "v", state, offset)
 
     def core(self, features: Features, value: Tensor, state: State | None) -> tuple[Tensor, State | None]:
-        q, k = features["q"], features["k"]
-        seq_len, visible = q.shape[2], k.shape[2]
-        gqa = q.shape[1] != k.shape[1]
-        if self.config.window is None and seq_len == visible:
-            y = F.scaled_dot_product_attention(q, k, value, is_causal=seq_len > 1, enable_gqa=gqa)
-        else:
-            mask = causal_mask(seq_len, visible, self.config.window, q.device)
-            y = F.scaled_dot_product_attention(q, k, value, attn_mask=mask, enable_gqa=gqa)
+        y = softmax_attention(features["q"], features["k"], value, self.config.window)
         return y.transpose(1, 2).flatten(2), state  # [B, T, H d]
 
     def unflatten_value(self, value: Tensor) -> Tensor:
         return value.unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)
 
-    def heads(self, x: Tensor, group: str, state: State | None) -> tuple[Tensor, State | None]:
-        """Project, filter, split into heads and normalise: [B, T, D] -> [B, heads, T, d]."""
-        h, state = self.filtered(self.linear(x, group), f"{group}_filter", state)
-        h = self.unflatten_value(h)
-        if self.config.qk_norm and group != "v":
+    def heads(self, h: Tensor, group: str, table: tuple[Tensor, Tensor]) -> Tensor:
+        """Split queries or keys into heads, normalise and rotate: [B, T, heads * d] -> [B, heads, T, d]."""
+        h = h.unflatten(-1, (-1, self.config.head_dim))
+        if self.config.qk_norm:
             h = rms_norm(h, getattr(self, f"{group}_norm"), self.config.norm_eps)
-        return h, state
-
-    def rotate(self, h: Tensor, offset: int) -> Tensor:
-        cos, sin = rope_table(offset, h.shape[2], self.config.head_dim, self.config.rope_theta, h.device, h.dtype)
-        return apply_rope(h, cos, sin)
+        return apply_rope(h, *table).transpose(1, 2)
 
     def remember(self, h: Tensor, group: str, state: State | None, offset: int) -> tuple[Tensor, State | None]:
         """All keys or values that this call can see, and the cache with the new ones in it."""
@@ -127,6 +120,47 @@ class Attention(LIV):
         return visible, state
 
 
+def softmax_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v, causal: the T queries are the last of the S positions.
+
+    Args: q [B, H, T, d]; k, v [B, G, S, d], G a divisor of H; window: keys that a query sees, itself included.
+    """
+    seq_len, visible = q.shape[2], k.shape[2]
+    gqa = q.shape[1] != k.shape[1]
+    with sdpa_kernel(CUDA_PREFERENCE, set_priority=True) if q.is_cuda else contextlib.nullcontext():
+        if window is not None and seq_len > window:
+            return banded_attention(q, k, v, window)
+        if seq_len == visible and (window is None or seq_len <= window):
+            return F.scaled_dot_product_attention(q, k, v, is_causal=seq_len > 1, enable_gqa=gqa)
+        if seq_len == 1:  # one query sees all that is kept
+            k, v = (k, v) if window is None else (k[:, :, -window:], v[:, :, -window:])
+            return F.scaled_dot_product_attention(q, k, v, enable_gqa=gqa)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=causal_mask(seq_len, visible, window, q.device), enable_gqa=gqa)
+
+
+def banded_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    """`softmax_attention` in blocks of `window` queries, each with its own and the block of keys before it.
+
+    Work and memory grow with T * window instead of T^2. Arguments as there.
+    """
+    batch, n_heads, seq_len, width = q.shape
+    n_blocks = -(-seq_len // window)
+    past = k.shape[2] - seq_len
+    # Position 0 of the padded keys is `window` before the first query; what lies before the past is masked.
+    ends = (0, 0, window - past, n_blocks * window - seq_len)
+    k, v = F.pad(k, ends), F.pad(v, ends)
+    q = F.pad(q, (0, 0, 0, n_blocks * window - seq_len))
+    q = q.view(batch, n_heads, n_blocks, window, width).transpose(1, 2).flatten(0, 1)  # [B n, H, W, d]
+    k, v = (t.unfold(2, 2 * window, window).permute(0, 2, 1, 4, 3).flatten(0, 1) for t in (k, v))  # [B n, G, 2 W, d]
+    query = torch.arange(window, device=q.device)[:, None]
+    key = torch.arange(2 * window, device=q.device)[None, :]
+    band = (key > query) & (key <= query + window)  # [W, 2 W]
+    missing = (torch.arange(n_blocks, device=q.device)[:, None] * window + key) < window - past  # [n, 2 W]
+    mask = (band & ~missing[:, None]).repeat(batch, 1, 1)[:, None]  # [B n, 1, W, 2 W]
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+    return y.unflatten(0, (batch, n_blocks)).transpose(1, 2).flatten(2, 3)[:, :, :seq_len]
+
+
 def causal_mask(seq_len: int, visible: int, window: int | None, device: torch.device) -> Tensor:
     """[T, S] boolean: the last T of S positions may look back, at `window` keys with themselves included."""
     query = torch.arange(visible - seq_len, visible, device=device)[:, None]
@@ -136,32 +170,44 @@ def causal_mask(seq_len: int, visible: int, window: int | None, device: torch.de
 
 
 def rope_table(offset: int, seq_len: int, head_dim: int, theta: float, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin [T, d / 2] of the rotary embedding (RoFormer, arXiv 2104.09864), in float32 or wider."""
+    """cos and signed sin [T, 1, d] of the rotary embedding (RoFormer, arXiv 2104.09864), in float32 or wider.
+
+    Computed for a power of two of positions and kept, because every layer and every step asks for the same.
+    """
     dtype = torch.promote_types(dtype, torch.float32)
-    frequency = theta ** (-torch.arange(0, head_dim, 2, device=device, dtype=dtype) / head_dim)
-    angle = torch.arange(offset, offset + seq_len, device=device, dtype=dtype)[:, None] * frequency
-    return angle.cos(), angle.sin()
+    n_positions = 1 << max(offset + seq_len - 1, 127).bit_length()
+    key = (n_positions, head_dim, theta, device, dtype)
+    table = ROPE_TABLES.get(key)
+    if table is None:
+        with torch.inference_mode(False), torch.no_grad():
+            frequency = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+            angle = torch.arange(n_positions, dtype=torch.float64)[:, None, None] * frequency
+            cos, sin = angle.cos(), angle.sin()
+            table = (torch.cat([cos, cos], -1).to(device, dtype), torch.cat([-sin, sin], -1).to(device, dtype))
+        if type(table[0]) is Tensor and not torch.compiler.is_compiling():  # tracers make tensors that must not be kept
+            ROPE_TABLES[key] = table
+    return table[0][offset : offset + seq_len], table[1][offset : offset + seq_len]
 
 
 def apply_rope(h: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs (i, i + d/2) of h [B, heads, T, d], in float32 or wider, back to the dtype of h."""
-    a, b = h.to(cos.dtype).chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(h.dtype)
+    """Rotate the pairs (i, i + d/2) of h [B, T, heads, d], in float32 or wider, back to the dtype of h."""
+    wide = h.to(cos.dtype)
+    return torch.addcmul(wide * cos, wide.roll(wide.shape[-1] // 2, -1), sin).to(h.dtype)
 
 
 def configure(operator: Operator, d_model: int, head_dim: int, rope_theta: float) -> AttentionConfig:
     width = d_model * operator.feature("q").expansion
     repeat = operator.feature("k").repeat
-    if operator.feature("v").repeat != repeat:
-        raise UserError(f"attention: repeat of k is {repeat} and of v {operator.feature('v').repeat}; keys and values come in pairs, make them equal")
-    if width % (head_dim * repeat):
-        raise UserError(f"attention: width {width} is no multiple of head width {head_dim} x repeat {repeat}; choose a width that is, or a smaller repeat")
+    if width % (head_dim * max(repeat, 1)):
+        raise UserError(
+            f"attention: width {width} is no multiple of head width {head_dim} x repeat {max(repeat, 1)}; choose a width that is, or a smaller repeat"
+        )
     n_heads = width // head_dim
     return AttentionConfig(
         d_model,
         operator.branches,
         n_heads,
-        n_heads // repeat,
+        n_heads // repeat if repeat else 1,
         head_dim,
         operator.window,
         tuple(g for g in "qkv" if operator.feature(g).token == 3),
@@ -170,7 +216,7 @@ def configure(operator: Operator, d_model: int, head_dim: int, rope_theta: float
     )
 
 
-_KEYS = GroupSpec("keys: W_k x, one per head; repeat r shares one among r query heads", token=(1, 3), repeat=(1, 2, 3, 4, 8))
+_REPEAT = (1, 2, 3, 4, 8, 0)
 FAMILY = Family(
     name="attention",
     equation="T_ij = softmax_j(q_i . k_j / sqrt(d)) per head",
@@ -180,13 +226,14 @@ FAMILY = Family(
     channel=(3,),
     groups={
         "q": GroupSpec("queries: W_q x, one per head; token mixing 3 adds a causal filter of length 3", token=(1, 3)),
-        "k": _KEYS,
-        "v": GroupSpec("values: W_v x, the value path; repeat as for keys", token=(1, 3), repeat=(1, 2, 3, 4, 8)),
+        "k": GroupSpec("keys: W_k x; repeat r shares one among r query heads, 0 among all", token=(1, 3), repeat=_REPEAT),
+        "v": GroupSpec("values: W_v x, the value path; repeat as for keys", token=(1, 3), repeat=_REPEAT),
         "norm": GroupSpec("QK-norm: the normaliser of q and k is a feature of the input", channel=(1,), optional=True),
     },
     shareable=(("k",), ("v",)),
     sharing_genes=("sparsity",),
     configure=configure,
+    rules=(Rule.equal("k.repeat", "v.repeat", "keys and values come in pairs"),),
     why={
         "token": "softmax acts on the scores q . k, which are low rank",
         "nonlinearity": "without softmax the low-rank scores need no cache of keys: that is the recurrence family",

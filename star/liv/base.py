@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 Features = dict[str, Tensor]
 State = dict[str, Tensor]
+FUSED_TOKENS = 64  # from so many tokens on, the maps of x are one product
 Init = Callable[[Tensor, torch.Generator], object]
 
 
@@ -38,12 +39,14 @@ class Weight(NamedTuple):
 
     `group` is a feature group, or "out" for what belongs to the LIV itself and is never shared.
     `kind`: "matrix" (a dense channel map, [out, in]) or "vector" (norms, filters, gates, biases: per channel or head).
+    `flops`: what a token costs in this channel map or short filter, 2 per multiply-add.
     """
 
     shape: tuple[int, ...]
     group: str
     init: Init
     kind: str = "vector"
+    flops: int = 0
 
 
 class StateEntry(NamedTuple):
@@ -83,6 +86,10 @@ def constant(value: float) -> Init:
     return lambda w, generator: w.fill_(value)
 
 
+def inverse_softplus(y: Tensor) -> Tensor:
+    return y + torch.log(-torch.expm1(-y))
+
+
 def log_uniform(low: float, high: float, then: Callable[[Tensor], Tensor] = lambda w: w) -> Init:
     """exp(U(log low, log high)), mapped by `then`."""
     return lambda w, generator: w.copy_(then(w.uniform_(math.log(low), math.log(high), generator=generator).exp()))
@@ -90,12 +97,12 @@ def log_uniform(low: float, high: float, then: Callable[[Tensor], Tensor] = lamb
 
 def matrix(out_features: int, in_features: int, group: str) -> Weight:
     """A dense channel map, started at 1/sqrt(fan_in) so that it keeps the variance of its input at any width."""
-    return Weight((out_features, in_features), group, normal(in_features**-0.5), "matrix")
+    return Weight((out_features, in_features), group, normal(in_features**-0.5), "matrix", 2 * out_features * in_features)
 
 
 def short_filter(channels: int, length: int, group: str) -> Weight:
     """A causal depthwise filter; the last tap multiplies the present token."""
-    return Weight((channels, length), group, normal(length**-0.5))
+    return Weight((channels, length), group, normal(length**-0.5), flops=2 * channels * length)
 
 
 @dataclass(frozen=True)
@@ -137,8 +144,8 @@ class LIVConfig:
         return sum(math.prod(w.shape) for w in self.own_weights(given).values())
 
     def channel_flops(self, given: frozenset[str] = frozenset()) -> int:
-        """FLOPs per token of all channel maps and short filters: 2 per weight."""
-        return 2 * sum(math.prod(w.shape) for w in self.own_weights(given).values() if len(w.shape) == 2)
+        """FLOPs per token of all channel maps and short filters: 2 per weight, norms and biases not counted."""
+        return sum(w.flops for w in self.own_weights(given).values())
 
     def output_weights(self, width: int) -> dict[str, Weight]:
         """The output map and, for a differential operator, its lambda."""
@@ -148,13 +155,40 @@ class LIVConfig:
         return weights
 
 
+@dataclass(frozen=True)
+class ReadoutConfig(LIVConfig):
+    """An operator whose mixed value may pass a gate swish(W_z x) and a normaliser on its way out.
+
+    norm: "" none; "heads" RMSNorm of every head, before the gate (arXiv 2307.08621); "groups" after it, over blocks of
+    `norm_width` channels (Mamba-2).
+    """
+
+    gated: bool = field(default=False, kw_only=True)
+    norm: str = field(default="", kw_only=True)
+    norm_eps: float = field(default=1e-5, kw_only=True)
+
+    @property
+    def norm_width(self) -> int:
+        """Channels that are normalised together."""
+        raise NotImplementedError
+
+    def readout_weights(self, width: int) -> dict[str, Weight]:
+        """`width`: channels of one branch."""
+        weights = {"z": matrix(self.branches * width, self.d_model, "gate")} if self.gated else {}
+        if self.norm:
+            shape = (self.norm_width,) if self.norm == "heads" else (self.branches * width,)
+            weights["norm"] = Weight(shape, "norm", constant(1.0))
+        return weights
+
+
 class LIV(nn.Module):
     """An operator with its weights. `given` are the feature groups that a provider computes in its place.
 
     `tied` maps weight names to parameters of another LIV (featurizer sharing: same weights, own input).
     """
 
-    VALUE: str  # the name under which the value path is shared
+    MAPS: tuple[str, ...]  # the linear maps of x that a family may have, each with a short filter where the genome asks for one
+    VALUE: str  # the map among them that makes the value path, and the name under which the value is shared
 
     def __init__(self, config: LIVConfig, given: frozenset[str] = frozenset(), tied: Mapping[str, nn.Parameter] | None = None):
         super().__init__()
@@ -164,50 +198,114 @@ class LIV(nn.Module):
         for name, weight in config.own_weights(given).items():
             parameter = tied[name] if tied and name in tied else nn.Parameter(torch.empty(weight.shape))
             self.register_parameter(name, parameter)
+        self.maps = tuple(name for name in self.MAPS if name in self._parameters)
 
-    # The three parts that a family writes.
+    # The parts that a family writes.
 
-    def featurize(self, x: Tensor, state: State | None, given: Features, offset: int = 0) -> tuple[Features, State | None]:
-        """Everything of T that varies with the input.
+    def features_of(self, h: dict[str, Tensor], state: State | None, given: Features, offset: int) -> tuple[Features, State | None]:
+        """Everything of T that varies with the input, from the linear maps h of x.
 
-        Args: x [B, T, D]; state, or None; given: features of the provider; offset: tokens seen before this call.
+        Args: h: {map: [B, T, width]}; state, or None; given: features of the provider; offset: tokens seen before this call.
         """
         raise NotImplementedError
 
-    def value(self, features: Features, x: Tensor, state: State | None, given: Features, offset: int = 0) -> tuple[Tensor, State | None]:
-        """The value path, linear in x: the tensor that `core` mixes over tokens."""
+    def value(self, features: Features, h: Tensor | None, state: State | None, given: Features, offset: int) -> tuple[Tensor, State | None]:
+        """The value path, linear in h = the map `VALUE` of x (None where the provider gives it): what `core` mixes over tokens."""
         raise NotImplementedError
 
     def core(self, features: Features, value: Tensor, state: State | None) -> tuple[Tensor, State | None]:
         """The token mixing M: linear in `value`, [B, T, branches * width] out."""
         raise NotImplementedError
 
+    def scale(self, features: Features, y: Tensor) -> Tensor | None:
+        """The normaliser of the mixed value y, where this operator has one: a feature like any other, known last."""
+        return None
+
+    def readout(self, features: Features, y: Tensor) -> Tensor:
+        """Gate and normaliser of the mixed value: a diagonal map. With features["scale"] it is linear in y, without it makes its own."""
+        return y
+
     # What follows from them.
 
-    def output(self, features: Features, y: Tensor) -> Tensor:
-        """W_out; a differential operator subtracts its second branch here: W_a y_a - lambda W_b y_b."""
-        if self.config.branches == 2:
-            a, b = y.chunk(2, dim=-1)
-            y = torch.cat([a, -self.diff.to(y.dtype) * b], dim=-1)
-        return self.linear(y, "out")
+    def featurize(self, x: Tensor, state: State | None = None, given: Features | None = None, offset: int = 0) -> tuple[Features, State | None]:
+        """T in the form of its features: with these, `mix` is linear in x. Arguments as in `forward`."""
+        given = given or {}
+        h, new = self.project(x, state, self.maps)
+        kept = f"{self.VALUE}_filter"
+        if state is not None and kept in state:
+            new = new | {kept: state[kept]}  # the value path is still to be computed, by `mix`
+        features, new = self.features_of(h, new, given, offset)
+        if type(self).scale is not LIV.scale:
+            value, _ = self.value(features, h.get(self.VALUE), new, given, offset)
+            y, _ = self.core(features, value, new)
+            scale = self.scale(features, y)
+            features = features if scale is None else features | {"scale": scale}
+        return features, new
 
     def mix(self, features: Features, x: Tensor, state: State | None = None, given: Features | None = None, offset: int = 0) -> tuple[Tensor, State | None]:
         """y = T(features) x: linear in x [B, T, D] for fixed features."""
-        value, state = self.value(features, x, state, given or {}, offset)
+        h, state = self.project(x, state, tuple(name for name in self.maps if name == self.VALUE))
+        value, state = self.value(features, h.get(self.VALUE), state, given or {}, offset)
         y, state = self.core(features, value, state)
-        return self.output(features, y), state
+        return self.output(self.readout(features, y)), state
 
     def share(self, x: Tensor, state: State | None = None, given: Features | None = None, offset: int = 0) -> tuple[Tensor, State | None, Features]:
         """`forward` that also returns the features, value included, for LIVs that share them."""
-        features, state = self.featurize(x, state, given or {}, offset)
-        value, state = self.value(features, x, state, given or {}, offset)
+        given = given or {}
+        h, state = self.project(x, state, self.maps)
+        features, state = self.features_of(h, state, given, offset)
+        value, state = self.value(features, h.get(self.VALUE), state, given, offset)
         y, state = self.core(features, value, state)
-        return self.output(features, y), state, {**features, self.VALUE: value}
+        return self.output(self.readout(features, y)), state, {**features, self.VALUE: value}
 
     def forward(self, x: Tensor, state: State | None = None, given: Features | None = None, offset: int = 0) -> tuple[Tensor, State | None]:
         """x [B, T, D] -> y [B, T, D]. Whole, in chunks or token by token (with `state`) it is the same map."""
         y, state, _ = self.share(x, state, given, offset)
         return y, state
+
+    def output(self, y: Tensor) -> Tensor:
+        """W_out; a differential operator subtracts its second branch here: W_a y_a - lambda W_b y_b."""
+        if self.config.branches == 2:
+            a, b = y.chunk(2, dim=-1)
+            y = torch.cat([a, -self.diff.to(y.dtype) * b], dim=-1)
+        return F.linear(y, self.out.to(y.dtype))
+
+    def project(self, x: Tensor, state: State | None, names: tuple[str, ...]) -> tuple[dict[str, Tensor], State | None]:
+        """The linear maps `names` of x [B, T, D], each after its short filter if it has one.
+
+        Weights are cast to the dtype of the activations (fp32 master weights, no autocast). Many tokens pass all maps in
+        one product; for a few, copying the weights together would cost more than it saves.
+        """
+        filtered = tuple(name for name in names if f"{name}_filter" in self._parameters)
+        if x.shape[0] * x.shape[1] < FUSED_TOKENS or len(names) < 2:
+            h = {name: F.linear(x, getattr(self, name).to(x.dtype)) for name in names}
+            for name in filtered:
+                h[name], state = self.filtered(h[name], (name,), state)
+            return h, state
+        names = filtered + tuple(name for name in names if name not in filtered)
+        weights = [getattr(self, name) for name in names]
+        joint = F.linear(x, torch.cat(weights).to(x.dtype))
+        widths = [weight.shape[0] for weight in weights]
+        if filtered:
+            width = sum(widths[: len(filtered)])
+            mixed, state = self.filtered(joint[..., :width], filtered, state)
+            parts = mixed.split(widths[: len(filtered)], -1)
+            if len(names) > len(filtered):
+                parts += joint[..., width:].split(widths[len(filtered) :], -1)
+        else:
+            parts = joint.split(widths, -1)
+        return dict(zip(names, parts)), state
+
+    def filtered(self, x: Tensor, names: tuple[str, ...], state: State | None) -> tuple[Tensor, State | None]:
+        """The short causal filters of the maps `names`, applied to them side by side, x [B, T, C]."""
+        keys = [f"{name}_filter" for name in names]
+        weights = [getattr(self, key) for key in keys]
+        weight = (torch.cat(weights) if len(keys) > 1 else weights[0]).to(x.dtype)
+        if state is None:
+            return short_convolution(x, weight)[0], None
+        past = torch.cat([state[key] for key in keys], dim=-1)
+        y, past = short_convolution(x, weight, past)
+        return y, state | dict(zip(keys, past.split([w.shape[0] for w in weights], -1)))
 
     @torch.no_grad()
     def materialize(self, x: Tensor) -> Tensor:
@@ -215,27 +313,33 @@ class LIV(nn.Module):
 
         The features are those of x; `mix` is applied to every basis vector e_(j, b).
         """
-        features, _ = self.featurize(x, None, {})
-        return self._impulses(features, x.shape[1], x.shape[2], x.dtype, lambda f, e: self.mix(f, e)[0])
+        features, _ = self.featurize(x)
+        return self.impulses(features, x, x.shape[2], lambda f, e: self.mix(f, e)[0])
 
     @torch.no_grad()
-    def materialize_core(self, x: Tensor) -> Tensor:
-        """M alone, [T, T, C, C] on the inner channels: T = W_out . M . W_in. Shows the channel structure."""
-        features, _ = self.featurize(x, None, {})
-        width = self.value(features, x, None, {})[0].numel() // x.shape[1]
-        return self._impulses(features, x.shape[1], width, x.dtype, lambda f, e: self.core(f, self.unflatten_value(e), None)[0])
+    def materialize_core(self, x: Tensor, channels: slice = slice(None)) -> Tensor:
+        """M alone, [T, T, C, C] on the inner channels: T = W_out . M . W_in. Shows the structure. `channels`: of the value."""
+        features, _ = self.featurize(x)
+        h, _ = self.project(x, None, self.maps)
+        width = self.value(features, h.get(self.VALUE), None, {}, 0)[0].numel() // x.shape[1]
+        mix = lambda f, e: self.readout(f, self.core(f, self.unflatten_value(e), None)[0])
+        return self.impulses(features, x, width, mix, channels)
 
     def unflatten_value(self, value: Tensor) -> Tensor:
         """[B, T, C] to the shape that `core` takes."""
         return value
 
     @staticmethod
-    def _impulses(features: Features, seq_len: int, width: int, dtype: torch.dtype, apply: Callable[[Features, Tensor], Tensor]) -> Tensor:
-        n = seq_len * width
-        basis = torch.eye(n, dtype=dtype).view(n, seq_len, width)
-        repeated = {name: f.expand(n, *f.shape[1:]) for name, f in features.items()}
+    def impulses(features: Features, x: Tensor, width: int, apply: Callable[[Features, Tensor], Tensor], channels: slice = slice(None)) -> Tensor:
+        """What `apply` makes of every basis vector e_(j, b): [T, T, C_out, C_in], for b in `channels` of `width`."""
+        if x.shape[0] != 1:
+            raise ValueError(f"T is a property of one sequence, and x has batch {x.shape[0]}; give x [1, T, D]")
+        seq_len = x.shape[1]
+        basis = torch.eye(seq_len * width, dtype=x.dtype, device=x.device).view(seq_len, width, seq_len, width)[:, channels]
+        n_channels, basis = basis.shape[1], basis.flatten(0, 1)
+        repeated = {name: f.expand(len(basis), *f.shape[1:]) for name, f in features.items()}
         columns = apply(repeated, basis)  # [(j, b), i, a]
-        return columns.view(seq_len, width, seq_len, -1).permute(2, 0, 3, 1)
+        return columns.view(seq_len, n_channels, seq_len, -1).permute(2, 0, 3, 1)
 
     def init_state(self, batch: int, max_len: int, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> State:
         """Zeros for every state tensor that this LIV owns."""
@@ -248,19 +352,45 @@ class LIV(nn.Module):
             if name not in self.tied:
                 weight.init(getattr(self, name), generator)
 
-    def linear(self, x: Tensor, name: str) -> Tensor:
-        """x @ W^T with the weight cast to the dtype of the activations (fp32 master weights, no autocast)."""
-        return F.linear(x, getattr(self, name).to(x.dtype))
-
-    def filtered(self, x: Tensor, name: str, state: State | None) -> tuple[Tensor, State | None]:
-        """The short causal filter `name` of this LIV, if it has one, applied to x [B, T, C]."""
-        if not hasattr(self, name):
-            return x, state
-        y, past = short_convolution(x, getattr(self, name).to(x.dtype), None if state is None else state[name])
-        return y, None if state is None else state | {name: past}
-
     def extra_repr(self) -> str:
         return f"{self.config}" + (f", given={sorted(self.given)}" if self.given else "")
+
+
+class Readout(LIV):
+    """A LIV with the gate and the normaliser of `ReadoutConfig`. Both are features, so y = T x still holds."""
+
+    config: ReadoutConfig
+
+    def gate(self, h: dict[str, Tensor]) -> Features:
+        return {"gate": F.silu(h["z"])} if "z" in h else {}
+
+    def scale(self, features: Features, y: Tensor) -> Tensor | None:
+        """1 / rms of every block of channels, [B, T, blocks]."""
+        if not self.config.norm:
+            return None
+        if self.config.norm == "groups" and "gate" in features:
+            y = y * features["gate"]
+        blocks = y.unflatten(-1, (-1, self.config.norm_width)).to(torch.promote_types(y.dtype, torch.float32))
+        return (blocks.square().mean(-1) + self.config.norm_eps).rsqrt()
+
+    def readout(self, features: Features, y: Tensor) -> Tensor:
+        gate = features.get("gate")
+        if not self.config.norm:
+            return y if gate is None else y * gate
+        if gate is not None and self.config.norm == "groups":
+            y = y * gate
+        y = y.unflatten(-1, (-1, self.config.norm_width))
+        weight = self.norm if self.norm.shape[0] == y.shape[-1] else self.norm.view(-1, y.shape[-1])
+        if "scale" in features:
+            y = y * features["scale"][..., None].to(y.dtype) * weight.to(y.dtype)
+        else:
+            y = rms_norm(y, weight, self.config.norm_eps)
+        y = y.flatten(-2)
+        return y if gate is None or self.config.norm == "groups" else y * gate
+
+
+def activate(x: Tensor, nonlinearity: str) -> Tensor:
+    return {"none": lambda h: h, "relu": F.relu, "swish": F.silu, "gelu": lambda h: F.gelu(h, approximate="tanh")}[nonlinearity](x)
 
 
 def short_convolution(x: Tensor, weight: Tensor, past: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -269,14 +399,79 @@ def short_convolution(x: Tensor, weight: Tensor, past: Tensor | None = None) -> 
     Args: x [B, T, C]; weight [C, k], the last tap on the present token; past [B, k - 1, C], the inputs before x.
     Returns: y [B, T, C] and the last k - 1 inputs [B, k - 1, C].
     """
-    length = weight.shape[1]
-    x = F.pad(x, (0, 0, length - 1, 0)) if past is None else torch.cat([past.to(x.dtype), x], dim=1)
-    seq_len = x.shape[1] - length + 1
-    y = x[:, :seq_len] * weight[:, 0]
-    for tap in range(1, length):
-        y = y + x[:, tap : tap + seq_len] * weight[:, tap]
-    return y, x[:, seq_len:].detach()
+    before = weight.shape[1] - 1
+    x = F.pad(x, (0, 0, before, 0)) if past is None else torch.cat([past.to(x.dtype), x], dim=1)
+    return ShortConvolution.apply(x, weight), x[:, x.shape[1] - before :].detach()
+
+
+class ShortConvolution(torch.autograd.Function):
+    """y_t = sum_s w_s x_(t + s) of x [B, T + k - 1, C] and w [C, k].
+
+    Autograd's own backward makes a padded copy of x for every tap; this one is three to six times faster on a CPU.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor) -> Tensor:
+        taps = weight.T.contiguous()  # [k, C]
+        seq_len = x.shape[1] - len(taps) + 1
+        y = x[:, :seq_len] * taps[0]
+        for tap in range(1, len(taps)):
+            y.addcmul_(x[:, tap : tap + seq_len], taps[tap])
+        return y
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        length, seq_len = weight.shape[1], dy.shape[1]
+        dx = dw = None
+        if ctx.needs_input_grad[0]:
+            # The transposed filter: shift and add from the other end.
+            dx = ShortConvolution.apply(F.pad(dy, (0, 0, length - 1, length - 1)), weight.flip(1))
+        if ctx.needs_input_grad[1]:
+            dw = torch.stack([(x[:, tap : tap + seq_len] * dy).sum((0, 1)) for tap in range(length)], dim=1)
+        return dx, dw
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return F.rms_norm(x, x.shape[-1:], weight.to(x.dtype), eps)
+    """x / rms(x) * weight over the last dimension (arXiv 1910.07467), the mean square in float32 or wider.
+
+    `weight` has the shape of the last dimension, or of the last two.
+    """
+    if x.device.type != "cpu":
+        return F.rms_norm(x, x.shape[-1:], None, eps) * weight.to(x.dtype) if weight.dim() > 1 else F.rms_norm(x, x.shape[-1:], weight.to(x.dtype), eps)
+    return RMSNorm.apply(x, weight.to(x.dtype), eps)[0]
+
+
+class RMSNorm(torch.autograd.Function):
+    """`F.rms_norm` for CPUs, where the one of torch is a chain of nine operations: this takes a third of its time."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype)
+        inverse = (size.square() / x.shape[-1] + eps).rsqrt()
+        normed = (x * inverse).to(x.dtype)
+        return normed * weight, normed, inverse
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor, Tensor, float], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        _, normed, inverse = output
+        ctx.mark_non_differentiable(normed, inverse)
+        ctx.save_for_backward(normed, inverse, inputs[1])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, None]:
+        normed, inverse, weight = ctx.saved_tensors
+        product = dy * normed
+        along = product @ weight if weight.dim() == 1 else (product * weight).sum(-1)
+        dx = torch.addcmul(dy * weight, normed, along[..., None] / weight.shape[-1], value=-1) * inverse
+        return dx.to(dy.dtype), product.sum(tuple(range(dy.dim() - weight.dim()))), None

@@ -3,17 +3,16 @@
     b, c, h = W_b x, W_c x, W_h x       [, short convolution on each]
     y       = W_out . (c * causal_convolution(K, b * h))
 
-K is one filter per channel. Explicit (channel mixing 1 of the filter group): `expansion` free taps, LFM2's block. Implicit
-(channel mixing 3): a modal sum K_t = Re sum_m R_m lambda_m^t with |lambda_m| < 1 and `expansion` modes, as long as the
-sequence and yet decoded exactly with one complex number per mode (Laughing Hyena, arXiv 2310.18780).
+K is one filter per channel. Explicit: `expansion` free taps, LFM2's block. Implicit (with the group of poles): a modal sum
+K_t = Re sum_m R_m lambda_m^t with |lambda_m| < 1 and `expansion` modes, as long as the sequence and yet decoded exactly with
+one complex number per mode (Laughing Hyena, arXiv 2310.18780).
 
-Shapes: B batch, T tokens, D channels (of all branches: W), M modes, Q chunk.
+Shapes: B batch, T tokens, D channels (of all branches: W), M modes, Q chunk, n chunks.
     x [B, T, D]   b, c, h [B, T, W]   explicit filter [W, k]   poles and residues [W, M]
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -23,8 +22,8 @@ from torch import Tensor
 from star.liv.base import LIV, Features, LIVConfig, State, StateEntry, Weight, log_uniform, matrix, normal, short_convolution, short_filter
 from star.liv.genes import Family, GroupSpec, Operator
 
-CONV_LENGTH = 3  # of the optional short convolution on b, c and h
-CHUNK = 64
+CONVOLUTION_FILTER = 3  # taps of the optional filters of b, c and h
+MODAL_CHUNK = 64
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class ConvolutionConfig(LIVConfig):
 
     def weights(self) -> dict[str, Weight]:
         weights = {g: matrix(self.width, self.d_model, g) for g in "bch"}
-        weights |= {f"{g}_filter": short_filter(self.width, CONV_LENGTH, g) for g in self.filters}
+        weights |= {f"{g}_filter": short_filter(self.width, CONVOLUTION_FILTER, g) for g in self.filters}
         if self.implicit:
             shape = (self.width, self.length)
             # Decay rates spread over one token to a thousand, phases over slow to one turn in six tokens.
@@ -52,7 +51,7 @@ class ConvolutionConfig(LIVConfig):
         return weights | self.output_weights(self.d_model)
 
     def state(self) -> dict[str, StateEntry]:
-        filters = {f"{g}_filter": StateEntry((CONV_LENGTH - 1, self.width), g) for g in self.filters}
+        filters = {f"{g}_filter": StateEntry((CONVOLUTION_FILTER - 1, self.width), g) for g in self.filters}
         if self.implicit:
             entry = StateEntry((self.width, self.length), "b+h", role="recurrent")
             return filters | {"modes_real": entry, "modes_imag": entry}
@@ -61,7 +60,7 @@ class ConvolutionConfig(LIVConfig):
     def mixing_flops(self, seq_len: int) -> float:
         """Two gates, and the filter as executed: within a chunk, or its taps (those are counted as weights)."""
         gates = 2 * self.width
-        return gates if not self.implicit else gates + self.width * (CHUNK + 8 * self.length)
+        return gates if not self.implicit else gates + self.width * (2 * min(MODAL_CHUNK, seq_len) + 8 * self.length)
 
     def decode_mixing_flops(self, seq_len: int) -> float:
         return 2 * self.width + (8 * self.width * self.length if self.implicit else 0)
@@ -71,16 +70,12 @@ class ConvolutionConfig(LIVConfig):
 
 
 class Convolution(LIV):
+    MAPS = ("b", "c", "h")
     VALUE = "h"
     config: ConvolutionConfig
 
-    def featurize(self, x: Tensor, state: State | None, given: Features, offset: int = 0) -> tuple[Features, State | None]:
-        features = {}
-        for gate in "bc":
-            if gate in self.given:
-                features[gate] = given[gate]
-            else:
-                features[gate], state = self.filtered(self.linear(x, gate), f"{gate}_filter", state)
+    def features_of(self, h: dict[str, Tensor], state: State | None, given: Features, offset: int) -> tuple[Features, State | None]:
+        features = {gate: given[gate] if gate in self.given else h[gate] for gate in "bc"}
         if self.config.implicit:
             for pole in ("log_rate", "angle"):
                 features[pole] = given[pole] if "poles" in self.given else getattr(self, pole)[None]
@@ -90,18 +85,17 @@ class Convolution(LIV):
         features |= {name: source[name] for name in names if source is not None and name in source}
         return features, state
 
-    def value(self, features: Features, x: Tensor, state: State | None, given: Features, offset: int = 0) -> tuple[Tensor, State | None]:
-        if "h" in self.given:
-            return given["h"], state
-        return self.filtered(self.linear(x, "h"), "h_filter", state)
+    def value(self, features: Features, h: Tensor | None, state: State | None, given: Features, offset: int) -> tuple[Tensor, State | None]:
+        return (given["h"] if h is None else h), state
 
     def core(self, features: Features, value: Tensor, state: State | None) -> tuple[Tensor, State | None]:
         u = features["b"] * value  # [B, T, W]
         if self.config.implicit:
+            filters = (features["log_rate"][0], features["angle"][0], self.residue_real, self.residue_imag)
             past = (features["modes_real"], features["modes_imag"]) if "modes_real" in features else None
-            residues = (self.residue_real, self.residue_imag)
-            y, modes = modal_convolution(u, features["log_rate"][0], features["angle"][0], *residues, past, state is not None)
-            new = dict(zip(("modes_real", "modes_imag"), modes)) if modes is not None else {}
+            keep = state is not None and "modes_real" in state
+            y, modes = modal_step(u, *filters, past) if u.shape[1] == 1 and past is not None else modal_convolution(u, *filters, past, keep)
+            new = dict(zip(("modes_real", "modes_imag"), modes)) if keep else {}
         else:
             y, past = short_convolution(u, self.kernel.to(u.dtype), features.get("past"))
             new = {"past": past}
@@ -110,12 +104,31 @@ class Convolution(LIV):
         return features["c"] * y, state
 
 
-def modal_convolution(
-    u: Tensor, log_rate: Tensor, angle: Tensor, residue_real: Tensor, residue_imag: Tensor, past: tuple[Tensor, Tensor] | None = None, keep_state: bool = True
-) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-    """y_t = Re sum_m R_m s_t,m with s_t = lambda s_(t-1) + u_t and lambda = exp(-rate + i angle).
+def modal_step(
+    u: Tensor, log_rate: Tensor, angle: Tensor, residue_real: Tensor, residue_imag: Tensor, past: tuple[Tensor, Tensor]
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """One token: s <- lambda s + u, y = Re sum_m R_m s_m. Arguments as in `modal_convolution` with T = 1."""
+    dtype = past[0].dtype
+    size, angle = torch.exp(-log_rate.double().exp()), angle.double()
+    by_real, by_imag = (size * angle.cos()).to(dtype), (size * angle.sin()).to(dtype)
+    real = past[0] * by_real - past[1] * by_imag + u[:, 0, :, None].to(dtype)
+    imag = past[0] * by_imag + past[1] * by_real
+    y = (real * residue_real - imag * residue_imag).sum(-1)
+    return y[:, None].to(u.dtype), (real.detach(), imag.detach())
 
-    Chunks of `CHUNK` tokens: a Toeplitz matrix per channel inside, one small matrix between them. Complex numbers are kept
+
+def modal_convolution(
+    u: Tensor,
+    log_rate: Tensor,
+    angle: Tensor,
+    residue_real: Tensor,
+    residue_imag: Tensor,
+    past: tuple[Tensor, Tensor] | None = None,
+    keep_state: bool = True,
+) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    """y_t = Re sum_m R_m s_t,m with s_t = lambda s_(t-1) + u_t and lambda = exp(-rate + i angle), any length.
+
+    Chunks of `MODAL_CHUNK` tokens: a Toeplitz matrix per channel inside, the states s between them. Complex numbers are kept
     as two real tensors, and powers of lambda come from float64 exponents, or kernel, prefill and decode drift apart.
 
     Args: u [B, T, W]; poles and residues [W, M]; past: s of the token before u, two of [B, W, M].
@@ -125,53 +138,69 @@ def modal_convolution(
     dtype = torch.promote_types(u.dtype, torch.float32)
     if seq_len == 0:
         return u, past
-    chunk = min(CHUNK, seq_len)
+    chunk = min(MODAL_CHUNK, seq_len)
     n_chunks = -(-seq_len // chunk)
-    last = seq_len - (n_chunks - 1) * chunk  # tokens in the last chunk
-    x = F.pad(u, (0, 0, 0, n_chunks * chunk - seq_len)).to(dtype).view(batch, n_chunks, chunk, width)
+    missing = n_chunks * chunk - seq_len
+    x = (F.pad(u, (0, 0, 0, missing)) if missing else u).to(dtype)
+    x = x.view(batch, n_chunks, chunk, width).permute(3, 2, 1, 0).flatten(2)  # [W, Q, n B]
 
-    rate, phase = log_rate.double().exp(), angle.double()  # [W, M]
-    steps = torch.arange(chunk + 1, device=u.device, dtype=torch.float64)[:, None, None]
-    size = torch.exp(-rate * steps)
-    real, imag = (size * torch.cos(phase * steps)).to(dtype), (size * torch.sin(phase * steps)).to(dtype)  # [Q + 1, W, M]
-    # The filter and its Toeplitz matrix.
-    kernel = (real[:-1] * residue_real - imag[:-1] * residue_imag).sum(-1).to(dtype)  # [Q, W]
-    lag = torch.arange(chunk, device=u.device)[:, None] - torch.arange(chunk, device=u.device)[None, :]
-    toeplitz = kernel.T[:, lag.clamp(min=0)] * (lag >= 0)  # [W, Q, Q]
-    y = torch.einsum("wij,bnjw->bniw", toeplitz, x)
+    powers = mode_powers(log_rate, angle, chunk + 1, dtype)  # [W, M, Q + 1] each
+    filters = complex_product(*powers, residue_real[..., None].to(dtype), residue_imag[..., None].to(dtype))
+    y = torch.bmm(toeplitz(filters[0][..., :-1].sum(1)), x)  # [W, Q, n B]
     if n_chunks == 1 and past is None and not keep_state:
-        return y.flatten(1, 2)[:, :seq_len].to(u.dtype), None
+        return y.view(width, chunk, 1, batch).permute(3, 2, 1, 0).flatten(1, 2)[:, :seq_len].to(u.dtype), None
 
-    # State at the start of every chunk. A short last chunk is decayed by the tokens that it has.
-    back_real, back_imag = real[:-1].flip(0), imag[:-1].flip(0)  # lambda^(Q - 1 - j)
-    add_real, add_imag = torch.einsum("jwm,bnjw->nbwm", back_real, x), torch.einsum("jwm,bnjw->nbwm", back_imag, x)
-    s_real = past[0].to(dtype) if past is not None else torch.zeros_like(add_real[0])
-    s_imag = past[1].to(dtype) if past is not None else torch.zeros_like(add_imag[0])
+    # The state at the start of every chunk: s <- lambda^Q s + sum_j lambda^(Q - 1 - j) u_j.
+    n_modes = log_rate.shape[1]
+    backward = torch.cat([power[..., :-1].flip(-1) for power in powers], dim=1)  # [W, 2 M, Q]
+    added = torch.bmm(backward, x).view(width, 2 * n_modes, n_chunks, batch)
+    by_real, by_imag = (power[..., -1:] for power in powers)
+    shape = (width, n_modes, batch)
+    real, imag = (x.new_zeros(shape), x.new_zeros(shape)) if past is None else (s.to(dtype).permute(1, 2, 0) for s in past)
     starts = []
     for n in range(n_chunks):
-        starts.append((s_real, s_imag))
+        starts.append(torch.cat([real, -imag], dim=1))
         if n < n_chunks - 1:
-            s_real, s_imag = _rotate(s_real, s_imag, real[chunk], imag[chunk])
-            s_real, s_imag = s_real + add_real[n], s_imag + add_imag[n]
-    start_real, start_imag = (torch.stack(s, dim=1) for s in zip(*starts))  # [B, N, W, M]
-    # y_i += Re sum_m R lambda^(i + 1) s_start
-    out_real = real[1:] * residue_real - imag[1:] * residue_imag
-    out_imag = imag[1:] * residue_real + real[1:] * residue_imag
-    y = y + torch.einsum("iwm,bnwm->bniw", out_real.to(dtype), start_real) - torch.einsum("iwm,bnwm->bniw", out_imag.to(dtype), start_imag)
-    y = y.flatten(1, 2)[:, :seq_len].to(u.dtype)
+            real, imag = complex_product(real, imag, by_real, by_imag)
+            real, imag = real + added[:, :n_modes, n], imag + added[:, n_modes:, n]
+    # What it adds to y_i is Re sum_m R lambda^(i + 1) s.
+    outward = torch.cat([part[..., 1:] for part in filters], dim=1).transpose(1, 2)  # [W, Q, 2 M]
+    y = torch.baddbmm(y, outward, torch.cat(starts, dim=2))
+    y = y.view(width, chunk, n_chunks, batch).permute(3, 2, 1, 0).flatten(1, 2)[:, :seq_len].to(u.dtype)
     if not keep_state:
         return y, None
-    tail = x[:, -1, :last]
-    tail_real, tail_imag = real[:last].flip(0), imag[:last].flip(0)
-    s_real, s_imag = _rotate(s_real, s_imag, real[last], imag[last])
-    s_real = s_real + torch.einsum("jwm,bjw->bwm", tail_real, tail)
-    s_imag = s_imag + torch.einsum("jwm,bjw->bwm", tail_imag, tail)
-    return y, (s_real.detach(), s_imag.detach())
+    last = chunk - missing  # tokens in the last chunk
+    real, imag = complex_product(real, imag, *(power[..., last, None] for power in powers))
+    tail = x.view(width, chunk, n_chunks, batch)[:, :last, -1]  # [W, last, B]
+    back_real, back_imag = (power[..., :last].flip(-1) for power in powers)
+    real, imag = torch.baddbmm(real, back_real, tail), torch.baddbmm(imag, back_imag, tail)
+    return y, (real.permute(2, 0, 1).detach(), imag.permute(2, 0, 1).detach())
 
 
-def _rotate(real: Tensor, imag: Tensor, by_real: Tensor, by_imag: Tensor) -> tuple[Tensor, Tensor]:
-    """Complex multiplication in two real tensors."""
+def mode_powers(log_rate: Tensor, angle: Tensor, n_powers: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Real and imaginary part of lambda^t for t < n_powers, [W, M, n_powers], from float64.
+
+    As products lambda^(8 a) lambda^b, because exp, cos and sin cost more than a multiplication.
+    """
+    rate, angle = log_rate.double().exp()[..., None], angle.double()[..., None]
+    fine = torch.arange(min(8, n_powers), device=rate.device)
+    coarse = 8 * torch.arange(-(-n_powers // 8), device=rate.device)
+    (fine_real, fine_imag), (coarse_real, coarse_imag) = (
+        (torch.exp(-rate * steps) * torch.cos(angle * steps), torch.exp(-rate * steps) * torch.sin(angle * steps)) for steps in (fine, coarse)
+    )
+    powers = complex_product(coarse_real[..., None], coarse_imag[..., None], fine_real[..., None, :], fine_imag[..., None, :])
+    real, imag = (part.to(dtype).flatten(2)[..., :n_powers] for part in powers)
+    return real, imag
+
+
+def complex_product(real: Tensor, imag: Tensor, by_real: Tensor, by_imag: Tensor) -> tuple[Tensor, Tensor]:
     return real * by_real - imag * by_imag, real * by_imag + imag * by_real
+
+
+def toeplitz(kernel: Tensor) -> Tensor:
+    """[W, Q] -> lower-triangular [W, Q, Q] with entries kernel[w, i - j]."""
+    size = kernel.shape[1]
+    return F.pad(kernel.flip(1), (0, size - 1)).unfold(1, size, 1).flip(1)
 
 
 def modal_kernel(log_rate: Tensor, angle: Tensor, residue_real: Tensor, residue_imag: Tensor, length: int) -> Tensor:

@@ -13,18 +13,21 @@ as a `Family`. Validation, sampling, mutation, repair, `star show` and the docum
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass, field, replace
+from itertools import product
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from star.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from star.liv.base import LIVConfig
 
 WINDOW_UNIT = 16
 TOKEN_MIXING = {1: "diagonal", 2: "low rank", 3: "scaled Toeplitz", 4: "sequentially semi-separable"}
 SPARSITY = {1: "none"} | {code: f"banded, window {WINDOW_UNIT * 2 ** (code - 2)}" for code in range(2, 10)}
-NONLINEARITY = {1: "none", 2: "softmax", 3: "ReLU", 4: "swish"}
+NONLINEARITY = {1: "none", 2: "softmax", 3: "ReLU", 4: "swish", 5: "GELU"}
 CHANNEL_MIXING = {1: "diagonal", 2: "dense", 3: "grouped (heads)"}
 OPERATOR_GENES = {
     "token": TOKEN_MIXING,
@@ -75,6 +78,23 @@ class Operator:
     def has(self, group: str) -> bool:
         return self.feature(group) != ABSENT
 
+    def gene(self, address: str) -> "int | FeatureGenes | None":
+        """The gene at an address: "token", "k.repeat", or "norm" for the row of a whole group. None: of an absent group."""
+        group, _, name = address.partition(".")
+        if group in OPERATOR_GENES:
+            return getattr(self.genes, group)
+        row = self.feature(group)
+        return row if not name else None if row == ABSENT else getattr(row, name)
+
+    def with_gene(self, address: str, value: "int | FeatureGenes") -> "Operator":
+        """The same operator with another gene; not validated."""
+        group, _, name = address.partition(".")
+        if group in OPERATOR_GENES:
+            return replace(self, genes=self.genes._replace(**{group: value}))
+        row = self.feature(group)._replace(**{name: value}) if name else value
+        rows = {**dict(self.features), group: row}
+        return replace(self, features=tuple(sorted((g, r) for g, r in rows.items() if r != ABSENT)))
+
     @property
     def window(self) -> int | None:
         """Keys that a query sees, itself included; None is all of them."""
@@ -102,12 +122,34 @@ class GroupSpec:
 
 
 @dataclass(frozen=True)
+class Rule:
+    """Two genes that restrict each other, by address (see `Operator.gene`): `holds` tells whether two values go together.
+
+    A rule about a gene of an absent group holds.
+    """
+
+    first: str
+    second: str
+    holds: Callable[[Any, Any], bool]
+    why: str
+
+    @staticmethod
+    def equal(first: str, second: str, why: str) -> "Rule":
+        return Rule(first, second, lambda a, b: a == b, why)
+
+    def broken(self, operator: Operator) -> bool:
+        a, b = operator.gene(self.first), operator.gene(self.second)
+        return a is not None and b is not None and not self.holds(a, b)
+
+
+@dataclass(frozen=True)
 class Family:
     """What one family of operators can express.
 
     `shareable` lists what one bit of a feature-sharing strategy hands over: a tuple of feature groups that travel together.
     `joint` names a group that follows when all of the others are shared, because they fix the same state tensor.
     `sharing_genes` are the operator genes that must agree before a feature can be shared (a window, say).
+    `rules` are the pairs of genes that restrict each other; `why` says why genes have no other values.
     """
 
     name: str
@@ -121,6 +163,7 @@ class Family:
     sparsity: tuple[int, ...] = (1,)
     joint: Mapping[frozenset[str], str] = field(default_factory=dict)
     sharing_genes: tuple[str, ...] = ()
+    rules: tuple[Rule, ...] = ()
     why: Mapping[str, str] = field(default_factory=dict)
     differentiable_branches: bool = True
 
@@ -180,3 +223,81 @@ class Family:
                     raise UserError(f"{where}: {gene} gene {value} of feature group '{group}' ({self.name}) is not legal; legal is {legal}")
         if operator.differential and not self.differentiable_branches:
             raise UserError(f"{where}: {self.name} has no differential form: {self.why.get('differential', '')}")
+        for rule in self.rules:
+            if rule.broken(operator):
+                raise UserError(f"{where}: {self._conflict(rule, operator)}")
+
+    def _conflict(self, rule: Rule, operator: Operator) -> str:
+        first, second = operator.gene(rule.first), operator.gene(rule.second)
+        with_first = [_shown(v) for v in self.legal(rule.second) if rule.holds(first, v)]
+        with_second = [_shown(v) for v in self.legal(rule.first) if rule.holds(v, second)]
+        ways = [f"{rule.second} {' or '.join(with_first)} with this {rule.first}"] if with_first else []
+        ways += [f"{rule.first} {' or '.join(with_second)} with this {rule.second}"] if with_second else []
+        return (
+            f"gene {rule.first} = {_shown(first)} conflicts with gene {rule.second} = {_shown(second)} ({self.name}): {rule.why}; "
+            f"legal is {', or '.join(ways)}"
+        )
+
+    def legal(self, address: str) -> tuple:
+        """The legal values of a gene; of a whole group, absent (if it is optional) and one row that stands for present."""
+        group, _, name = address.partition(".")
+        if group in OPERATOR_GENES:
+            return getattr(self, group)
+        spec = self.groups[group]
+        if name:
+            return spec.values(name)
+        present = FeatureGenes(*(spec.values(gene)[0] for gene in FeatureGenes._fields))
+        return (ABSENT, present) if spec.optional else (present,)
+
+    def sample(self, featurizer: int, rng: "np.random.Generator") -> Operator:
+        """A random legal operator of this family: uniform over the values of every gene, then `mend`."""
+        genes = OperatorGenes(featurizer, *(_choice(getattr(self, gene), rng) for gene in OPERATOR_GENES))
+        rows = []
+        for group, spec in sorted(self.groups.items()):
+            if not spec.optional or rng.random() < 0.5:
+                rows.append((group, FeatureGenes(*(_choice(spec.values(gene), rng) for gene in FeatureGenes._fields))))
+        differential = self.differentiable_branches and bool(rng.random() < 0.5)
+        return self.mend(Operator(self.name, genes, tuple(rows), differential), rng)
+
+    def mend(self, operator: Operator, rng: "np.random.Generator") -> Operator:
+        """The operator with every pair of conflicting genes drawn again among the pairs that go together.
+
+        Changes one gene of a pair where that is enough. A legal operator is left alone and draws no random numbers.
+        """
+        for _ in range(100):
+            broken = [rule for rule in self.rules if rule.broken(operator)]
+            if not broken:
+                return operator
+            rule = broken[0]
+            now = operator.gene(rule.first), operator.gene(rule.second)
+            pairs = [p for p in product(self.legal(rule.first), self.legal(rule.second)) if rule.holds(*p)]
+            near = [p for p in pairs if p[0] == now[0] or p[1] == now[1]]
+            first, second = _choice(near or pairs, rng)
+            operator = operator.with_gene(rule.first, first).with_gene(rule.second, second)
+        raise RuntimeError(f"the rules of {self.name} cannot be satisfied together: {[r.why for r in broken]}")
+
+
+READOUT_GROUPS = {
+    "gate": GroupSpec("gate of the output: swish(W_z x), as wide as the value path", optional=True),
+    "norm": GroupSpec(
+        "RMSNorm of the output: channel mixing 3 of every head, before the gate; 2 of the heads that share b and c together, after it",
+        channel=(3, 2),
+        optional=True,
+    ),
+}
+
+
+def readout_genes(operator: Operator) -> dict[str, Any]:
+    """The arguments of `ReadoutConfig` that the groups of `READOUT_GROUPS` ask for."""
+    return {"gated": operator.has("gate"), "norm": {0: "", 2: "groups", 3: "heads"}[operator.feature("norm").channel]}
+
+
+def _choice(values: tuple | list, rng: "np.random.Generator") -> Any:
+    return values[int(rng.integers(len(values)))]
+
+
+def _shown(value: Any) -> str:
+    """A gene value for people; a whole row is absent or its four digits."""
+    if isinstance(value, FeatureGenes):
+        return "absent (0000)" if value == ABSENT else f"present ({' '.join(map(str, value))})"
+    return str(value)

@@ -11,12 +11,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from star.errors import UserError
-from star.liv.base import LIV, Features, LIVConfig, State, StateEntry, Weight, matrix
-from star.liv.genes import Family, GroupSpec, Operator
+from star.liv.base import LIV, Features, LIVConfig, State, StateEntry, Weight, activate, matrix
+from star.liv.genes import Family, GroupSpec, Operator, Rule
 
 WIDTH_UNIT = 12  # expansions are given in twelfths of the model width, so that 8/3 is the integer 32
 
@@ -24,7 +22,7 @@ WIDTH_UNIT = 12  # expansions are given in twelfths of the model width, so that 
 @dataclass(frozen=True)
 class MemorylessConfig(LIVConfig):
     width: int  # inner width of one branch
-    nonlinearity: str  # "none", "relu" or "swish"
+    nonlinearity: str  # "none", "relu", "swish" or "gelu"
     gated: bool = True
 
     def weights(self) -> dict[str, Weight]:
@@ -46,34 +44,26 @@ class MemorylessConfig(LIVConfig):
 
 
 class Memoryless(LIV):
-    VALUE = "value"
+    MAPS = ("gate", "value_map")
+    VALUE = "value_map"
     config: MemorylessConfig
 
-    def featurize(self, x: Tensor, state: State | None, given: Features, offset: int = 0) -> tuple[Features, State | None]:
+    def features_of(self, h: dict[str, Tensor], state: State | None, given: Features, offset: int) -> tuple[Features, State | None]:
         if "gate" in self.given:
             return {"gate": given["gate"]}, state
-        if self.config.gated:
-            return {"gate": gate(self.linear(x, "gate"), self.config.nonlinearity)}, state
-        value, _ = self.value({}, x, state, given)
-        return {"gate": gate(value, self.config.nonlinearity)}, state
+        source = "gate" if self.config.gated else self.VALUE
+        return {"gate": activate(h[source] if source in h else given[self.VALUE], self.config.nonlinearity)}, state
 
-    def value(self, features: Features, x: Tensor, state: State | None, given: Features, offset: int = 0) -> tuple[Tensor, State | None]:
-        return (given["value"] if "value" in self.given else self.linear(x, "value_map")), state
+    def value(self, features: Features, h: Tensor | None, state: State | None, given: Features, offset: int) -> tuple[Tensor, State | None]:
+        return (given[self.VALUE] if h is None else h), state
 
     def core(self, features: Features, value: Tensor, state: State | None) -> tuple[Tensor, State | None]:
         return features["gate"] * value, state
 
 
-def gate(x: Tensor, nonlinearity: str) -> Tensor:
-    return {"none": lambda g: g, "relu": F.relu, "swish": F.silu}[nonlinearity](x)
-
-
 def configure(operator: Operator, d_model: int, head_dim: int, rope_theta: float) -> MemorylessConfig:
-    gate_width, value_width = operator.feature("gate").expansion, operator.feature("value").expansion
-    if operator.has("gate") and gate_width != value_width:
-        raise UserError(f"memoryless: expansion of the gate is {gate_width} and of the value {value_width}; they are multiplied, make them equal")
     width = d_model * operator.feature("value").expansion // WIDTH_UNIT
-    nonlinearity = {1: "none", 3: "relu", 4: "swish"}[operator.genes.nonlinearity]
+    nonlinearity = {1: "none", 3: "relu", 4: "swish", 5: "gelu"}[operator.genes.nonlinearity]
     return MemorylessConfig(d_model, operator.branches, width, nonlinearity, operator.has("gate"))
 
 
@@ -83,7 +73,7 @@ FAMILY = Family(
     name="memoryless",
     equation="T_ii = W_out diag(sigma(g_i)) W_v",
     token=(1,),
-    nonlinearity=(1, 3, 4),
+    nonlinearity=(1, 3, 4, 5),
     channel=(2,),
     groups={
         "gate": GroupSpec("the gate: sigma(W_g x); absent, the value gates itself", expansion=_WIDTHS, expansion_means=_TWELFTHS, optional=True),
@@ -92,6 +82,7 @@ FAMILY = Family(
     shareable=(("gate",), ("value",)),
     sharing_genes=("nonlinearity",),
     configure=configure,
+    rules=(Rule.equal("gate.expansion", "value.expansion", "gate and value are multiplied"),),
     why={
         "token": "without memory a token sees only itself",
         "nonlinearity": "softmax needs several tokens to choose from",

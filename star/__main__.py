@@ -1,0 +1,5 @@
+"""`python -m star` is `star`."""
+
+from star.cli import main
+
+main()

@@ -1,0 +1,65 @@
+"""The real thing: build the genome's model, train it on the corpus, and measure it on held-out text."""
+
+import time
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+
+from star.engine.protocol import Report
+from star.errors import UserError
+from star.store.files import RESULT, WEIGHTS, write_atomically, write_json
+
+
+def prepare(config) -> dict:
+    """Opens the corpus, building it if this machine has not seen it, so that no worker has to."""
+    from star.data import open_corpus
+
+    corpus = open_corpus(config.data.corpus)
+    corpus.check_context(config.training.seq_len)
+    facts = {"name": corpus.name, "fingerprint": corpus.fingerprint, "vocab_size": corpus.vocab_size}
+    return facts | {"baselines": corpus.baselines()}
+
+
+def assess(job: dict, report: Report) -> dict:
+    """Trains one candidate. Writes its weights, then result.json, each whole or not at all, before it returns.
+
+    result.json outlives a coordinator that dies before it hears of the result.
+    """
+    import torch  # here, so that the coordinator, which only names this function, need not pay for the import
+
+    from star.genome import from_json
+    from star.model import build
+    from star.training import Recipe, train
+
+    torch.set_num_threads(job["threads"])
+    corpus = _corpus(job["corpus"])
+    if corpus.fingerprint != job["fingerprint"]:
+        raise UserError(f"the text of {job['corpus']} is not what it was when the run began")
+    model = build(from_json(job["genome"]), vocab_size=corpus.vocab_size, seed=job["seed"])
+    deadline = time.monotonic() + job["timeout"] if job["timeout"] else None
+    trained = train(model, corpus, Recipe(**job["recipe"]), on_progress=report, deadline=deadline)
+    metrics = asdict(trained)
+    curve, status, reason = (metrics.pop(key) for key in ("curve", "status", "reason"))
+    result = {"status": status, "reason": reason, "metrics": metrics, "curve": curve}
+    if job["directory"]:
+        directory = Path(job["directory"])
+        if status == "ok" and job["keep_weights"]:
+            write_atomically(directory / WEIGHTS, lambda path: _save(model, path))
+        write_json(directory / RESULT, {key: job[key] for key in ("id", "attempt", "seed")} | result)
+    if torch.cuda.is_available():
+        del model
+        torch.cuda.empty_cache()  # other workers may share this GPU
+    return result
+
+
+@lru_cache(maxsize=2)
+def _corpus(spec: str):
+    from star.data import open_corpus
+
+    return open_corpus(spec)
+
+
+def _save(model, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, path)

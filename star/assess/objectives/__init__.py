@@ -1,0 +1,52 @@
+"""Objectives: each file here defines one, as `OBJECTIVE`, and is known by its file name."""
+
+import importlib
+import math
+import pkgutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from star.errors import UserError
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A number that candidates are compared by.
+
+    measure: reads it from a `star.cost.Costs` if cheap, else from the metrics of a trained candidate.
+    cheap: exact, and known from the plan alone. log_scale: spans orders of magnitude, so algorithms and the
+        hypervolume see log10(1 + value).
+    """
+
+    name: str
+    unit: str
+    doc: str
+    measure: Callable[[Any], float]
+    direction: str = "min"
+    cheap: bool = False
+    log_scale: bool = False
+
+    def scaled(self, value: float) -> float:
+        """The value as algorithms see it: smaller is better, evenly spread."""
+        value = math.log10(1.0 + value) if self.log_scale else float(value)
+        return value if self.direction == "min" else -value
+
+    def unscaled(self, value: float) -> float:
+        value = value if self.direction == "min" else -value
+        return 10.0**value - 1.0 if self.log_scale else value
+
+
+def objective_names() -> list[str]:
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def load_objectives(names: Sequence[str]) -> tuple[Objective, ...]:
+    """Raises UserError for an unknown or repeated name."""
+    legal = objective_names()
+    for name in names:
+        if name not in legal:
+            raise UserError(f"objectives.names holds {name!r}; it may hold {', '.join(legal)}")
+    if not names or len(set(names)) != len(names):
+        raise UserError(f"objectives.names is {', '.join(names) or 'empty'}; give at least one objective, each once")
+    return tuple(importlib.import_module(f"{__name__}.{name}").OBJECTIVE for name in names)

@@ -1,0 +1,67 @@
+"""Dominance between candidates: the front of all of them, and the volume that it covers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from star.assess.objectives import Objective
+
+
+class Front:
+    """The non-dominated ones of all candidates added so far (all objectives minimised, as `Objective.scaled`)."""
+
+    def __init__(self, objectives: Sequence[Objective]):
+        self.objectives = tuple(objectives)
+        self.ids: list[str] = []
+        self.F = np.empty((0, len(self.objectives)))
+
+    def scaled(self, values: Mapping[str, float]) -> np.ndarray:
+        return np.array([objective.scaled(values[objective.name]) for objective in self.objectives])
+
+    def add(self, id: str, values: Mapping[str, float]) -> bool:
+        """Whether the candidate joins the front, which drops those that it dominates. Equals stay side by side."""
+        new = self.scaled(values)
+        if not np.isfinite(new).all() or _dominates(self.F, new).any():
+            return False
+        stay = ~_dominates(new, self.F)
+        self.ids = [old for old, keep in zip(self.ids, stay, strict=True) if keep] + [id]
+        self.F = np.vstack([self.F[stay], new])
+        return True
+
+
+def _dominates(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (a <= b).all(axis=-1) & (a < b).any(axis=-1)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The box in which a run measures hypervolume, fixed by its first generation and never moved.
+
+    reference, ideal: scaled objectives by name. The hypervolume is in units of that box, so 1.0 is what a single
+    candidate would cover that is as good as the first generation's best in every objective.
+    """
+
+    reference: dict[str, float]
+    ideal: dict[str, float]
+
+    @staticmethod
+    def of(values: Sequence[Mapping[str, float]], objectives: Sequence[Objective]) -> "Frame":
+        """Reference: the worst of these candidates plus a tenth of their range."""
+        reference, ideal = {}, {}
+        for objective in objectives:
+            column = [objective.scaled(v[objective.name]) for v in values]
+            best, worst = min(column), max(column)
+            span = worst - best or abs(worst) or 1.0  # candidates that are all alike still span a box
+            reference[objective.name], ideal[objective.name] = worst + 0.1 * span, best
+        return Frame(reference, ideal)
+
+    def hypervolume(self, front: Front) -> float:
+        """Points beyond the reference count for nothing."""
+        from pymoo.indicators.hv import HV  # here: readers that only list candidates need not import pymoo
+
+        names = [objective.name for objective in front.objectives]
+        reference, ideal = (np.array([box[name] for name in names]) for box in (self.reference, self.ideal))
+        if not len(front.F):
+            return 0.0
+        return float(HV(ref_point=np.ones(len(names)))((front.F - ideal) / (reference - ideal)))

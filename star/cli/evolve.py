@@ -1,0 +1,94 @@
+"""star evolve RUN"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from star.cli.console import console, say
+
+
+def evolve(
+    run: Annotated[Path, typer.Argument(help="Directory of the run: new, or one that was stopped.")],
+    preset: Annotated[str | None, typer.Option(help="What all settings start from: smoke, laptop (default), gpu or paper.")] = None,
+    config: Annotated[Path | None, typer.Option(metavar="FILE", help="TOML file of settings.")] = None,
+    data: Annotated[str | None, typer.Option(help='Text to train on: "stdlib", a text file or folder, or hf:NAME[:CONFIG].')] = None,
+    population: Annotated[int | None, typer.Option(help="Genomes that survive each generation.")] = None,
+    generations: Annotated[int | None, typer.Option(help="Generations, the initial population included; raise it to go on with a finished run.")] = None,
+    tokens: Annotated[str | None, typer.Option(metavar="N", help="Training budget of each candidate, such as 65_536.")] = None,
+    seed: Annotated[int | None, typer.Option(help="From which every random choice follows.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Candidates trained at one time (default: one per CPU core or GPU).")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as search.mutation_probability=0.2; may be repeated.")] = None,
+) -> None:
+    """Evolve a population of architectures; the same command resumes a stopped run.
+
+    \b
+    Example: star evolve runs/first
+             star evolve runs/tiny --preset smoke --seed 0
+             star evolve runs/mine --data mytexts/ --set space.slots=12
+    Ctrl-C stops cleanly; the same command goes on from there.
+    """
+    from star.cli.progress import EvolveDisplay
+    from star.run import config_for
+    from star.search import evolve as search
+
+    flags = {
+        "data.corpus": data,
+        "search.population": population,
+        "search.generations": generations,
+        "training.tokens": tokens,
+        "seed": seed,
+        "engine.workers": workers,
+    }
+    overrides = {key: value for key, value in flags.items() if value is not None} | overrides_of(set_ or [])
+    settings = config_for(run, preset, config, overrides)
+    with EvolveDisplay(settings) as display:
+        ending = search(run, settings, callbacks=[display])
+    say(ending.text)
+    if ending.status == "interrupted":
+        raise typer.Exit(1)
+    report(run)
+
+
+def overrides_of(pairs: list[str]) -> dict[str, str]:
+    """Raises UserError for one that is not KEY=VALUE."""
+    from star.errors import UserError
+
+    overrides = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set {pair!r}: write KEY=VALUE, such as search.population=16")
+        overrides[key.strip()] = value.strip()
+    return overrides
+
+
+def report(path: Path) -> None:
+    """What a finished run found, where its plots are, and its knee as a PyTorch module that has written something."""
+    from star.cli.arguments import Chosen, load_candidate
+    from star.cli.console import write_text
+    from star.cli.generate import sample
+    from star.cli.plot import write_all
+    from star.export import export_model
+    from star.report.tables import front_table, summary_lines
+    from star.run import Run
+
+    run = Run(path)
+    say("\nThe Pareto front:\n")
+    console().print(front_table(run))
+    for line in ["", *summary_lines(run), ""]:
+        say(line)
+    write_all(run)
+    knee = run.knee()
+    if run.weights(knee.id) is None:
+        return
+    chosen = Chosen(knee.genome, run=run, candidate=knee)
+    model = load_candidate(chosen)
+    folder = path / "exported" / knee.id
+    export_model(model, knee.genome, folder, source={"run": str(path), "id": knee.id}, metrics=chosen.metrics, overwrite=True)
+    say(f"knee of the front as a PyTorch module: {folder}")
+    prompt = "def "
+    say(f"\nWhat it writes after {prompt!r} (star generate {folder} --prompt {prompt!r}):\n")
+    write_text(sample(model, prompt, 200))

@@ -1,0 +1,177 @@
+"""What a person sees while something runs: bars on a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from star.cli.console import console, say
+
+if TYPE_CHECKING:
+    from star.config import RunConfig
+
+QUIET = 15.0  # seconds without a line after which a plain display says what is going on
+
+
+def EvolveDisplay(config: RunConfig):
+    """A callback for `star.search.evolve` and a context to use it in."""
+    return Bars(config) if console().is_terminal else Lines(config)
+
+
+class Lines:
+    """One line for each candidate and generation that ends, and a sign of life in between."""
+
+    def __init__(self, config: RunConfig):
+        self.config = config
+        self.generation, self.done, self.total, self.eta = 0, 0, config.candidates, None
+        self.spoken = time.monotonic()
+
+    def __enter__(self):
+        self.line(f"preparing text: {self.config.data.corpus}")
+        return self
+
+    def __exit__(self, *error) -> None:
+        pass
+
+    def __call__(self, event: dict) -> None:
+        for name in ("done", "total"):
+            setattr(self, name, event.get(name, getattr(self, name)))
+        self.eta = event.get("eta_seconds", self.eta)
+        handler = getattr(self, event["kind"], None)
+        if handler is not None:
+            handler(event)
+
+    def line(self, text: str) -> None:
+        self.spoken = time.monotonic()
+        say(text)
+
+    def run_start(self, event: dict) -> None:
+        self.generation = event["generation"]
+        self.line(describe_start(event))
+
+    def candidate_progress(self, event: dict) -> None:
+        if time.monotonic() - self.spoken > QUIET:
+            share = event.get("step", 0) / max(event.get("steps") or 1, 1)
+            self.line(f"generation {self.generation}, candidate {event['id']}: {share:.0%}, loss {loss_of(event)}{left(self.eta)}")
+
+    def candidate_end(self, event: dict) -> None:
+        self.line(f"{describe_end(event, self.config)} ({event['done']} of {event['total']}{left(event['eta_seconds'])})")
+
+    def generation_end(self, event: dict) -> None:
+        self.generation = event["generation"] + 1
+        self.line(describe_generation(event))
+
+    def message(self, event: dict) -> None:
+        self.line(event["text"])
+
+
+class Bars(Lines):
+    """A bar for the run and one for each candidate in training; generations that ended stay above them."""
+
+    def __init__(self, config: RunConfig):
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        super().__init__(config)
+        text, note = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[note]}", markup=False)
+        self.progress = Progress(text, BarColumn(24), note, console=console(), transient=True, refresh_per_second=4)
+        self.all = self.progress.add_task("preparing text", total=None, note=str(config.data.corpus))
+        self.tasks: dict[str, int] = {}
+        self.best = None
+
+    def __enter__(self):
+        self.progress.start()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.progress.stop()
+
+    def line(self, text: str) -> None:
+        self.progress.console.print(text)
+
+    def __call__(self, event: dict) -> None:
+        super().__call__(event)
+        best = "" if self.best is None else f", best loss {self.best:.3f}"
+        if event["kind"] not in ("candidate_progress", "message"):
+            last = self.config.search.generations - 1
+            note = f"{self.done} of {self.total} candidates{best}{left(self.eta)}"
+            self.progress.update(self.all, description=f"generation {min(self.generation, last)} of {last}", total=self.total, completed=self.done, note=note)
+
+    def candidate_start(self, event: dict) -> None:
+        name = event["name"] or event["text"]
+        self.tasks[event["id"]] = self.progress.add_task(f"  {event['id'][:6]}", total=1.0, note=name if len(name) <= 60 else name[:57] + "...")
+
+    def candidate_progress(self, event: dict) -> None:
+        if (task := self.tasks.get(event["id"])) is not None:
+            self.progress.update(task, completed=event.get("step", 0) / max(event.get("steps") or 1, 1), note=f"loss {loss_of(event)}")
+
+    def candidate_end(self, event: dict) -> None:
+        if (task := self.tasks.pop(event["id"], None)) is not None:
+            self.progress.remove_task(task)
+        loss = (event["objectives"] or {}).get("loss")
+        if loss is not None and event["origin"] != "baseline":
+            self.best = loss if self.best is None else min(self.best, loss)
+        if event["status"] != "ok":
+            self.line(describe_end(event, self.config))
+
+
+class TrainingDisplay:
+    """A callback for `star.training.train` and a context to use it in."""
+
+    def __enter__(self):
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        self.spoken, self.progress, out = 0.0, None, console()
+        if out.is_terminal:
+            self.progress = Progress(BarColumn(32), TextColumn("{task.description}", markup=False), console=out, transient=True)
+            self.task = self.progress.add_task("starting", total=None)
+            self.progress.start()
+        return self
+
+    def __exit__(self, *error) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+
+    def __call__(self, event: dict) -> None:
+        text = f"step {event['step']} of {event['steps']}, loss {loss_of(event)}, {event['tokens_per_second']:,.0f} tokens/s{left(event.get('eta'))}"
+        if self.progress is not None:
+            self.progress.update(self.task, total=event["steps"], completed=event["step"], description=text)
+        elif time.monotonic() - self.spoken > 5:
+            self.spoken = time.monotonic()
+            say(text)
+
+
+def describe_start(event: dict) -> str:
+    references = ", ".join(f"byte {name} {loss:.3f}" for name, loss in event["baselines"].items())
+    how = f"going on with {event['done']} of {event['total']} candidates done" if event["resumed"] else f"{event['total']} candidates to train"
+    return f"{event['run']}: {how}, {event['workers']} at a time; text: {event['corpus']}" + (f" ({references} nats/byte)" if references else "")
+
+
+def describe_end(event: dict, config: RunConfig) -> str:
+    """generation 1, candidate 3ff01f0e11ce: loss 2.761, parameters 25.1 K, cache 512 KiB, on the front"""
+    from star.assess import load_objectives
+    from star.report.units import format_value
+
+    where = f"baseline {event['name']}" if event["origin"] == "baseline" else f"generation {event['generation']}, candidate {event['id']}"
+    if event["objectives"]:
+        values = ", ".join(f"{o.name} {format_value(o, event['objectives'][o.name])}" for o in load_objectives(config.objectives.names))
+        return f"{where}: {values}" + (", on the front" if event["on_front"] else "")
+    again = "" if event["final"] else "; it is tried again"
+    return f"{where}: {event['status']}" + (f" ({event['reason']})" if event["reason"] else "") + again
+
+
+def describe_generation(event: dict) -> str:
+    volume = "" if event["hypervolume"] is None else f", hypervolume {event['hypervolume']:.3f}"
+    best = f", best loss {event['best']['loss']:.3f}" if "loss" in event["best"] else ""
+    name = "initial population" if event["generation"] == 0 else f"generation {event['generation']} of {event['generations'] - 1}"
+    return f"{name} done: {len(event['front'])} on the front{best}{volume}"
+
+
+def loss_of(event: dict) -> str:
+    loss = event.get("val_loss") or event.get("loss")
+    return "unknown" if loss is None else f"{loss:.3f}"
+
+
+def left(seconds: float | None) -> str:
+    from star.report.units import format_seconds
+
+    return "" if seconds is None else f", {format_seconds(seconds)} left"

@@ -1,0 +1,50 @@
+"""star show GENOME"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from star.cli.arguments import GENOME_HELP
+from star.cli.console import console, say
+
+
+def show(
+    genome: Annotated[str | None, typer.Argument(help=GENOME_HELP, show_default=False)] = None,
+    genes: Annotated[bool, typer.Option("--genes", help="Print every gene that there is, its legal values and its meaning.")] = False,
+    vocab_size: Annotated[int | None, typer.Option(min=2, max=10_000_000, help="Vocabulary of the costs (default: what the genome file says, or 256).")] = None,
+    seq_len: Annotated[int, typer.Option(min=1, max=10**9, help="Context length of the costs, in tokens.")] = 4096,
+    d_model: Annotated[int | None, typer.Option(min=1, help="Show the genome scaled to this width.")] = None,
+    depth: Annotated[int | None, typer.Option(min=1, help="Show the genome scaled to this many LIVs.")] = None,
+    diagram: Annotated[Path | None, typer.Option(metavar="FILE", help="Also draw its layers into a .png, .svg or .pdf file.")] = None,
+) -> None:
+    """A genome explained: every gene, layer by layer, who shares with whom, costs.
+
+    \b
+    Example: star show lfm2-350m --diagram lfm2.png
+             star show 21211-31112-21221-32112 --d-model 64
+             star show runs/first:knee
+             star show --genes
+    """
+    from star.cli.arguments import choose_genome
+    from star.errors import UserError
+    from star.report.show import gene_reference, show_genome
+
+    out = console()
+    if genes:
+        out.print(gene_reference())
+    if genome is None:
+        if not genes:
+            raise UserError("star show needs a GENOME (a file, a shipped name, text, or RUN:ID), or --genes")
+        return
+    chosen = choose_genome(genome, d_model, depth)
+    vocab_size = vocab_size or chosen.vocab_size or 256
+    for part in show_genome(chosen.genome, chosen.name, chosen.description, vocab_size, seq_len):
+        out.print(part)
+    if diagram is not None:
+        from star.report.genome_diagram import genome_diagram
+        from star.report.style import save_one
+
+        say(f"\nwrote {save_one(genome_diagram(chosen.genome, vocab_size, seq_len, chosen.name), diagram)}")

@@ -1,0 +1,324 @@
+"""Every setting of a run: its default, its legal range and what it is for, in one place.
+
+    config = load_config("smoke", overrides={"seed": 1, "search.population": 6})
+    config.search.population, config.to_json(), RunConfig.from_json(data)
+
+A preset gives every setting; a TOML file (`[search]` / `population = 6`) and then overrides (dotted keys) change
+some. The resolved configuration is stored with the run. Settings marked `resumable` may change when a stopped run
+is continued; all others decide what the run's results are.
+"""
+
+import dataclasses
+import difflib
+import math
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from star.errors import UserError
+from star.training.recipe import Recipe
+
+
+def setting(default, doc: str, low: float = -math.inf, high: float = math.inf, choices=(), resumable: bool = False):
+    """A field of a section, with what `check` and `star evolve --help` need to know about it."""
+    metadata = {"doc": doc, "low": low, "high": high, "choices": choices, "resumable": resumable}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    corpus: str = setting("stdlib", 'text to train on: "stdlib", a text file or folder, or "hf:NAME[:CONFIG]"')
+
+
+@dataclass(frozen=True)
+class SpaceConfig:
+    slots: int = setting(8, "LIV slots: the greatest depth of a genome", 1, 512)
+    d_models: tuple[int, ...] = setting((64,), "legal widths of the residual stream", 1)
+    head_dim: int = setting(16, "width of an attention or recurrence head", 2)
+    classes: tuple[int, ...] = setting((), "operator classes by pool id, 0 for an empty slot; empty: the paper's 17", 0)
+    norms: tuple[int, ...] = setting((1,), "legal normalisation schemes", 1)
+    residuals: tuple[int, ...] = setting((1,), "legal residual schemes", 1)
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    algorithm: str = setting("nsga2", "search algorithm: a file in star/search/algorithms")
+    population: int = setting(8, "genomes that survive each generation", 2, 100_000)
+    generations: int = setting(5, "generations, the initial population included", 1, resumable=True)
+    offspring: int = setting(0, "genomes trained per generation after the first; 0: as many as the population", 0)
+    tournament: int = setting(2, "genomes that compete to become a parent, by rank, then crowding", 1)
+    crossover_probability: float = setting(0.9, "share of matings that exchange genes", 0, 1)
+    crossover_points: int = setting(2, "cuts of the k-point crossover", 1)
+    crossover_inside: bool = setting(False, "also cut inside a LIV, not only between LIVs")
+    mutation_probability: float = setting(0.1, "probability that a gene is re-sampled among its legal values", 0, 1)
+    link_probability: float = setting(0.2, "share of offspring in which two LIVs of one class are made to share", 0, 1)
+    seeds: tuple[str, ...] = setting((), "genomes (names, files or text) in the initial population, scaled to the space")
+    baselines: tuple[str, ...] = setting(
+        ("transformer++", "lfm2-350m"), "genomes trained alike for comparison, scaled to the space; never evolved"
+    )
+
+
+@dataclass(frozen=True)
+class ObjectivesConfig:
+    names: tuple[str, ...] = setting(("loss", "parameters", "cache"), "what to minimise: files in star/assess/objectives")
+    cache_tokens: int = setting(4096, "context length at which the cache is measured, in tokens", 1)
+    max_parameters: int = setting(0, "no genome with more parameters is trained; 0: no bound", 0)
+    max_cache: int = setting(0, "no genome with a larger cache (bytes) is trained; 0: no bound", 0)
+    max_flops: int = setting(0, "no genome with more training FLOPs per token is trained; 0: no bound", 0)
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    kind: str = setting("pool", "where candidates are trained", choices=("pool", "inprocess"), resumable=True)
+    workers: int = setting(0, "candidates trained at one time; 0: one per CPU core or GPU", 0, 4096, resumable=True)
+    threads: int = setting(1, "CPU threads of each worker; another number rounds differently", 1, 1024)
+    timeout: float = setting(0.0, "seconds after which a candidate is given up; 0: never", 0, resumable=True)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All settings of a run. Section `training` is `star.training.Recipe`; its seed is derived per candidate."""
+
+    preset: str = setting("laptop", "the preset that the other settings started from")
+    seed: int = setting(0, "the one seed from which every random choice follows", 0, 2**63 - 1)
+    evaluation: str = setting("training", "what gives a candidate its loss: a module of star/assess/evaluations")
+    keep: str = setting("front", "whose weights stay on the disk", choices=("front", "all", "none"), resumable=True)
+    journal: str = setting(
+        "wal", 'SQLite journal; "delete" on a network file system', choices=("wal", "delete"), resumable=True
+    )
+    data: DataConfig = DataConfig()
+    space: SpaceConfig = SpaceConfig()
+    search: SearchConfig = SearchConfig()
+    objectives: ObjectivesConfig = ObjectivesConfig()
+    training: Recipe = Recipe()
+    engine: EngineConfig = EngineConfig()
+
+    def __post_init__(self):
+        for key, setting_, value in _settings(self):
+            _check(key, setting_, value)
+
+    @property
+    def offspring(self) -> int:
+        return self.search.offspring or self.search.population
+
+    @property
+    def candidates(self) -> int:
+        """Genomes that the search proposes in all, baselines apart."""
+        return self.search.population + (self.search.generations - 1) * self.offspring
+
+    def replace(self, changes: Mapping[str, Any]) -> "RunConfig":
+        """With some settings changed, by dotted key. Values may be text, as typed on a command line."""
+        flat = {key: value for key, _, value in _settings(self)}
+        for key, value in changes.items():
+            if key not in flat:
+                raise UserError(f"there is no setting {key!r}{_nearest(key, flat)}")
+            flat[key] = value
+        return _build(flat)
+
+    def to_json(self) -> dict:
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_json(data: dict) -> "RunConfig":
+        return RunConfig().replace(_flatten(data))
+
+
+# What each preset changes in the defaults above, which are the laptop's.
+PRESETS: dict[str, dict[str, Any]] = {
+    "laptop": {"training.tokens": 65_536},
+    "smoke": {
+        "space.slots": 4,
+        "space.d_models": (32,),
+        "space.head_dim": 8,
+        "search.population": 4,
+        "search.generations": 3,
+        "search.baselines": ("transformer++",),
+        "training.tokens": 8_192,
+        "training.seq_len": 64,
+        "training.eval_tokens": 8_192,
+    },
+    "gpu": {
+        "space.slots": 16,
+        "space.d_models": (256, 512),
+        "space.head_dim": 64,
+        "search.population": 16,
+        "search.generations": 12,
+        "search.baselines": ("transformer++", "striped-mamba", "lfm2-350m"),
+        "training.tokens": 20_000_000,
+        "training.batch_size": 32,
+        "training.seq_len": 512,
+        "training.learning_rate": 1e-3,
+        "training.betas": (0.9, 0.95),
+        "training.eval_tokens": 1_048_576,
+        "engine.timeout": 1800.0,
+    },
+    "paper": {
+        "space.slots": 24,
+        "space.d_models": (768,),
+        "space.head_dim": 64,
+        "search.population": 16,
+        "search.generations": 18,
+        "search.baselines": ("transformer++", "striped-mamba"),
+        "training.tokens": 1_310_720_000,  # 5,000 steps of 64 x 4,096
+        "training.batch_size": 64,
+        "training.seq_len": 4096,
+        "training.learning_rate": 8e-4,
+        "training.betas": (0.9, 0.95),
+        "training.schedule": "cosine",
+        "training.warmup": 0.1,  # 500 steps
+        "training.eval_tokens": 16_777_216,
+    },
+}
+
+
+def load_config(
+    preset: str | None = None,
+    file: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    base: RunConfig | None = None,
+) -> RunConfig:
+    """Preset (default "laptop"; or `base`, such as a stored configuration), then a TOML file, then dotted overrides.
+
+    Raises UserError naming the key, its value and what is legal, for an unknown key the nearest legal one.
+    """
+    changes = read_toml(file) if file is not None else {}
+    changes |= dict(overrides or {})
+    preset = changes.pop("preset", None) if preset is None else preset
+    if preset is None and base is not None:
+        return base.replace(changes)
+    preset = preset or "laptop"
+    if preset not in PRESETS:
+        raise UserError(f"there is no preset {preset!r}{_nearest(preset, PRESETS)}; presets are {', '.join(PRESETS)}")
+    return RunConfig().replace({"preset": preset} | PRESETS[preset] | changes)
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The settings in a TOML file, by dotted key."""
+    try:
+        return _flatten(tomllib.loads(Path(path).read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not valid TOML ({error})") from None
+
+
+def describe() -> list[dict[str, Any]]:
+    """Every setting as a row (key, default, doc, resumable), for help texts and documentation."""
+    return [
+        {"key": key, "default": value, "doc": f.metadata.get("doc", ""), "resumable": f.metadata.get("resumable", False)}
+        for key, f, value in _settings(RunConfig())
+    ]
+
+
+def diff(a: RunConfig, b: RunConfig, resumable: bool = False) -> list[tuple[str, Any, Any]]:
+    """Settings in which two configurations differ, as (key, value in a, value in b); resumable ones on request."""
+    skip = {"preset"}  # a label: its settings are compared one by one
+    pairs = zip(_settings(a), _settings(b), strict=True)
+    return [
+        (key, x, y)
+        for (key, f, x), (_, _, y) in pairs
+        if x != y and key not in skip and (resumable or not f.metadata.get("resumable"))
+    ]
+
+
+def _settings(config: RunConfig) -> list[tuple[str, dataclasses.Field, Any]]:
+    """(dotted key, field, value) of every setting but the recipe's seed, which nobody sets."""
+    rows = []
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            rows += [(f"{f.name}.{g.name}", g, getattr(value, g.name)) for g in dataclasses.fields(value)]
+        else:
+            rows.append((f.name, f, value))
+    return [row for row in rows if row[0] != "training.seed"]
+
+
+def _build(flat: Mapping[str, Any]) -> RunConfig:
+    """The configuration with these values, each converted to the type its field declares."""
+    sections: dict[str, Any] = {}
+    top: dict[str, Any] = {}
+    for f in dataclasses.fields(RunConfig):
+        section = f.default
+        if dataclasses.is_dataclass(section):
+            kinds = typing.get_type_hints(type(section))
+            names = [g.name for g in dataclasses.fields(section) if f"{f.name}.{g.name}" in flat]
+            values = {n: _convert(f"{f.name}.{n}", flat[f"{f.name}.{n}"], kinds[n]) for n in names}
+            sections[f.name] = type(section)(**values)
+        else:
+            top[f.name] = _convert(f.name, flat[f.name], typing.get_type_hints(RunConfig)[f.name])
+    return RunConfig(**top, **sections)
+
+
+def _convert(key: str, value: Any, kind: Any) -> Any:
+    """A TOML, JSON or command-line value as `kind`. Raises UserError if it is none."""
+    if isinstance(kind, types.UnionType):
+        return None if value in (None, "none") else _convert(key, value, kind.__args__[0])
+    if typing.get_origin(kind) is tuple:
+        item = typing.get_args(kind)[0]
+        if isinstance(value, str):
+            value = [part.strip() for part in value.split(",") if part.strip()]
+        if not isinstance(value, list | tuple):
+            value = [value]
+        return tuple(_convert(key, part, item) for part in value)
+    try:
+        if kind is bool:
+            return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[str(value).lower()]
+        if kind is int:
+            return _whole(value)
+        if kind is float and not isinstance(value, bool):
+            return float(value)
+        if kind is str and isinstance(value, str):
+            return value
+    except (ValueError, KeyError, OverflowError):
+        pass
+    raise UserError(f"{key} is {value!r}; it must be {_KINDS[kind]}")
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    try:
+        return int(value) if isinstance(value, str) else int(str(value))
+    except ValueError:
+        number = float(value)  # 1e6 is a whole number too
+        if isinstance(value, bool) or number != int(number):
+            raise ValueError from None
+        return int(number)
+
+
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+def _check(key: str, f: dataclasses.Field, value: Any) -> None:
+    rules = f.metadata
+    if not rules:
+        return
+    if rules["choices"] and value not in rules["choices"]:
+        raise UserError(f"{key} is {value!r}; it must be one of {', '.join(rules['choices'])}")
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, int | float) and not rules["low"] <= number <= rules["high"]:
+            legal = f"from {rules['low']:g} to {rules['high']:g}" if rules["high"] < math.inf else f"at least {rules['low']:g}"
+            raise UserError(f"{key} is {number:g}; it must be {legal}")
+
+
+def _flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{key}.{name}": leaf for name, leaf in _flatten(value).items()}
+        else:
+            flat[key] = value
+    flat.pop("training.seed", None)
+    return flat
+
+
+def _nearest(key: str, legal: Iterable[str]) -> str:
+    """A hint for a misspelt key: the nearest legal one, by its whole name or by its last part."""
+    leaves = {name.rsplit(".", 1)[-1]: name for name in legal}
+    near = difflib.get_close_matches(key, list(leaves.values()), n=1)
+    near += [leaves[leaf] for leaf in difflib.get_close_matches(key.rsplit(".", 1)[-1], list(leaves), n=1)]
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,189 @@
+"""A corpus: two memory-mapped token files, cached per machine.
+
+    cache / KEY / train.bin, validation.bin, corpus.json
+
+KEY hashes what the source says of itself (paths, sizes, modification times), so opening a known corpus
+reads no text. A cache entry is written in a folder of its own, flushed to disk and then renamed, so that
+it is either whole or absent, whoever is killed and however many processes build it at once. An entry that
+someone damaged is built again.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from star.data.baselines import ngram_losses
+from star.data.sources import Source, find_source
+from star.data.split import TextFile, split
+from star.data.tokenizer import ByteTokenizer
+from star.errors import UserError
+
+FORMAT = 1  # raised whenever the same source would give other files
+SIDES = ("train", "validation")
+SMALLEST = 32  # bytes of text that still leave something on both sides
+STALE = 24 * 3600  # seconds after which an unfinished entry is surely nobody's
+
+
+@dataclass(frozen=True)
+class Corpus:
+    name: str
+    fingerprint: str  # hash of the tokens of both sides: equal fingerprints, equal data
+    train: np.ndarray  # memory-mapped token ids [n]
+    validation: np.ndarray  # memory-mapped token ids [m]; shares no document with train
+    tokenizer: ByteTokenizer
+    losses: dict[str, float]
+
+    @property
+    def vocab_size(self) -> int:
+        return self.tokenizer.vocab_size
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Nats per token / this / ln 2 = bits per byte."""
+        return 1.0
+
+    def baselines(self) -> dict[str, float]:
+        """Nats per token on the validation side of models counted on the train side: "unigram", "bigram"."""
+        return dict(self.losses)
+
+    def check_context(self, seq_len: int) -> None:
+        """Raise UserError unless both sides hold at least two sequences of `seq_len` tokens with their targets."""
+        for side in SIDES:
+            have, need = len(getattr(self, side)), 2 * seq_len + 1
+            if have < need:
+                raise UserError(
+                    f'The corpus "{self.name}" is too small for a context of {seq_len} tokens: its {side} side has {have} tokens '
+                    f"and needs {need}; give more text or a shorter context."
+                )
+
+
+def open_corpus(spec: str | Path, cache_dir: str | Path | None = None, on_progress: Callable[[dict], None] | None = None) -> Corpus:
+    """The corpus that `spec` names, built if this machine has not seen it in its present state.
+
+    spec: "stdlib" (the Python standard library's own sources), the path of a text file or folder, or
+        "hf:NAME[:CONFIG]" (see `star.data.sources`).
+    cache_dir: default $STAR_CACHE, or else the user's cache folder.
+    on_progress: called with {"documents", "bytes"} about twice a second while a corpus is built.
+
+    Raises UserError for a corpus that is missing, unreadable or empty, and for a cache that cannot be written.
+    """
+    tokenizer = ByteTokenizer()
+    source = find_source(spec)
+    key = _hash(json.dumps([FORMAT, tokenizer.name, *source.identity]).encode())
+    cache = Path(cache_dir or os.environ.get("STAR_CACHE") or _user_cache()).expanduser() / "corpora"
+    entry = cache / key
+    corpus = _open(entry, source.name, tokenizer)
+    if corpus is None:
+        try:
+            _build(entry, source, tokenizer, on_progress)
+        except OSError as error:
+            raise UserError(
+                f"Cannot write the corpus cache in {cache}: {error.strerror}; make room there or set STAR_CACHE to another folder."
+            ) from error
+        corpus = _open(entry, source.name, tokenizer)
+        if corpus is None:
+            raise UserError(f"The corpus cache in {cache} loses what is written to it; set STAR_CACHE to another folder.")
+    return corpus
+
+
+def _open(entry: Path, name: str, tokenizer: ByteTokenizer) -> Corpus | None:
+    """The corpus in `entry`, or None where there is no whole entry."""
+    try:
+        facts = json.loads((entry / "corpus.json").read_text())
+        sides = [np.memmap(entry / f"{side}.bin", tokenizer.dtype, mode="r") for side in SIDES]
+        if [len(tokens) for tokens in sides] != [facts["tokens"][side] for side in SIDES]:
+            return None
+        return Corpus(name, facts["fingerprint"], *sides, tokenizer, facts["losses"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _build(entry: Path, source: Source, tokenizer: ByteTokenizer, on_progress: Callable[[dict], None] | None) -> None:
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale(entry.parent)
+    work = Path(tempfile.mkdtemp(prefix=".building-", dir=entry.parent))
+    try:
+        with open(work / "text", "w+b") as file:
+            text = TextFile(file, separator=tokenizer.separator)
+            reported = time.monotonic()
+            for document in source.documents():
+                text.append(document)
+                if on_progress and time.monotonic() - reported > 0.5:
+                    reported = time.monotonic()
+                    on_progress({"documents": len(text.lengths), "bytes": text.size})
+            if not text.lengths:
+                raise UserError(f'The corpus "{source.name}" holds no text; give a file or folder with text in it.')
+            if text.size < SMALLEST:
+                raise UserError(f'The corpus "{source.name}" has only {text.size} bytes, too few to train on; give more text.')
+            pieces = split(text)
+            for side in SIDES:
+                with open(work / f"{side}.bin", "wb") as out:
+                    for start, stop in pieces[side]:
+                        text.copy(start, stop, out)
+                    _flush(out)
+        (work / "text").unlink()
+        train, validation = (np.memmap(work / f"{side}.bin", tokenizer.dtype, mode="r") for side in SIDES)
+        facts = {
+            "source": source.name,
+            "fingerprint": _hash(train, validation),
+            "tokens": {"train": len(train), "validation": len(validation)},
+            "losses": ngram_losses(train, validation, tokenizer.vocab_size),
+        }
+        with open(work / "corpus.json", "w") as out:
+            json.dump(facts, out, indent=1)
+            _flush(out)
+        _move(work, entry, tokenizer)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _move(work: Path, entry: Path, tokenizer: ByteTokenizer) -> None:
+    """Put a finished entry in its place. One that another process put there meanwhile is as good as ours."""
+    if entry.exists() and _open(entry, "", tokenizer) is None:
+        with contextlib.suppress(OSError):
+            os.rename(entry, work / "damaged")
+    try:
+        os.rename(work, entry)
+    except OSError:
+        if _open(entry, "", tokenizer) is None:
+            raise
+    shutil.rmtree(entry / "damaged", ignore_errors=True)
+    if hasattr(os, "O_DIRECTORY"):
+        folder = os.open(entry.parent, os.O_RDONLY | os.O_DIRECTORY)
+        os.fsync(folder)
+        os.close(folder)
+
+
+def _remove_stale(cache: Path) -> None:
+    for folder in cache.glob(".building-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - folder.stat().st_mtime > STALE:
+                shutil.rmtree(folder)
+
+
+def _flush(file) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _hash(*parts) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()[:32]
+
+
+def _user_cache() -> str:
+    import platformdirs
+
+    return platformdirs.user_cache_dir("star")

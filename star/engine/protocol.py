@@ -1,0 +1,53 @@
+"""What every engine does, and what it gives back."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+Report = Callable[[dict], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one job.
+
+    status: "ok", or whatever other word the function put under "status" in its result ("diverged", "timeout");
+        "oom" (out of memory), "failed" (exception: `traceback` is set), "timeout" (killed past its deadline),
+        "lost" (its worker died: no fault of the job), "disk_full" (nothing can be written: stop, keep the job).
+    result: what the function returned; None unless it returned.
+    reason: one line for people; empty when ok.
+    seconds: time the job took where it ran.
+    worker: where it ran, for example "worker 1".
+    """
+
+    job_id: str
+    status: str
+    result: dict | None = None
+    reason: str = ""
+    traceback: str | None = None
+    seconds: float = 0.0
+    worker: str = ""
+
+
+class Engine(Protocol):
+    """Runs `function(job, report) -> dict` for submitted jobs.
+
+    The function is named, as "module:function", and takes and returns plain JSON-able dicts. It may call
+    `report(dict)` to show progress, which reaches `on_progress(job_id, dict)` in the coordinator now and then;
+    progress is for display only and may be lost.
+    """
+
+    slots: int  # jobs it can hold at one time; a submission into a free slot is the start of the job
+    on_progress: Callable[[str, dict], None] | None
+
+    def submit(self, job_id: str, job: dict) -> None:
+        """Start a job. Never submit more than `slots` jobs without an outcome."""
+
+    def poll(self, timeout: float) -> list[Outcome]:
+        """Outcomes since the last call, each once; waits up to `timeout` seconds for the first."""
+
+    def cancel(self, job_id: str) -> None:
+        """Stop a job. It has no outcome, then or later."""
+
+    def close(self) -> None:
+        """Stop everything and free what the engine holds."""

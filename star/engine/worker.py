@@ -1,0 +1,62 @@
+"""What happens around one job, in whatever process it runs: every ending becomes a plain dict."""
+
+import errno
+import importlib
+import json
+import os
+import signal
+import threading
+import time
+import traceback
+
+from star.engine.protocol import Report
+
+
+class Cancelled(BaseException):
+    """Raised inside a job, from its `report`, to stop it. Not an Exception, so that no job swallows it."""
+
+
+def run_job(function: str, job: dict, report: Report) -> dict:
+    """Run one job and return the fields of its Outcome (all but job_id and worker). Raises nothing but Cancelled."""
+    start = time.perf_counter()
+    try:
+        result = json.loads(json.dumps(find(function)(job, report)))  # plain data only: nothing exotic leaves a worker
+        outcome = {"status": result.get("status", "ok"), "reason": result.get("reason", ""), "result": result}
+    except Cancelled:
+        raise
+    except BaseException as error:  # SystemExit and KeyboardInterrupt too: they must not end a worker
+        reason = f"{type(error).__name__}: {str(error).strip().split(chr(10))[0]}"
+        outcome = {"status": kind_of(error), "reason": reason[:500], "traceback": traceback.format_exc()}
+    return outcome | {"seconds": time.perf_counter() - start}
+
+
+def find(function: str):
+    """The callable behind "module:function"."""
+    module, _, name = function.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def kind_of(error: BaseException) -> str:
+    """"oom", "disk_full" or "failed". Torch names its CUDA error OutOfMemoryError; its CPU allocator only says so."""
+    text = str(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "oom"
+    if isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text):
+        return "oom"
+    if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left on device" in text:
+        return "disk_full"
+    return "failed"
+
+
+def start_worker(coordinator: int, environment: dict[str, str]) -> None:
+    """First thing in a new worker process. Kept trivial: an initializer that raises would break its pool for good."""
+    os.environ.update(environment)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # die at once when told to, even inside a long torch call
+    threading.Thread(target=_leave_with, args=(coordinator,), daemon=True).start()
+
+
+def _leave_with(coordinator: int, every: float = 0.5) -> None:
+    """Exit when the coordinator is gone: a busy worker would otherwise finish its job for nobody."""
+    while os.getppid() == coordinator:
+        time.sleep(every)
+    os._exit(1)

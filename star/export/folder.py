@@ -1,0 +1,219 @@
+"""Exported folders: written whole or not at all, read as data only."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+import star
+from star.errors import RunFailed, UserError
+from star.export.architecture import NAME, architecture_source
+from star.export.source import link
+from star.export.weights import check_weights, load_weights, save_weights
+from star.genome import Genome, from_json, resolve, to_json
+from star.model import LanguageModel
+
+FORMAT, VERSION = "star-model", 1
+FILES = ("config.json", "model.py", "model.safetensors")
+SIZE_LIMIT = 2_000_000  # bytes of a config.json
+MAX_VOCAB = 10_000_000
+
+
+def export_model(
+    model: LanguageModel,
+    genome: Genome,
+    folder: str | Path,
+    *,
+    name: str = "",
+    trained: bool = True,
+    source: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, float] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write `folder` with model.py, model.safetensors and config.json; returns it.
+
+    name: for people. source: where the model came from, such as {"run": ..., "id": ...}. metrics: what it scored.
+    overwrite: replace a folder that an earlier export wrote.
+    Raises UserError if the folder is in use by something else or cannot be written, RunFailed if the disk is full;
+    a folder that was there stays as it was.
+    """
+    folder = Path(folder)
+    check_target(folder, overwrite)
+    genome = genome.canonical()
+    config = {
+        "format": FORMAT,
+        "version": VERSION,
+        "star": star.__version__,
+        "name": name,
+        "genome_id": genome.id,
+        "genome": to_json(genome),
+        "vocab_size": model.vocab_size,
+        "tie_embeddings": model.tie_embeddings,
+        "tokenizer": "bytes",
+        "trained": trained,
+        "source": dict(source or {}),
+        "metrics": {key: value for key, value in (metrics or {}).items() if _is_plain(value)},
+    }
+    work = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    with _plain_errors(folder):
+        try:
+            work.mkdir(parents=True)
+            save_weights(model, work / "model.safetensors")
+            config["sha256"] = _sha256(work / "model.safetensors")
+            (work / "model.py").write_text(model_source(model, genome), encoding="utf-8")
+            (work / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            for file in FILES:
+                with open(work / file, "rb+") as written:
+                    os.fsync(written.fileno())
+            _move(work, folder)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    return folder
+
+
+def model_source(model: LanguageModel, genome: Genome) -> str:
+    """The text of model.py."""
+    architecture = architecture_source(model.plan, model.vocab_size, model.tie_embeddings)
+    roots = [(NAME, "PLAN"), ("star.export.standalone", "load"), ("star.export.standalone", "main")]
+    body = link(roots, {NAME: architecture})
+    return f'''"""A language model of {genome.depth} LIVs found by STAR. Needs torch and safetensors, nothing else.
+
+    from model import load
+    model = load()                              # the weights beside this file
+    logits, state = model(tokens)               # int64 [B, T] -> [B, T, {model.vocab_size}]; tokens are bytes
+    logits, state = model(next_tokens, state)   # continues exactly
+
+    python model.py --prompt "def " --tokens 200
+
+Genome {genome.id}: {genome.text}
+Made by STAR {star.__version__} from its own sources: definitions that this model does not need were left out.
+"""
+
+from __future__ import annotations
+
+{body}
+
+if __name__ == "__main__":
+    main()
+'''
+
+
+def load(folder: str | Path) -> LanguageModel:
+    """The model of an exported folder, ready to use. Its model.py is not executed: the genome is built and checked.
+
+    Raises UserError, naming file and fault, for a folder that is no export or is damaged.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    try:
+        plan = resolve(config["genome"])
+    except UserError as error:
+        raise UserError(f"{folder / 'config.json'}: genome: {error}") from None
+    weights = _inside(folder, "model.safetensors")
+    with torch.device("meta"):  # checks the file against the genome before either can claim memory
+        check_weights(weights, LanguageModel(plan, config["vocab_size"], config["tie_embeddings"]))
+    if _sha256(weights) != config["sha256"]:
+        raise UserError(f"{weights}: is not what was exported (its SHA-256 differs from config.json); export the model again")
+    model = LanguageModel(plan, config["vocab_size"], config["tie_embeddings"])
+    model.genome = config["genome"]
+    load_weights(model, weights)
+    return model.eval()
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """What config.json says, checked, with "genome" as a `Genome`. Raises UserError naming key and value."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: there is no such folder; star export RUN:ID makes one")
+    if not (folder / "config.json").exists():
+        raise UserError(f"{folder}: is no exported model (it has no config.json); star export RUN:ID makes one")
+    path = _inside(folder, "config.json")
+    try:
+        if path.stat().st_size > SIZE_LIMIT:
+            raise UserError(f"{path}: {path.stat().st_size:,} bytes is too large for a config.json; the limit is {SIZE_LIMIT:,}")
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error}); export the model again") from None
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise UserError(f'{path}: is no exported STAR model; it must be a JSON object with "format": "{FORMAT}"')
+    if config.get("version") != VERSION:
+        raise UserError(f"{path}: version {config.get('version')!r} is not supported; this program reads version {VERSION}")
+    rules = {
+        "vocab_size": (lambda v: isinstance(v, int) and not isinstance(v, bool) and 2 <= v <= MAX_VOCAB, f"an integer from 2 to {MAX_VOCAB:,}"),
+        "tie_embeddings": (lambda v: isinstance(v, bool), "true or false"),
+        "tokenizer": (lambda v: v == "bytes", '"bytes"'),
+        "sha256": (lambda v: isinstance(v, str), "the SHA-256 of model.safetensors"),
+        "source": (lambda v: isinstance(v, dict), "an object"),
+        "metrics": (lambda v: isinstance(v, dict), "an object"),
+    }
+    for key, (valid, legal) in rules.items():
+        if key not in config or not valid(config[key]):
+            raise UserError(f"{path}: '{key}' is {config.get(key)!r:.60}; it must be {legal}")
+    return config | {"genome": from_json(config.get("genome"), where=f"{path}: genome")}
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """A regular file of the folder itself: no link that leads out of it, no device, no pipe."""
+    path = folder / name
+    if not path.exists():
+        raise UserError(f"{path}: the file is missing; export the model again")
+    if path.resolve().parent != folder.resolve() or not path.is_file():
+        raise UserError(f"{path}: must be a plain file inside {folder}; export the model again")
+    return path
+
+
+def check_target(folder: Path, overwrite: bool) -> None:
+    """Raise UserError unless an export may write `folder`: it is new, empty, or an export and `overwrite` is set."""
+    if folder.is_dir() and not any(folder.iterdir()):
+        return
+    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {*FILES, "__pycache__"}:
+        if overwrite:
+            return
+        raise UserError(f"{folder}: holds an exported model already; give another folder or ask to overwrite it")
+    if folder.exists():
+        raise UserError(f"{folder}: holds other files; give a new or empty folder")
+
+
+def _move(work: Path, folder: Path) -> None:
+    """Put the finished folder in its place, and the old one, if any, away."""
+    old = work.with_suffix(".old")
+    if folder.exists():
+        os.rename(folder, old)
+    try:
+        os.rename(work, folder)
+    except OSError:
+        if old.exists():
+            os.rename(old, folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _plain_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        text = getattr(error, "strerror", None) or str(error)
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in text:
+            raise RunFailed(f"the disk that holds {folder} is full: free some space and export again; nothing was left half written") from None
+        raise UserError(f"{folder}: cannot be written ({text}); give a folder that can") from None
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value))

@@ -1,0 +1,49 @@
+"""What this model does by itself: load its weights, and write text."""
+
+# STAR never imports this file. `star.export.source` copies it to the end of every exported model.py, where
+# `star.export.architecture` is the plan of that model (see `architecture_source`).
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from star.export.architecture import PLAN, TIE_EMBEDDINGS, VOCAB_SIZE
+from star.model.language_model import LanguageModel
+
+
+def load(folder: str | Path = Path(__file__).parent, device: str = "cpu") -> LanguageModel:
+    """The model with the weights beside this file, ready to use.
+
+    Raises ValueError if the weights are those of another architecture.
+    """
+    model = LanguageModel(PLAN, VOCAB_SIZE, TIE_EMBEDDINGS)
+    weights = load_file(Path(folder) / "model.safetensors")
+    parameters = dict(model.named_parameters())  # those that several LIVs share are named once
+    if {n: w.shape for n, w in weights.items()} != {n: p.shape for n, p in parameters.items()}:
+        raise ValueError(f"{folder}/model.safetensors holds the weights of another architecture")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.data = weights[name]
+    return model.to(device).eval()
+
+
+def main() -> None:
+    """Continue a prompt, byte by byte."""
+    parser = argparse.ArgumentParser(description="Generate text with this model.")
+    parser.add_argument("--prompt", default="", help="text to continue")
+    parser.add_argument("--tokens", type=int, default=200, help="how many bytes to add")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest byte every time")
+    parser.add_argument("--top-k", type=int, default=None, help="sample among the k likeliest bytes only")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    model = load(device=options.device)
+    prompt = list(options.prompt.encode()) or [0]  # byte 0 begins a document
+    tokens = torch.tensor([prompt], device=options.device)
+    tokens = model.generate(tokens, options.tokens, options.temperature, options.top_k, options.seed)
+    sys.stdout.buffer.write(bytes(tokens[0].tolist()).replace(b"\0", b"") + b"\n")

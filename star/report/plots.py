@@ -1,0 +1,35 @@
+"""All plots of a run, as files. A new plot is one function `plot(run) -> Figure` and one name in this list."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from matplotlib.figure import Figure
+
+from star.report.curves import learning_curves
+from star.report.genome_diagram import genome_diagram
+from star.report.hypervolume import hypervolume
+from star.report.pareto import pareto_fronts
+from star.report.style import save_figure
+
+if TYPE_CHECKING:
+    from star.run import Run
+
+Plot = Callable[["Run"], Figure]
+
+
+def knee_genome(run: Run) -> Figure:
+    """The layers of the genome at the knee of the front."""
+    knee = run.knee()
+    return genome_diagram(knee.genome, seq_len=run.config.objectives.cache_tokens, name=f"knee of the front: {knee.id}")
+
+
+PLOTS: tuple[Plot, ...] = (pareto_fronts, hypervolume, learning_curves, knee_genome)
+
+
+def write_plots(run: Run, folder: Path, plots: tuple[Plot, ...] = PLOTS) -> list[Path]:
+    """Every plot as FOLDER/NAME.png and .svg. Raises UserError if the run has no finished candidate yet."""
+    run.knee()
+    return [path for plot in plots for path in save_figure(plot(run), folder / plot.__name__)]

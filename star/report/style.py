@@ -1,0 +1,118 @@
+"""How every plot looks: colours that colour-blind readers can tell apart, numbers with units, files on the disk.
+
+Figures are 8 inches wide, so that they read well at the 800 pixels that a README gives them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+from star.assess import Objective
+from star.errors import UserError
+from star.report.units import display_unit, format_value
+
+WIDTH = 8.0  # inches
+DPI = 200  # of PNG files
+
+# Okabe and Ito, "Color universal design" (2008).
+BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
+    "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
+)  # fmt: skip
+GREY = "#8C8C8C"
+FAINT = "#C9CDD2"
+
+RC = {
+    "font.family": "DejaVu Sans",  # ships with matplotlib: the same picture on every machine
+    "font.size": 9,
+    "axes.labelsize": 9,
+    "axes.titlesize": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E8E8E8",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "svg.hashsalt": "star",  # the same figure gives the same file
+}
+
+
+def new_figure(height: float, layout: str | None = "constrained") -> Figure:
+    """An empty figure that belongs to no window and no global state; height in inches."""
+    matplotlib.rcParams.update(RC)
+    figure = Figure(figsize=(WIDTH, height), layout=layout)
+    if layout:
+        figure.get_layout_engine().set(w_pad=0.07, h_pad=0.07, wspace=0.03, hspace=0.03)
+    return figure
+
+
+def save_figure(figure: Figure, stem: Path) -> list[Path]:
+    """Write STEM.png and STEM.svg."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
+    for path in paths:
+        metadata = {"Date": None} if path.suffix == ".svg" else None
+        figure.savefig(path, dpi=DPI, facecolor="white", metadata=metadata)
+    return paths
+
+
+def save_one(figure: Figure, path: Path) -> Path:
+    """Write the one file that a person named. Raises UserError for a kind that is not PNG, SVG or PDF."""
+    if path.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise UserError(f"{path}: a picture is written as .png, .svg or .pdf; give a name that ends so")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=DPI, facecolor="white")
+    return path
+
+
+def axis_label(objective: Objective) -> str:
+    return f"{objective.doc.removesuffix(' after training')} ({display_unit(objective)})"
+
+
+def scale_axis(axes: Axes, which: str, objective: Objective, values: list[float]) -> None:
+    """Limits, scale and a few legible ticks for axis "x" or "y" that shows `values`; a zero stays visible."""
+    axis = getattr(axes, f"{which}axis")
+    low, high = min(values), max(values)
+    if not objective.log_scale:
+        margin = 0.07 * (high - low) or 0.05 * abs(high) or 1.0
+        getattr(axes, f"set_{which}lim")(low - margin, high + margin)
+        axis.set_major_locator(MaxNLocator(5))
+        return
+    least = min((value for value in values if value > 0), default=1.0)
+    most = max(high, least)
+    base = 2 if objective.unit == "bytes" else 10
+    margin = (most / least) ** 0.08 if most > least else 1.2
+    if low <= 0:
+        getattr(axes, f"set_{which}scale")("symlog", linthresh=least, base=base, linscale=0.5)
+        bottom = -0.25 * least
+    else:
+        getattr(axes, f"set_{which}scale")("log", base=base)
+        bottom = least / margin
+    ticks = log_ticks(least / margin, most * margin, base, gap=0.19 if which == "x" else 0.1)
+    axis.set_major_locator(FixedLocator(([0.0] if low <= 0 else []) + ticks))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: format_value(objective, value)))
+    getattr(axes, f"set_{which}lim")(bottom, most * margin)
+
+
+def log_ticks(low: float, high: float, base: int, gap: float) -> list[float]:
+    """Round numbers from low to high: as many as leave `gap` between neighbours, as a share of the axis."""
+    if base == 2:
+        dense = [[1, 1.125, 1.25, 1.375, 1.5, 1.625, 1.75, 1.875], [1, 1.25, 1.5, 1.75], [1, 1.5], [1]]
+    else:
+        dense = [[1 + 0.1 * n for n in range(90)], [1 + 0.5 * n for n in range(18)], list(range(1, 10)), [1, 1.5, 2, 3, 5, 7], [1, 2, 5], [1, 3], [1]]
+    powers = range(math.floor(math.log(low, base)), math.ceil(math.log(high, base)) + 1)
+    room = gap * math.log(high / low)
+    for multiples in dense:
+        ticks = [round(m * base**p, 12) for p in powers for m in multiples if low <= m * base**p <= high]
+        if all(math.log(b / a) >= room for a, b in itertools.pairwise(ticks)):
+            return ticks
+    return ticks[:: max(1, math.ceil(room / math.log(base)))]

@@ -1,0 +1,209 @@
+"""A run as anyone may read it, also while it is being evolved.
+
+    run = star.Run("runs/a")
+    for member in run.front(): print(member.id, member.genome.text, member.objectives)
+"""
+
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from star.assess import Frame, Front, load_objectives
+from star.config import RunConfig, load_config
+from star.engine.progress import read_progress
+from star.errors import UserError
+from star.genome import Genome, Space, from_json
+from star.store import CandidateFiles, Proposal, Record, read_events, read_meta
+from star.store.database import exists, read_curves
+from star.store.lock import is_held
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One genome of a run and what is known of it.
+
+    origin: "initial", "seed", "offspring" or "baseline". name: of a baseline or seed. parents: ids of candidates.
+    operators: what changed it ("crossover", "mutation"). repaired: whether variation had left it invalid.
+    status: "pending", "running", or how it ended: "ok", "infeasible", "oom", "diverged", "timeout", "failed", "lost".
+    objectives: by name, None unless ok. metrics: val_loss_se, tokens, seconds, tokens_per_second, peak_memory, ...
+    costs: what the plan alone tells. order: place in the order of completion, None until then.
+    """
+
+    id: str
+    genome: Genome
+    generation: int
+    origin: str
+    name: str | None
+    parents: list[str]
+    operators: list[str]
+    repaired: bool
+    status: str
+    reason: str = ""
+    objectives: dict[str, float] | None = None
+    metrics: dict = field(default_factory=dict)
+    costs: dict = field(default_factory=dict)
+    order: int | None = None
+    traceback: str | None = None
+
+
+class Run:
+    """The run directory `path`, read as it is now; `refresh` reads on. Raises UserError if there is no run."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        meta = read_meta(self.path)
+        self.config = RunConfig.from_json(meta["config"])
+        self.space = Space.from_json(meta["space"])
+        self.corpus: dict = meta["corpus"]
+        self.versions: dict = meta["packages"]
+        self.objectives = load_objectives(self.config.objectives.names)
+        self.files = CandidateFiles(self.path)
+        self._record = Record()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take in what has been recorded since the last look."""
+        for event in read_events(self.path, after=self._record.last_seq):
+            self._record.apply(event.kind, event.data)
+            self._record.last_seq = event.seq
+        self.__dict__.pop("_candidates", None)
+
+    def candidates(self, origin: str | None = None) -> list[Candidate]:
+        """In order of creation."""
+        return [c for c in self._candidates if origin is None or c.origin == origin]
+
+    def candidate(self, id: str) -> Candidate:
+        """By its id or the beginning of it. Raises UserError if there is none or more than one."""
+        found = {c.id: c for c in self._candidates if c.id.startswith(id)}
+        if len(found) != 1:
+            how = "no candidate" if not found else f"{len(found)} candidates"
+            raise UserError(f"{self.path} has {how} with an id that begins with {id!r}; star front {self.path} lists ids")
+        return next(iter(found.values()))
+
+    def front(self) -> list[Candidate]:
+        """The non-dominated of all that the search assessed (baselines apart), best first objective (loss) first."""
+        front = self._front(self._settled())
+        found = {c.id: c for c in self._candidates if c.origin != "baseline"}
+        return sorted((found[id] for id in front.ids), key=lambda c: (*front.scaled(c.objectives), c.id))
+
+    def knee(self) -> Candidate:
+        """The front member nearest to the ideal point, each objective scaled to the front's own range."""
+        members = self.front()
+        if not members:
+            raise UserError(f"{self.path} has no finished candidate yet; star status {self.path} shows how far it is")
+        columns = list(zip(*(self._front([]).scaled(c.objectives) for c in members), strict=True))
+        spans = [(min(column), (max(column) - min(column)) or 1.0) for column in columns]
+        distance = [math.hypot(*((v - low) / span for v, (low, span) in zip(row, spans, strict=True))) for row in zip(*columns, strict=True)]
+        return members[distance.index(min(distance))]
+
+    @property
+    def reference(self) -> dict[str, float] | None:
+        """The fixed hypervolume reference by objective, in its own unit; None until the first generation is complete."""
+        frame = self._frame
+        return frame and {o.name: o.unscaled(frame.reference[o.name]) for o in self.objectives}
+
+    def hypervolume(self) -> list[dict]:
+        """After each finished candidate of the search: evaluations, tokens (trained so far), generation, hypervolume.
+
+        In units of the box from the first generation's best to the reference (see `star.assess.Frame`).
+        """
+        if self._frame is None:
+            return []
+        front, rows, tokens, volume = self._front([]), [], 0, 0.0
+        for evaluations, candidate in enumerate(self._settled(every=True), start=1):
+            tokens += candidate.metrics.get("tokens") or 0
+            if candidate.objectives and front.add(candidate.id, candidate.objectives):
+                volume = self._frame.hypervolume(front)
+            row = {"evaluations": evaluations, "tokens": tokens, "generation": candidate.generation, "hypervolume": volume}
+            rows.append(row)
+        return rows
+
+    def curve(self, id: str) -> list[dict]:
+        """Learning curve of a candidate's last attempt: step, tokens, train_loss, val_loss, seconds."""
+        curves = read_curves(self.path, id)
+        return curves[-1]["points"] if curves else []
+
+    def weights(self, id: str) -> Path | None:
+        """File with the trained weights, if they were kept (`config.keep`)."""
+        return self.files.weights(id)
+
+    def statistics(self) -> list[dict]:
+        """Of each generation: generated, repaired, duplicates (counts of genomes that variation made)."""
+        return [{key: value for key, value in ask.items() if key != "digest"} for ask in self._record.asks]
+
+    def status(self) -> dict:
+        """Counts by outcome, progress, what runs now, and the time that is left (seconds; None if it cannot be told)."""
+        record, candidates = self._record, self._candidates
+        counts = {status: sum(c.status == status for c in candidates) for status in dict.fromkeys(c.status for c in candidates)}
+        done, pending, running = len(record.results), counts.get("pending", 0), counts.get("running", 0)
+        baselines = len(self.candidates("baseline"))
+        total = done + pending + running if record.exhausted else max(self.config.candidates + baselines, done)
+        recent = [result.seconds for result in list(record.results.values())[-20:]]
+        workers = record.sessions[-1]["workers"] if record.sessions else 1
+        mean = sum(recent) / len(recent) if recent else None
+        return {
+            "done": done,
+            "pending": pending,
+            "running": running,
+            "failed": sum(r.status not in ("ok", "infeasible") for r in record.results.values()),
+            "total": total,
+            "finished": done >= total or (record.exhausted and done == total),
+            "active": is_held(self.path),
+            "generation": max(record.generation, 0),
+            "generations": self.config.search.generations,
+            "eta_seconds": mean and mean * (total - done) / workers,
+            "counts": counts,
+            "failures": [{"id": r.id, "status": r.status, "reason": r.reason} for r in record.results.values() if r.status not in ("ok", "infeasible")],
+            "progress": read_progress(self.path / "progress") if is_held(self.path) else {},
+            "baselines": self.corpus["baselines"],
+            "corpus": self.corpus["name"],
+        }
+
+    @cached_property
+    def _candidates(self) -> list[Candidate]:
+        active = is_held(self.path)
+        return [self._candidate(proposal, active) for proposal in self._record.proposals]
+
+    def _candidate(self, proposal: Proposal, active: bool) -> Candidate:
+        result = self._record.results.get(proposal.id)
+        running = active and proposal.id in self._record.started
+        return Candidate(
+            id=proposal.id,
+            genome=from_json(proposal.genome, where=f"{self.path}: candidate {proposal.id}"),
+            generation=proposal.generation,
+            origin=proposal.origin,
+            name=proposal.name,
+            parents=list(proposal.parents),
+            operators=list(proposal.operators),
+            repaired=proposal.repaired,
+            status=result.status if result else "running" if running else "pending",
+            reason=result.reason if result else "",
+            objectives=result.objectives if result and not proposal.infeasible else None,
+            metrics=result.metrics if result else {},
+            costs=proposal.costs,
+            order=result.order if result else None,
+            traceback=result.traceback if result else None,
+        )
+
+    def _settled(self, every: bool = False) -> list[Candidate]:
+        """Finished candidates of the search in order of completion; only those with objectives unless `every`."""
+        found = [c for c in self._candidates if c.origin != "baseline" and c.order is not None]
+        return sorted((c for c in found if every or c.objectives), key=lambda c: c.order)
+
+    def _front(self, candidates: list[Candidate]) -> Front:
+        front = Front(self.objectives)
+        for candidate in candidates:
+            front.add(candidate.id, candidate.objectives)
+        return front
+
+    @property
+    def _frame(self) -> Frame | None:
+        return Frame(**self._record.frame) if self._record.frame else None
+
+
+def config_for(path: str | Path, preset: str | None = None, file: str | Path | None = None, overrides: dict | None = None) -> RunConfig:
+    """What `star evolve PATH` with these options means: a run that exists keeps its configuration unless told otherwise."""
+    path = Path(path)
+    base = RunConfig.from_json(read_meta(path)["config"]) if preset is None and exists(path) else None
+    return load_config(preset, file, overrides, base)

@@ -1,0 +1,68 @@
+"""The interface between the loop and a search algorithm. A new algorithm is one file in star/search/algorithms."""
+
+import importlib
+import pkgutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from star.config import RunConfig
+from star.errors import UserError
+from star.genome import Genome, Space
+from star.search import algorithms
+
+
+@dataclass(frozen=True)
+class Offspring:
+    """A genome that the algorithm wants assessed. Fields as in `star.store.Proposal`."""
+
+    id: str
+    genome: Genome
+    origin: str
+    parents: tuple[str, ...] = ()
+    operators: tuple[str, ...] = ()
+    repaired: bool = False
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one `ask` proposes, and what it took: genomes generated, of which needed repair, of which were duplicates."""
+
+    offspring: tuple[Offspring, ...]
+    generated: int
+    repaired: int
+    duplicates: int
+
+
+@dataclass(frozen=True)
+class Told:
+    """The result of one genome. F: finite, minimised, one number per objective.
+
+    G: one number per constraint and last one for failure; the genome is feasible if none is above 0.
+    """
+
+    id: str
+    F: tuple[float, ...]
+    G: tuple[float, ...]
+
+
+class Algorithm(Protocol):
+    """Everything random comes from one generator, so that repeating the same asks and tells repeats the state."""
+
+    def ask(self) -> Batch | None:
+        """New genomes, none of which was asked before; None once there are no more."""
+
+    def tell(self, told: Sequence[Told]) -> None:
+        """Results of genomes asked before."""
+
+    def digest(self) -> str:
+        """A hash of the whole state: population and generator."""
+
+
+def load_algorithm(space: Space, config: RunConfig) -> Algorithm:
+    """Raises UserError for an unknown name."""
+    legal = sorted(module.name for module in pkgutil.iter_modules(algorithms.__path__))
+    name = config.search.algorithm
+    if name not in legal:
+        raise UserError(f"search.algorithm is {name!r}; it must be one of {', '.join(legal)}")
+    return importlib.import_module(f"{algorithms.__name__}.{name}").create(space, config)

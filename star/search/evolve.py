@@ -1,0 +1,226 @@
+"""Start a run or go on with one: check that it is the same run, rebuild the algorithm from its record, and loop."""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import star
+from star.assess import load_objectives
+from star.assess.evaluations import load_evaluation
+from star.config import RunConfig, diff
+from star.engine import Engine, InProcess, ProcessPool
+from star.errors import UserError
+from star.genome import Genome, Space, find_genome
+from star.search.algorithm import Algorithm, Told, load_algorithm
+from star.search.events import Callback, Emitter
+from star.search.loop import Loop
+from star.store import Event, Record, RunLock, Store
+from star.store.database import exists, read_meta
+
+GRACE = 60.0  # seconds that a candidate which watches its own deadline gets before it is killed
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How `evolve` ended. status: "finished", "interrupted" or "exhausted"; text: a sentence for people."""
+
+    status: str
+    text: str
+
+
+def evolve(
+    run: str | Path, config: RunConfig, engine: Engine | None = None, callbacks: Iterable[Callback] = ()
+) -> Ending:
+    """Evolve a population in the directory `run`, or go on where an earlier call, however it ended, had come to.
+
+    engine: by default the one that `config.engine` describes. callbacks: see `star.search.events`.
+    The first Ctrl-C (or SIGTERM) ends the run cleanly, a second one at once.
+    Raises UserError if the directory holds something else or another run; RunFailed if all of the first generation
+    fails or the disk is full. Whatever is raised, what was recorded stays, and the same call goes on from there.
+    """
+    run, emit = Path(run), Emitter(callbacks)
+    resumed = exists(run)
+    if resumed:
+        _check_same(run, read_meta(run), config)
+    space = make_space(config)
+    algorithm = load_algorithm(space, config)
+    baselines = make_baselines(space, config)
+    evaluation = load_evaluation(config.evaluation)
+    load_objectives(config.objectives.names)  # a wrong name is an error before anything is created
+    corpus = evaluation.prepare(config)
+    run.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        lock = RunLock(run)
+        stack.callback(lock.release)
+        meta = {"star": star.__version__, "config": config.to_json(), "space": space.to_json(), "corpus": corpus}
+        store = Store(run, meta | {"packages": packages()}, journal=config.journal)
+        stack.callback(store.close)
+        stored = store.meta()
+        _check_same(run, stored, config, corpus)  # again: another process may have been faster
+        if stored["config"] != config.to_json():
+            store.set_meta("config", config.to_json())  # resumable settings may change
+        events = store.events()
+        replay(algorithm, events, run, stored)
+        if engine is None:
+            engine = make_engine(config, f"{evaluation.__name__}:assess", run)
+            stack.callback(engine.close)
+        record = Record(events)
+        loop = Loop(run, config, corpus, store, record, algorithm, engine, emit)
+        with stop_on_signals(loop):
+            session = {"workers": engine.slots, "star": star.__version__, "packages": packages()}
+            loop.start(baselines, session)
+            emit(
+                "run_start",
+                run=str(run),
+                resumed=resumed,
+                generation=max(record.generation, 0),
+                generations=config.search.generations,
+                population=config.search.population,
+                workers=engine.slots,
+                corpus=corpus["name"],
+                baselines=corpus["baselines"],
+                **loop.budget(),
+            )
+            unfinished = loop.run()
+        ending = _ending(run, loop, unfinished)
+        emit("run_end", status=ending.status, text=ending.text, **loop.budget())
+        return ending
+
+
+def _ending(run: Path, loop: Loop, unfinished: bool) -> Ending:
+    done, total = loop.budget()["done"], loop.budget()["total"]
+    if loop.stopped and (unfinished or done < total):
+        text = f"Stopped after {done} of {total} candidates; star evolve {run} goes on from here."
+        return Ending("interrupted", text)
+    if loop.record.exhausted:
+        return Ending("exhausted", f"All {done} genomes of the search space were assessed before the budget was spent.")
+    return Ending("finished", f"All {done} candidates are done.")
+
+
+def make_space(config: RunConfig) -> Space:
+    settings = config.space
+    classes = {"classes": tuple(sorted({0, *settings.classes}))} if settings.classes else {}
+    return Space(
+        n_slots=settings.slots,
+        d_models=settings.d_models,
+        head_dim=settings.head_dim,
+        norms=settings.norms,
+        residuals=settings.residuals,
+        **classes,
+    )
+
+
+def make_baselines(space: Space, config: RunConfig) -> list[tuple[str, Genome]]:
+    """Names and genomes of the baselines, scaled to the width and depth of the space; each genome once."""
+    found: dict[str, tuple[str, Genome]] = {}
+    for name in config.search.baselines:
+        named = find_genome(name)
+        genome = space.fit(named.genome)
+        if not genome.fits:
+            raise UserError(f"search.baselines: {name} does not fit a width of {genome.d_model}; leave it out or change the width")
+        found.setdefault(genome.id, (named.name or Path(name).stem, genome))
+    return list(found.values())
+
+
+def make_engine(config: RunConfig, function: str, run: Path) -> Engine:
+    """The engine that the configuration asks for. Workers: one per GPU, or per `threads` CPU cores."""
+    settings = config.engine
+    if settings.kind == "inprocess":
+        return InProcess(function, slots=settings.workers or 1)
+    gpus = visible_gpus() if config.training.device in ("auto", "cuda") and config.evaluation == "training" else []
+    threads = {name: str(settings.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    environments = [threads | {"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus] or [threads]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    slots = settings.workers or len(gpus) or max(1, cores // settings.threads)
+    timeout = settings.timeout + GRACE if settings.timeout else None
+    slots = min(slots, max(config.search.population, config.offspring))
+    return ProcessPool(function, slots, run / "progress", timeout, environments)
+
+
+def visible_gpus() -> list[str]:
+    """Values of CUDA_VISIBLE_DEVICES that each show one GPU."""
+    import torch
+
+    count = torch.cuda.device_count()
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    names = [name.strip() for name in shown.split(",") if name.strip()]
+    return (names or [str(i) for i in range(count)])[:count]
+
+
+def replay(algorithm: Algorithm, events: Sequence[Event], run: Path, meta: dict) -> None:
+    """Bring a new algorithm to the recorded state by repeating all asks and tells. Raises UserError if it deviates."""
+    for event in events:
+        data = event.data
+        if event.kind == "ask" and data["generation"] is not None:
+            batch = algorithm.ask()
+            same = batch is not None and [child.id for child in batch.offspring] == [p["id"] for p in data["proposals"]]
+        elif event.kind == "tell":
+            algorithm.tell([Told(id, tuple(F), tuple(G)) for id, F, G in data["told"]])
+            same = True
+        elif event.kind == "exhausted":
+            algorithm.ask()
+            continue
+        else:
+            continue
+        if not same or algorithm.digest() != data["digest"]:
+            made = ", ".join(f"{name} {number}" for name, number in meta["packages"].items())
+            raise UserError(
+                f"{run} cannot be continued: its event {event.seq} ({event.kind}) does not repeat with this software; "
+                f"it was made with {made}; this is {', '.join(f'{n} {v}' for n, v in packages().items())}"
+            )
+
+
+def _check_same(run: Path, meta: dict, config: RunConfig, corpus: dict | None = None) -> None:
+    """Raises UserError, saying what differs, unless this configuration is that of the run."""
+    if meta["star"] != star.__version__:
+        raise UserError(
+            f"{run} was made by star {meta['star']} and this is {star.__version__}: go on with that version, "
+            "or start another run directory (this version can still show, plot and export it)"
+        )
+    differences = diff(RunConfig.from_json(meta["config"]), config)
+    if differences:
+        told = "; ".join(f"{key} was {old!r} and is now {new!r}" for key, old, new in differences[:3])
+        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise UserError(
+            f"{run} was started with another configuration: {told}{more}; use another run directory, "
+            f"or go on with its own configuration by star evolve {run} without options"
+        )
+    if corpus is not None and corpus["fingerprint"] != meta["corpus"]["fingerprint"]:
+        raise UserError(
+            f"the text of {config.data.corpus!r} has changed since {run} was started, so its results could not be "
+            "compared with new ones; restore the text or use another run directory"
+        )
+
+
+def packages() -> dict[str, str]:
+    """Versions that a run's results may depend on."""
+    found = {"star": star.__version__}
+    for name in ("torch", "pymoo", "numpy"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+@contextlib.contextmanager
+def stop_on_signals(loop: Loop) -> Iterator[None]:
+    """SIGINT and SIGTERM stop the loop; a second one raises KeyboardInterrupt."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number, frame):
+        if loop.stopped:
+            raise KeyboardInterrupt
+        loop.stop()
+
+    earlier = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)

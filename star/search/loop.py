@@ -1,0 +1,289 @@
+"""The loop: ask for genomes, have them assessed, record what came of it, tell the algorithm; until the budget is spent.
+
+Everything that matters is in the record before it is acted upon, so the process may be killed at any instruction.
+"""
+
+import collections
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from star.assess import Frame, Front
+from star.config import RunConfig
+from star.engine import Engine, Outcome
+from star.errors import RunFailed
+from star.genome import Genome
+from star.search import policy
+from star.search.algorithm import Algorithm
+from star.search.candidate import Candidates, finite, infeasible
+from star.search.events import Emitter
+from star.store import CandidateFiles, Proposal, Record, Store
+from star.store.database import disk_full
+
+LOW_DISK = 200 * 2**20  # bytes; a generation that begins with less says so
+
+
+class Loop:
+    """One coordinator at work on one run. `stop()` may be called at any time, also from a signal handler."""
+
+    def __init__(
+        self,
+        run: Path,
+        config: RunConfig,
+        corpus: dict,
+        store: Store,
+        record: Record,
+        algorithm: Algorithm,
+        engine: Engine,
+        emit: Emitter,
+    ):
+        self.run_path, self.config, self.emit = run, config, emit
+        self.store, self.record, self.algorithm, self.engine = store, record, algorithm, engine
+        self.candidates = Candidates(config, corpus)
+        self.objectives = self.candidates.objectives
+        self.files = CandidateFiles(run)
+        self.front = Front(self.objectives)
+        self.proposals: dict[str, Proposal] = {}
+        self.running: dict[str, Proposal] = {}
+        self.stopped = False
+        self.seconds = collections.deque((r.seconds for r in record.results.values()), maxlen=20)  # to estimate the rest
+        engine.on_progress = self._progress
+        for proposal in record.proposals:
+            self._note(proposal)
+
+    def start(self, baselines: Sequence[tuple[str, Genome]], session: dict) -> None:
+        """Enter a session in the record; ask for the first generation, or take up what an earlier session left."""
+        self._commit([("session", session)])
+        if not self.record.asks:
+            rows = [self.candidates.propose(genome, "baseline", name=name) for name, genome in baselines]
+            asked = {"generation": None, "digest": None, "proposals": [dataclasses.asdict(row) for row in rows]}
+            self._commit([("ask", asked), *self._ask()])
+        elif self._first_generation_failed():
+            self._commit([("retry", {"ids": list(self.record.asked)})])
+        self._collect(self._left_behind())
+        self._clean()
+
+    def run(self) -> bool:
+        """Work until the budget is spent, the space is exhausted, or `stop`. Returns whether anything is left to do.
+
+        Raises RunFailed if the whole first generation fails, or the disk is full.
+        """
+        while not self.stopped:
+            while self._advance():
+                pass
+            self._submit()
+            if not self.running:
+                break
+            self._collect(self.engine.poll(0.5))
+        for id in self.running:
+            self.engine.cancel(id)  # still asked in the record: the first to be run when the run is resumed
+        self.running.clear()
+        return bool(self._waiting())
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    def budget(self) -> dict:
+        """How far the run is: done and total count candidates, baselines included."""
+        done, total = len(self.record.results), len(self.proposals)
+        if not self.record.exhausted:
+            baselines = sum(p.origin == "baseline" for p in self.proposals.values())
+            total = max(total, self.config.candidates + baselines)
+        mean = sum(self.seconds) / max(len(self.seconds), 1)
+        workers = max(1, min(self.engine.slots, self.config.search.population))
+        return {"done": done, "total": total, "eta_seconds": mean * (total - done) / workers}
+
+    # Ask and tell.
+
+    def _advance(self) -> bool:
+        """Tell a generation that is complete and ask for the next, as one transaction. Whether anything was done."""
+        asked, results = list(self.record.asked), self.record.results
+        if self.stopped or any(id not in results for id in asked):
+            return False
+        more = len(self.record.asks) < self.config.search.generations and not self.record.exhausted
+        if not asked and not more:
+            return False
+        if self._first_generation_failed():
+            raise RunFailed(self._commonest_failure())
+        events = self._tell(asked) if asked else []
+        self._commit(events + (self._ask() if more else []))
+        if asked:
+            self._generation_end()
+        return True
+
+    def _tell(self, asked: Sequence[str]) -> list[tuple[str, dict]]:
+        told = policy.told([self.proposals[id] for id in asked], self.record.results, self.objectives)
+        self.algorithm.tell(told)
+        rows = [[t.id, t.F, t.G] for t in told]
+        data = {"generation": self.record.told_generations, "told": rows, "digest": self.algorithm.digest()}
+        good = [values for id in asked if (values := self.record.results[id].objectives)]
+        if self.record.frame is None and good:
+            frame = Frame.of(good, self.objectives)
+            return [("tell", data), ("reference", dataclasses.asdict(frame))]
+        return [("tell", data)]
+
+    def _ask(self) -> list[tuple[str, dict]]:
+        batch = self.algorithm.ask()
+        if batch is None:
+            self.emit("message", level="info", text="The search space is exhausted: all its genomes were assessed.")
+            return [("exhausted", {})]
+        generation = self.record.generation + 1
+        rows = [
+            self.candidates.propose(
+                child.genome,
+                child.origin,
+                generation=generation,
+                parents=child.parents,
+                operators=child.operators,
+                repaired=child.repaired,
+            )
+            for child in batch.offspring
+        ]
+        broken = [row for row in rows if row.infeasible and row.id not in self.proposals]
+        self._remark(len(rows), len(broken), self.config.offspring if generation else self.config.search.population)
+        counts = {"generated": batch.generated, "repaired": batch.repaired, "duplicates": batch.duplicates}
+        fields = {"proposals": [dataclasses.asdict(row) for row in rows], "digest": self.algorithm.digest()}
+        asked = {"generation": generation, **fields, **counts}
+        return [("ask", asked), *(("finish", infeasible(row)) for row in broken)]
+
+    def _remark(self, proposed: int, broken: int, wanted: int) -> None:
+        if proposed < wanted:
+            self.emit("message", level="info", text=f"The search space is almost used up: {proposed} new genomes found.")
+        if broken:
+            self.emit("message", level="info", text=f"{broken} of {proposed} genomes break a bound and are not trained.")
+        if shutil.disk_usage(self.run_path).free < LOW_DISK:
+            self.emit("message", level="warning", text=f"The disk that holds {self.run_path} is almost full.")
+
+    # Candidates.
+
+    def _waiting(self) -> list[Proposal]:
+        """To be run, in order. Baselines last: they fill workers that would idle at the end of a generation."""
+        ids = [*self.record.asked, *(p.id for p in self.proposals.values() if p.origin == "baseline")]
+        return [self.proposals[id] for id in ids if id not in self.record.results and id not in self.running]
+
+    def _job(self, proposal: Proposal) -> dict:
+        tries = self.record.tries.get(proposal.id, [])
+        return self.candidates.job(proposal, tries, self.files.directory(proposal.id))
+
+    def _submit(self) -> None:
+        free = max(self.engine.slots - len(self.running), 0)
+        batch = [(proposal, self._job(proposal)) for proposal in self._waiting()[:free]]
+        self._commit([("start", {key: job[key] for key in ("id", "attempt", "seed")}) for _, job in batch])
+        for proposal, job in batch:
+            self.running[proposal.id] = proposal
+            self.engine.submit(proposal.id, job)
+            self.emit("candidate_start", **_about(proposal), attempt=job["attempt"], costs=proposal.costs)
+
+    def _left_behind(self) -> list[Outcome]:
+        """Results that workers finished writing when their coordinator was dead."""
+        found = []
+        for proposal in self._waiting():
+            job = self._job(proposal)
+            result = self.files.result(proposal.id, job["attempt"], job["seed"])
+            if result is not None:
+                self.running[proposal.id] = proposal
+                seconds = (result.get("metrics") or {}).get("seconds") or 0.0
+                status, reason = result.get("status", "ok"), result.get("reason", "")
+                found.append(Outcome(proposal.id, status, result, reason, seconds=seconds))
+        return found
+
+    def _collect(self, outcomes: Sequence[Outcome]) -> None:
+        """Record outcomes, each once, whatever order they arrive in."""
+        outcomes = [outcome for outcome in outcomes if outcome.job_id in self.running]
+        ended = [outcome for outcome in outcomes if outcome.status != "disk_full"]
+        events, finishes = [], []
+        for outcome in ended:
+            proposal = self.running.pop(outcome.job_id)
+            finish = self.candidates.finish(proposal, outcome, self.record.tries.get(proposal.id, []))
+            finishes.append((proposal, finish))
+            events.append(("finish", finish))
+            if curve := (outcome.result or {}).get("curve"):
+                events.append(("curve", {"id": proposal.id, "attempt": finish["attempt"], "points": finite(curve)}))
+        self._commit(events)
+        for proposal, finish in finishes:
+            self.seconds.append(finish["seconds"])
+            fields = {key: value for key, value in finish.items() if key not in ("id", "traceback")}
+            on_front = proposal.id in self.front.ids
+            self.emit("candidate_end", **_about(proposal), **fields, on_front=on_front, **self.budget())
+        if ended:
+            self._clean()
+        if len(ended) < len(outcomes):
+            raise RunFailed(disk_full(self.run_path))
+
+    def _clean(self) -> None:
+        """Remove results that are in the record, and the weights of all but front members."""
+        unfinished = {*self.running, *(proposal.id for proposal in self._waiting())}
+        keep = {"all": self.record.results, "front": self.front.ids, "none": ()}[self.config.keep]
+        self.files.clean(keep_weights=keep, untouched=unfinished)
+
+    # The record, the front and the display.
+
+    def _commit(self, events: Sequence[tuple[str, dict]]) -> None:
+        """One transaction; then the same events applied to the state in memory."""
+        self.store.record(events)
+        known = len(self.record.proposals)
+        for kind, data in events:
+            self.record.apply(kind, data)
+        for proposal in self.record.proposals[known:]:
+            self._note(proposal)
+        for kind, data in events:
+            if kind == "finish":
+                self._consider(data["id"])
+
+    def _note(self, proposal: Proposal) -> None:
+        """A baseline that the search proposes too is the search's from then on; its result serves for both."""
+        if proposal.id not in self.proposals or self.proposals[proposal.id].origin == "baseline":
+            self.proposals[proposal.id] = proposal
+            self._consider(proposal.id)
+
+    def _consider(self, id: str) -> None:
+        """Put a settled candidate of the search on the front, if it belongs there."""
+        result, proposal = self.record.results.get(id), self.proposals[id]
+        eligible = proposal.origin != "baseline" and not proposal.infeasible and id not in self.front.ids
+        if eligible and result is not None and result.objectives:
+            self.front.add(id, result.objectives)
+
+    def _first_generation_failed(self) -> bool:
+        results = [self.record.results.get(id) for id in self.record.asked]
+        failed = [r is not None and r.status not in ("ok", "infeasible") for r in results]
+        return self.record.told_generations == 0 and bool(failed) and all(failed)
+
+    def _commonest_failure(self) -> str:
+        failures = [self.record.results[id] for id in self.record.asked]
+        texts = [f"{failure.status} ({failure.reason})" for failure in failures]
+        text, count = collections.Counter(texts).most_common(1)[0]
+        trace = failures[texts.index(text)].traceback
+        lines = [
+            f"All {len(failures)} candidates of the first generation failed; {count} of them: {text}.",
+            *([trace.rstrip()] if trace else []),
+            f"Mend the cause and run the same command again: it tries the candidates of {self.run_path} once more.",
+        ]
+        return "\n\n".join(lines)
+
+    def _generation_end(self) -> None:
+        generation = self.record.told_generations - 1
+        values = [r.objectives for r in self.record.results.values() if r.objectives]
+        best = {o.name: min((v[o.name] for v in values), key=o.scaled) for o in self.objectives} if values else {}
+        frame = Frame(**self.record.frame) if self.record.frame else None
+        self.emit(
+            "generation_end",
+            generation=generation,
+            generations=self.config.search.generations,
+            front=list(self.front.ids),
+            hypervolume=frame.hypervolume(self.front) if frame else None,
+            best=best,
+            **{key: self.record.asks[generation][key] for key in ("generated", "repaired", "duplicates")},
+            **self.budget(),
+        )
+
+    def _progress(self, id: str, progress: dict) -> None:
+        self.emit("candidate_progress", id=id, **progress)
+        if self.stopped:
+            self.engine.cancel(id)  # an in-process job stops here; workers are stopped by the loop
+
+
+def _about(proposal: Proposal) -> dict:
+    text = proposal.genome.get("backbone", "")
+    about = {"id": proposal.id, "text": text, "origin": proposal.origin}
+    return about | {"name": proposal.name, "generation": proposal.generation}

@@ -1,0 +1,63 @@
+"""What follows from an outcome: another attempt or not, which seed, and what the algorithm is told."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+
+from star.assess import Objective
+from star.config import ObjectivesConfig
+from star.search.algorithm import Told
+from star.store import Proposal, Result
+
+# Attempts beyond the first. Diverging and running out of time are results of the genome and are never repeated;
+# an exception may be bad luck; out of memory is tried again at half the batch; a lost worker is no fault of the genome.
+RETRIES = {"failed": 1, "oom": 1, "lost": 3}
+
+
+def settles(status: str, tries: Sequence[str]) -> bool:
+    """Whether an attempt that ended so settles its candidate, given how earlier attempts ended."""
+    return list(tries).count(status) >= RETRIES.get(status, 0)
+
+
+def attempt_number(tries: Sequence[str]) -> int:
+    """Lost attempts do not count: repeated with the same seed, they give what they would have given."""
+    return sum(status != "lost" for status in tries)
+
+
+def candidate_seed(run_seed: int, id: str, attempt: int) -> int:
+    """From the genome, not from its place in the queue: order of arrival changes nothing. 63 bits."""
+    digest = hashlib.sha256(f"{run_seed}/{id}/{attempt}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def constraint_names(config: ObjectivesConfig) -> tuple[str, ...]:
+    """Cheap objectives that have an upper bound: `max_NAME` above 0 in the configuration."""
+    bounds = [f.name for f in fields(config) if f.name.startswith("max_") and getattr(config, f.name)]
+    return tuple(name.removeprefix("max_") for name in bounds)
+
+
+def violations(costs: Mapping[str, float], config: ObjectivesConfig) -> dict[str, float]:
+    """How far beyond each bound, in units of the bound (pymoo adds them up); broken where above 0."""
+    bounds = {name: getattr(config, f"max_{name}") for name in constraint_names(config)}
+    return {name: costs[name] / bound - 1.0 for name, bound in bounds.items()}
+
+
+def told(proposals: Sequence[Proposal], results: Mapping[str, Result], objectives: Sequence[Objective]) -> list[Told]:
+    """Results as numbers, in the order of the proposals.
+
+    pymoo needs finite numbers: where an objective was not measured it gets the worst measured in this batch, which
+    decides nothing, since the genome is told to be infeasible.
+    """
+    scaled = [_scaled(proposal, results[proposal.id], objectives) for proposal in proposals]
+    worst = [max((row[k] for row in scaled if row[k] is not None), default=0.0) for k in range(len(objectives))]
+    batch = []
+    for proposal, row in zip(proposals, scaled, strict=True):
+        F = tuple(worst[k] if value is None else value for k, value in enumerate(row))
+        failed = results[proposal.id].status not in ("ok", "infeasible")
+        batch.append(Told(proposal.id, F, (*proposal.violations.values(), 1.0 if failed else 0.0)))
+    return batch
+
+
+def _scaled(proposal: Proposal, result: Result, objectives: Sequence[Objective]) -> list[float | None]:
+    values = result.objectives or proposal.costs
+    return [objective.scaled(values[objective.name]) if objective.name in values else None for objective in objectives]

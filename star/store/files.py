@@ -1,0 +1,64 @@
+"""The few things too large for the record: files of candidates, always written whole or not at all."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Container
+from pathlib import Path
+
+WEIGHTS = "weights.safetensors"
+RESULT = "result.json"
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Calls write(temporary path), then puts the file in place. A reader sees the old file or the new, never half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, data: dict) -> None:
+    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(data)))
+
+
+class CandidateFiles:
+    """The directory `candidates/` of a run."""
+
+    def __init__(self, run: Path):
+        self.root = Path(run) / "candidates"
+
+    def directory(self, id: str) -> Path:
+        return self.root / id
+
+    def weights(self, id: str) -> Path | None:
+        path = self.root / id / WEIGHTS
+        return path if path.exists() else None
+
+    def result(self, id: str, attempt: int, seed: int) -> dict | None:
+        """What a worker finished writing for this attempt, if its coordinator died before recording it."""
+        try:
+            data = json.loads((self.root / id / RESULT).read_text())
+        except (OSError, ValueError):  # missing, or torn by something other than us: the attempt is run again
+            return None
+        if not isinstance(data, dict) or (data.get("attempt"), data.get("seed")) != (attempt, seed):
+            return None
+        return data
+
+    def clean(self, keep_weights: Container[str], untouched: Container[str]) -> None:
+        """Remove what the record makes superfluous: results of settled candidates, and weights that need not be kept.
+
+        untouched: candidates that are not settled, whose files may be needed yet.
+        """
+        for directory in self.root.iterdir() if self.root.is_dir() else ():
+            if directory.name in untouched:
+                continue
+            if directory.name in keep_weights:
+                (directory / RESULT).unlink(missing_ok=True)
+            else:
+                shutil.rmtree(directory, ignore_errors=True)

@@ -1,0 +1,54 @@
+"""One coordinator per run: an operating-system lock, which dies with its holder even under SIGKILL."""
+
+import fcntl
+import os
+import socket
+import time
+from pathlib import Path
+
+from star.errors import UserError
+
+NAME = "run.lock"
+
+
+class RunLock:
+    """Exclusive hold of a run directory. The file's text (who holds it) is for people; the lock itself is flock's."""
+
+    def __init__(self, run: Path, patience: float = 1.0):
+        """Raises UserError if another process still holds the run after `patience` seconds."""
+        self.path = run / NAME
+        self.file = open(self.path, "a+")
+        deadline = time.monotonic() + patience
+        while not _try(self.file, fcntl.LOCK_EX):
+            if time.monotonic() > deadline:
+                self.file.seek(0)
+                holder = self.file.read().strip() or "another process"
+                self.file.close()
+                raise UserError(
+                    f"{run} is being evolved by {holder}: wait for it, stop it, or use another run directory"
+                )
+            time.sleep(0.05)
+        self.file.truncate(0)
+        self.file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        self.file.flush()
+
+    def release(self) -> None:
+        self.file.truncate(0)
+        self.file.close()
+
+
+def is_held(run: Path) -> bool:
+    """Whether some process is evolving this run now."""
+    try:
+        with open(run / NAME) as file:
+            return not _try(file, fcntl.LOCK_SH)
+    except OSError:
+        return False
+
+
+def _try(file, kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False

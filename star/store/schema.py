@@ -1,0 +1,35 @@
+"""The tables of a run. `event` is the truth; everything else is a view of it, so nothing can disagree.
+
+    meta      key, JSON value: configuration, search space, corpus, versions
+    event     seq, time (Unix seconds), kind, JSON data; append-only. Kinds and data: see `star.store.record`
+    genome    view: one row per proposal: id, generation, origin, name, parents, operators, genes
+    attempt   view: one row per finished attempt: id, number, status, reason, seconds, worker
+    metric    view: one row per number measured: id, attempt, name, value, tokens (the fidelity)
+"""
+
+APPLICATION_ID = 0x53544152  # "STAR": tells our files from other people's SQLite files
+VERSION = 1
+
+TABLES = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE event (seq INTEGER PRIMARY KEY AUTOINCREMENT, time REAL NOT NULL, kind TEXT NOT NULL, data TEXT NOT NULL);
+
+CREATE VIEW genome AS
+  SELECT json_extract(p.value, '$.id') AS id, json_extract(event.data, '$.generation') AS generation,
+         json_extract(p.value, '$.origin') AS origin, json_extract(p.value, '$.name') AS name,
+         json_extract(p.value, '$.parents') AS parents, json_extract(p.value, '$.operators') AS operators,
+         json_extract(p.value, '$.costs') AS costs, json_extract(p.value, '$.genome') AS genome
+  FROM event, json_each(event.data, '$.proposals') AS p WHERE event.kind = 'ask';
+
+CREATE VIEW attempt AS
+  SELECT json_extract(data, '$.id') AS id, json_extract(data, '$.attempt') AS number,
+         json_extract(data, '$.status') AS status, json_extract(data, '$.reason') AS reason,
+         json_extract(data, '$.seconds') AS seconds, json_extract(data, '$.worker') AS worker,
+         json_extract(data, '$.final') AS final, time AS finished
+  FROM event WHERE kind = 'finish';
+
+CREATE VIEW metric AS
+  SELECT json_extract(data, '$.id') AS id, json_extract(data, '$.attempt') AS attempt, m.key AS name, m.value AS value,
+         json_extract(data, '$.metrics.tokens') AS tokens
+  FROM event, json_each(event.data, '$.metrics') AS m WHERE event.kind = 'finish';
+"""

@@ -1,0 +1,16 @@
+"""Train one model well under a token budget.
+
+    result = train(model, corpus, LAPTOP)
+    result.status, result.val_loss, result.val_loss_se, result.curve
+
+The recipe says everything that the result depends on; the same model, corpus and recipe give the same bits
+on a CPU with the same number of threads. Imports `star.data`, and of a model only `loss` and
+`parameter_groups`.
+"""
+
+from star.training.evaluate import evaluate
+from star.training.recipe import LAPTOP, Recipe
+from star.training.schedule import learning_rate_factor
+from star.training.train import TrainingResult, train
+
+__all__ = ["LAPTOP", "Recipe", "TrainingResult", "evaluate", "learning_rate_factor", "train"]

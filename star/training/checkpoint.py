@@ -1,0 +1,60 @@
+"""A training run on disk: weights, optimizer state and learning curve in one safetensors file.
+
+Tensors and JSON only, so that a file from elsewhere is data, never code. Written beside its place, flushed
+and renamed: there is a whole checkpoint or none.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from star.errors import UserError
+
+
+def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict, progress: dict) -> None:
+    """identity: what a run must agree in to go on from here; progress: JSON-able, returned by `load_checkpoint`."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for index, param in enumerate(_params(optimizer)):
+        for key, tensor in optimizer.state[param].items():
+            tensors[f"optimizer.{index}.{key}"] = tensor
+    tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(tensors, temporary, metadata={"identity": json.dumps(identity), "progress": json.dumps(progress)})
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"Cannot write the checkpoint {path}: {error}; make room there or choose another place.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict) -> dict:
+    """Put the saved state into `model` and `optimizer`; returns the saved progress. UserError for a file of another run."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = {key: json.loads(text) for key, text in (file.metadata() or {}).items()}
+            for key, wanted in identity.items():
+                found = facts["identity"].get(key)
+                if found != wanted:
+                    raise UserError(f"The checkpoint {path} is of another run: its {key} is {found}, not {wanted}; remove it to start afresh.")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")})
+            for index, param in enumerate(_params(optimizer)):
+                prefix = f"optimizer.{index}."
+                state = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+                optimizer.state[param] = {key: tensor.to(param.device) for key, tensor in state.items()}
+            return facts["progress"]
+    except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(f"The checkpoint {path} cannot be read ({error}); remove it to start afresh.") from error
+
+
+def _params(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [param for group in optimizer.param_groups for param in group["params"]]

@@ -1,0 +1,51 @@
+"""The device of a recipe: which one, in which precision, and how much of its memory was used."""
+
+import contextlib
+import sys
+
+import torch
+
+from star.errors import UserError
+
+
+def resolve_device(name: str) -> torch.device:
+    """"auto" = CUDA where there is one, else the CPU. UserError where this machine has no such device."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f'There is no device "{name}"; use auto, cpu or cuda.') from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f'This machine has no device "{name}"; use auto or cpu.')
+    return device
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of activations: "auto" = bfloat16 on CUDA, float32 elsewhere."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Begin a new measurement; where the system cannot, the peak stays that of the process so far."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
+            file.write("5")  # Linux: VmHWM := VmRSS
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes. CUDA: the most that tensors held since the reset. CPU: the most that the whole process held."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    with contextlib.suppress(OSError), open("/proc/self/status") as file:
+        for line in file:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,27 @@
+"""Learning rate over a run, as functions of tokens, so that neither batch size nor accumulation changes them."""
+
+import math
+
+SCHEDULES = ("linear", "wsd", "cosine")
+
+
+def learning_rate_factor(schedule: str, tokens: float, total: float, warmup: float = 0.02, cooldown: float = 0.2, floor: float = 0.0) -> float:
+    """What the peak learning rate is multiplied with after `tokens` of `total` training tokens.
+
+    Every schedule first rises linearly from 0 to 1 over the fraction `warmup` of the tokens; then
+    linear: falls in a straight line to `floor` at the end (Bergsma et al. 2025, arXiv 2502.15938);
+    cosine: falls to `floor` on half a cosine;
+    wsd: stays at 1 and falls linearly to `floor` over the last fraction `cooldown` (arXiv 2405.18392).
+    """
+    progress = tokens / total
+    if progress < warmup:
+        return progress / warmup
+    if schedule == "linear":
+        decayed = (progress - warmup) / (1 - warmup)
+    elif schedule == "cosine":
+        decayed = (1 - math.cos(math.pi * (progress - warmup) / (1 - warmup))) / 2
+    elif schedule == "wsd":
+        decayed = max(0.0, (progress - (1 - cooldown)) / cooldown) if cooldown else 0.0
+    else:
+        raise ValueError(f"unknown schedule {schedule!r}")
+    return 1 - min(decayed, 1.0) * (1 - floor)

@@ -1,0 +1,58 @@
+"""Small runs of free candidates, reliable or not, for the tests of store and search."""
+
+import time
+
+from star.assess.evaluations import tabular
+from star.config import RunConfig, load_config
+from star.engine import InProcess
+from star.search import evolve
+from star.store import read_events
+
+TABULAR = "star.assess.evaluations.tabular:assess"
+
+
+def slow(job: dict, report) -> dict:
+    """The tabular objective, a few milliseconds later: a moment in which to be killed."""
+    time.sleep(0.002 + int(job["id"][0], 16) * 2e-4)
+    return tabular.assess(job, report)
+
+
+def unreliable(job: dict, report) -> dict:
+    """The tabular objective, but a third of the genomes fail, each in its own way, and always in the same."""
+    luck = int(job["id"][-2:], 16)
+    if luck < 16:
+        raise RuntimeError("this genome never works")
+    if luck < 32:
+        raise MemoryError
+    if luck < 48:
+        return {"status": "diverged", "reason": "the loss is not finite", "metrics": {"val_loss": float("nan")}}
+    if luck < 64:
+        return {"status": "ok", "metrics": {"val_loss": float("nan")}}
+    if luck < 80:
+        return {"status": "timeout", "reason": "too slow", "metrics": {"val_loss": 0.1}}
+    return tabular.assess(job, report)
+
+
+def hopeless(job: dict, report) -> dict:
+    raise RuntimeError("no candidate can work here")
+
+
+def config(**overrides) -> RunConfig:
+    """A free run: 8 genomes x 6 generations, no training, no baselines unless asked for. Keys: __ for the dot."""
+    settings = {"evaluation": "tabular", "search.baselines": (), "search.population": 8, "search.generations": 6}
+    settings |= {"space.slots": 6, "engine.kind": "inprocess"}
+    return load_config("laptop", overrides=settings | {key.replace("__", "."): value for key, value in overrides.items()})
+
+
+def run(path, config: RunConfig, function: str = TABULAR, slots: int = 1, callbacks=()):
+    """`evolve` with any function in place of the configured evaluation."""
+    return evolve(path, config, engine=InProcess(function, slots=slots), callbacks=callbacks)
+
+
+def history(path) -> list[tuple]:
+    """All asks and tells of a run with the algorithm's state after each, to the last bit."""
+    told = []
+    for event in read_events(path):
+        if event.kind in ("ask", "tell") and event.data["generation"] is not None:
+            told.append((event.kind, event.data["digest"], repr(event.data.get("told")), repr(event.data.get("proposals"))))
+    return told

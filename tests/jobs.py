@@ -1,0 +1,49 @@
+"""Jobs that behave and misbehave, for the tests of engines. Imports nothing slow: many workers import it."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+
+def job(job: dict, report) -> dict:
+    """Ends as job["do"] says."""
+    report({"step": 1})
+    match job["do"]:
+        case "ok":
+            return {"number": job.get("number"), "pid": os.getpid(), "slot": os.environ.get("SLOT")}
+        case "progress":
+            for step in range(1000):
+                time.sleep(0.002)
+                report({"step": step})
+            return {}
+        case "sleep":
+            time.sleep(job["seconds"])
+            return {}
+        case "hang":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            while True:
+                time.sleep(1)
+        case "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "exit":
+            raise SystemExit(0)
+        case "raise":
+            raise ValueError("first line\nsecond line")
+        case "memory":
+            raise MemoryError
+        case "torch memory":
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+        case "diverge":
+            return {"status": "diverged", "reason": "the loss is not finite"}
+        case "object":
+            return {"number": object()}
+        case "full":
+            raise OSError(28, "No space left on device")
+        case "write pid":
+            Path(job["path"]).write_text(str(os.getpid()))
+            time.sleep(60)
+
+
+def full(job: dict, report) -> dict:
+    raise OSError(28, "No space left on device")

@@ -1,0 +1,445 @@
+"""Corpora: nothing leaks, the cache survives everything, and every mistake is one sentence."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from star.data import Batches, ByteTokenizer, open_corpus, validation_blocks
+from star.data.baselines import ngram_losses
+from star.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("STAR_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "corpora"
+
+
+def write_documents(folder: Path, n: int, seed: int = 0) -> list[bytes]:
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    documents = [f"document {i}: ".encode() + bytes(rng.integers(97, 123, size=rng.integers(50, 400), dtype=np.uint8)) for i in range(n)]
+    for i, document in enumerate(documents):
+        (folder / f"{i:04}.txt").write_bytes(document)
+    return documents
+
+
+def documents_of(tokens) -> list[bytes]:
+    return [document for document in bytes(tokens).split(b"\0") if document]
+
+
+def in_process(code: str, **environment) -> subprocess.Popen:
+    command = [sys.executable, "-c", code]
+    return subprocess.Popen(command, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+# ---- the split
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.binary(min_size=1, max_size=300).map(lambda b: b.replace(b"\0", b"x")), min_size=1, max_size=40))
+def test_no_document_is_on_both_sides_and_none_is_lost(tmp_path_factory, documents):
+    folder = tmp_path_factory.mktemp("documents")
+    for i, document in enumerate(documents):
+        (folder / f"{i:03}").write_bytes(document)
+    different = {document.strip() for document in documents} - {b""}
+    try:
+        corpus = open_corpus(folder, cache_dir=folder / ".cache")
+    except UserError:
+        assert sum(len(document) + 1 for document in documents if document.strip()) < 32
+        return
+    train, validation = ([d.strip() for d in documents_of(side)] for side in (corpus.train, corpus.validation))
+    assert len(corpus.train) and len(corpus.validation)
+    assert len(corpus.validation) <= len(corpus.train) + 1
+    cut = (set(train) | set(validation)) - different  # halves of the one document that may be cut
+    if cut:
+        assert len(validation) == 1
+        whole = bytes(corpus.validation).rstrip(b"\0")
+        assert any((head + whole).strip() in different for head in documents_of(corpus.train))
+    else:
+        assert set(train) | set(validation) == different
+        assert not set(train) & set(validation)
+        assert len(train) + len(validation) == len(different)
+
+
+def test_many_documents_give_validation_a_tenth_whatever_their_order_and_names(tmp_path):
+    documents = write_documents(tmp_path / "a", 300)
+    corpus = open_corpus(tmp_path / "a")
+    share = len(corpus.validation) / (len(corpus.train) + len(corpus.validation))
+    assert 0.08 < share <= 0.1
+
+    (tmp_path / "b" / "deeper").mkdir(parents=True)
+    for i, document in enumerate(reversed(documents)):
+        (tmp_path / "b" / ("deeper" if i % 2 else ".") / f"{i}.md").write_bytes(document)
+        (tmp_path / "b" / f"{i}.copy").write_bytes(b"\n" + document + b"\n\n")  # the same document once more
+    renamed = open_corpus(tmp_path / "b")
+    assert {d.strip() for d in documents_of(renamed.validation)} == set(documents_of(corpus.validation))
+    assert len(documents_of(renamed.train)) == len(documents_of(corpus.train))
+
+
+def test_one_file_is_cut_into_two_blocks_without_overlap(tmp_path):
+    text = "".join(f"line {i}\n" for i in range(2000)).encode()
+    (tmp_path / "book.txt").write_bytes(text)
+    corpus = open_corpus(tmp_path / "book.txt")
+    assert bytes(corpus.train) + bytes(corpus.validation) == text + b"\0"
+    assert len(corpus.validation) == pytest.approx(len(text) / 10, abs=2)
+    assert corpus.name == "book.txt"
+
+
+def test_a_small_file_beside_a_large_one_is_not_the_whole_validation_side(tmp_path):
+    (tmp_path / "README").write_bytes(b"a short note on this folder\n")
+    (tmp_path / "book").write_bytes(bytes(range(1, 256)) * 100)
+    corpus = open_corpus(tmp_path)
+    assert len(corpus.validation) == pytest.approx(2550, abs=20)
+    assert b"short note" in bytes(corpus.train) and b"short note" not in bytes(corpus.validation)
+
+
+# ---- stdlib
+
+
+def test_stdlib_is_source_text_of_this_python_only():
+    corpus = open_corpus("stdlib")
+    assert len(corpus.train) > 3_000_000 and len(corpus.validation) > 300_000
+    text = bytes(corpus.train) + bytes(corpus.validation)
+    import argparse
+    import json.decoder
+
+    for module in (argparse, json.decoder):
+        assert Path(module.__file__).read_bytes() in text
+    assert Path(torch.__file__).read_bytes() not in text  # site-packages
+    baselines = corpus.baselines()
+    assert 2.0 < baselines["bigram"] < baselines["unigram"] - 0.4 < 3.1
+
+
+def test_opening_a_known_corpus_is_fast():
+    first = open_corpus("stdlib")
+    started = time.perf_counter()
+    again = open_corpus("stdlib")
+    assert time.perf_counter() - started < 0.3
+    assert again.fingerprint == first.fingerprint
+    assert isinstance(again.train, np.memmap) and not again.train.flags.writeable
+
+
+# ---- the cache
+
+
+def test_cache_follows_the_files(tmp_path):
+    write_documents(tmp_path / "text", 30)
+    first = open_corpus(tmp_path / "text")
+    assert open_corpus(tmp_path / "text").fingerprint == first.fingerprint
+    (tmp_path / "text" / "0003.txt").write_bytes(b"a new text, of another length")
+    changed = open_corpus(tmp_path / "text")
+    assert changed.fingerprint != first.fingerprint
+    assert b"a new text" in bytes(changed.train) + bytes(changed.validation)
+    (tmp_path / "text").rename(tmp_path / "moved")
+    assert open_corpus(tmp_path / "moved").fingerprint == changed.fingerprint  # same content, same fingerprint
+
+
+@pytest.mark.parametrize("damage", ["truncate", "remove", "garbage"])
+def test_a_damaged_entry_is_built_again(tmp_path, cache, damage):
+    write_documents(tmp_path / "text", 30)
+    first = open_corpus(tmp_path / "text")
+    wanted, fingerprint = bytes(first.train), first.fingerprint
+    del first
+    (entry,) = cache.iterdir()
+    if damage == "truncate":
+        os.truncate(entry / "train.bin", 10)
+    elif damage == "remove":
+        (entry / "validation.bin").unlink()
+    else:
+        (entry / "corpus.json").write_text("{not json")
+    again = open_corpus(tmp_path / "text")
+    assert again.fingerprint == fingerprint and bytes(again.train) == wanted
+    assert [path.name for path in cache.iterdir()] == [entry.name]
+
+
+def test_processes_that_build_at_once_agree(tmp_path, cache):
+    write_documents(tmp_path / "text", 2000)
+    code = f"from star.data import open_corpus; c = open_corpus({str(tmp_path / 'text')!r}); print(c.fingerprint, len(c.train))"
+    processes = [in_process(code) for _ in range(4)]
+    outputs = [process.communicate(timeout=60)[0] for process in processes]
+    assert all(process.returncode == 0 for process in processes), outputs
+    assert len(set(outputs)) == 1
+    assert len(list(cache.iterdir())) == 1  # nothing half-made is left
+
+
+def test_sigkill_while_building_leaves_no_broken_corpus(tmp_path, cache):
+    write_documents(tmp_path / "text", 200)
+    # A corpus whose documents arrive slowly, so that the kill falls into the writing.
+    code = f"""
+import time
+from star.data import sources, open_corpus
+read = sources._read
+def slowly(path):
+    print("read", flush=True)
+    time.sleep(0.005)
+    return read(path)
+sources._read = slowly
+open_corpus({str(tmp_path / "text")!r})
+"""
+    process = in_process(code)
+    for _ in range(20):
+        assert process.stdout.readline() == "read\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (work,) = cache.iterdir()
+    assert work.name.startswith(".building-")
+    corpus = open_corpus(tmp_path / "text")
+    assert len(documents_of(corpus.train)) + len(documents_of(corpus.validation)) == 200
+
+    os.utime(work, (0, 0))  # a day later, the next build tidies up
+    write_documents(tmp_path / "more", 20)
+    open_corpus(tmp_path / "more")
+    assert not work.exists()
+
+
+def test_a_disk_without_room_is_one_sentence(tmp_path, cache):
+    write_documents(tmp_path / "text", 200)
+    code = f"""
+import resource
+from star.data import open_corpus
+from star.errors import UserError
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+try:
+    open_corpus({str(tmp_path / "text")!r})
+except UserError as error:
+    print(error)
+"""
+    output, _ = in_process(code).communicate(timeout=60)
+    assert output.startswith(f"Cannot write the corpus cache in {cache}: ") and "STAR_CACHE" in output and output.count("\n") == 1
+    assert list(cache.iterdir()) == []
+    assert len(open_corpus(tmp_path / "text").train) > 10_000
+
+
+def test_a_cache_that_cannot_be_made_is_one_sentence(tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"not a folder")
+    monkeypatch.setenv("STAR_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match="Cannot write the corpus cache"):
+        open_corpus("stdlib")
+
+
+# ---- Hugging Face
+
+
+def rows(n: int) -> list[dict]:
+    return [{"id": i, "text": f"row {i} " + "word " * (i % 7 + 5)} for i in range(n)]
+
+
+@pytest.mark.parametrize("kind", ["json", "parquet", "csv", "text"])
+def test_local_files_through_datasets(tmp_path, kind):
+    datasets = pytest.importorskip("datasets")
+    path = tmp_path / f"data.{kind}"
+    if kind == "json":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows(100)))
+    elif kind == "parquet":
+        datasets.Dataset.from_list(rows(100)).to_parquet(path)
+    elif kind == "csv":
+        datasets.Dataset.from_list(rows(100)).to_csv(path)
+    else:
+        path.write_text("\n\n".join(row["text"] for row in rows(100)))
+    corpus = open_corpus(f"hf:{kind}:{path}")
+    documents = documents_of(corpus.train) + documents_of(corpus.validation)
+    if kind == "text":  # a file is one document, so it was cut
+        assert b"".join(documents) == path.read_bytes()
+    else:
+        assert {d.decode() for d in documents} == {row["text"] for row in rows(100)}
+
+
+def test_a_pattern_and_a_folder_of_dataset_files(tmp_path):
+    pytest.importorskip("datasets")
+    (tmp_path / "data").mkdir()
+    for part in range(3):
+        (tmp_path / "data" / f"part{part}.jsonl").write_text("".join(json.dumps({"content": f"{part} {i} some text"}) + "\n" for i in range(20)))
+    by_pattern = open_corpus(f"hf:json:{tmp_path}/data/part*.jsonl")
+    assert len(documents_of(by_pattern.train) + documents_of(by_pattern.validation)) == 60
+    assert open_corpus(f"hf:json:{tmp_path}/data").fingerprint == by_pattern.fingerprint
+    (tmp_path / "data" / "part1.jsonl").write_text(json.dumps({"content": "now one row"}) + "\n")
+    assert open_corpus(f"hf:{tmp_path}/data").fingerprint != by_pattern.fingerprint
+
+
+def test_hub_name_without_network_is_one_sentence_at_once():
+    pytest.importorskip("datasets")
+    code = """
+import time
+import huggingface_hub
+from star.data import open_corpus
+from star.errors import UserError
+started = time.monotonic()
+try:
+    open_corpus("hf:someone/some-text:en")
+except UserError as error:
+    print(error)
+    print(time.monotonic() - started)
+"""
+    offline = {"HF_ENDPOINT": "http://127.0.0.1:9", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+    sentence, seconds = in_process(code, **offline).communicate(timeout=60)[0].splitlines()
+    assert sentence.startswith('"hf:someone/some-text:en" needs the Hugging Face hub, which cannot be reached')
+    assert float(seconds) < 10
+
+
+@pytest.mark.parametrize(
+    "write, spec, message",
+    [
+        (lambda p: p.write_text('{"id": 1, "n": 2}\n'), "hf:json:{}", "no column of text; its first row has the columns id, n"),
+        (lambda p: p.write_text("{{{"), "hf:json:{}", "cannot read"),
+        (lambda p: None, "hf:json:{}", "matches no file"),
+        (lambda p: None, "hf:", "names no dataset"),
+    ],
+)
+def test_bad_datasets_are_one_sentence(tmp_path, write, spec, message, caplog):
+    pytest.importorskip("datasets")
+    write(tmp_path / "data.jsonl")
+    with pytest.raises(UserError, match=message) as error:
+        open_corpus(spec.format(tmp_path / "data.jsonl"))
+    assert "\n" not in str(error.value) and not caplog.records
+
+
+# ---- bad input
+
+
+@pytest.mark.parametrize(
+    "write, message",
+    [
+        (lambda p: None, "No corpus at"),
+        (lambda p: p.write_bytes(b""), "holds no text"),
+        (lambda p: p.write_bytes(b" \n\n"), "holds no text"),
+        (lambda p: p.write_bytes(b"tiny"), "has only 5 bytes"),
+        (lambda p: p.mkdir(), "holds no text"),
+        (lambda p: os.mkfifo(p), "No corpus at"),  # must not wait for a writer
+    ],
+    ids=["missing", "empty", "blank", "tiny", "empty folder", "pipe"],
+)
+def test_bad_corpora_are_one_sentence(tmp_path, write, message):
+    write(tmp_path / "text")
+    with pytest.raises(UserError, match=message) as error:
+        open_corpus(tmp_path / "text")
+    assert "text" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs a file that even root cannot read")
+def test_an_unreadable_file_is_named():
+    with pytest.raises(UserError, match="Cannot read /proc/self/mem: Input/output error"):
+        open_corpus("/proc/self/mem")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_without_permission_is_named(tmp_path):
+    (tmp_path / "secret.txt").write_text("secret " * 100)
+    (tmp_path / "secret.txt").chmod(0)
+    with pytest.raises(UserError, match=r"secret\.txt: Permission denied"):
+        open_corpus(tmp_path)
+
+
+def test_bytes_that_are_not_utf8_and_binary_files(tmp_path):
+    latin = "äöü ".encode("latin-1") * 100
+    (tmp_path / "latin.txt").write_bytes(latin)
+    (tmp_path / "image.png").write_bytes(b"\x89PNG\0\0" * 50)
+    (tmp_path / ".hidden").write_bytes(b"hidden" * 50)
+    corpus = open_corpus(tmp_path)
+    assert bytes(corpus.train) + bytes(corpus.validation) == latin + b"\0"
+
+
+def test_context_longer_than_the_corpus(tmp_path):
+    (tmp_path / "text").write_bytes(b"a text of no great length, " * 40)  # 1080 bytes, 108 of them for validation
+    corpus = open_corpus(tmp_path / "text")
+    corpus.check_context(50)
+    with pytest.raises(UserError, match="too small for a context of 128 tokens: its validation side has 108 tokens and needs 257"):
+        corpus.check_context(128)
+
+
+# ---- batches
+
+
+def test_an_epoch_sees_every_block_once_and_batches_are_random_access():
+    tokens = np.arange(1, 1001).astype(np.uint16)
+    batches = Batches(tokens, batch_size=3, seq_len=10, seed=5)
+    n = batches.n_blocks
+    for epoch in range(3):
+        inputs, targets = batches.sequences(epoch * n, n)
+        starts = inputs[:, 0].tolist()
+        assert len(set(starts)) == n and len({start % 10 for start in starts}) == 1
+        assert torch.equal(inputs[:, 1:], targets[:, :-1]) and torch.equal(targets, inputs + 1)
+    forwards = [batches[step] for step in range(100)]
+    for step in (57, 3, 99):
+        again = Batches(tokens, 3, 10, 5)[step]
+        assert all(torch.equal(a, b) for a, b in zip(again, forwards[step], strict=True))
+    assert forwards[0][0].dtype == torch.int64 and forwards[0][0].shape == (3, 10)
+    assert not torch.equal(Batches(tokens, 3, 10, 6)[0][0], forwards[0][0])
+    first, second = batches.sequences(0, 3), batches.sequences(3, 3)  # a batch that grows sees the same sequences
+    assert torch.equal(batches.sequences(0, 6)[0], torch.cat([first[0], second[0]]))
+
+
+@settings(max_examples=50, deadline=None)
+@given(n=st.integers(3, 400), seq_len=st.integers(1, 40), step=st.integers(0, 1000))
+def test_batches_stay_inside_the_text(n, seq_len, step):
+    if n < 2 * seq_len + 1:
+        with pytest.raises(ValueError):
+            Batches(np.arange(n), 2, seq_len, 0)
+        return
+    inputs, targets = Batches(np.arange(n), 2, seq_len, 0)[step]
+    assert inputs.min() >= 0 and targets.max() < n and inputs.shape == (2, seq_len)
+
+
+@settings(max_examples=50, deadline=None)
+@given(n=st.integers(100, 2000), seq_len=st.integers(1, 40), n_tokens=st.integers(1, 3000))
+def test_validation_blocks_do_not_overlap(n, seq_len, n_tokens):
+    inputs, targets = validation_blocks(np.arange(n), seq_len, n_tokens)
+    assert len(inputs) >= 2 and len(inputs) * seq_len <= max(n_tokens, 2 * seq_len)
+    seen = inputs.flatten()
+    assert len(seen.unique()) == len(seen) and targets.max() < n
+    assert torch.equal(targets, inputs + 1)
+
+
+# ---- tokenizer and baselines
+
+
+@given(st.binary(max_size=200))
+def test_bytes_round_trip(data):
+    tokenizer = ByteTokenizer()
+    assert bytes(tokenizer.encode(data)) == data
+    assert tokenizer.decode(tokenizer.encode(data)) == data.decode("utf-8", errors="replace")
+
+
+def test_text_round_trips():
+    assert ByteTokenizer().decode(ByteTokenizer().encode("Größe: 5 µm\n")) == "Größe: 5 µm\n"
+
+
+def test_ngram_losses_against_a_slow_count():
+    rng = np.random.default_rng(0)
+    train, validation = rng.integers(0, 5, 500).astype(np.uint8), rng.integers(0, 7, 100).astype(np.uint8)
+    seen = train[1:].tolist()
+    unigram = [(seen.count(token) + 1) / (len(seen) + 7) for token in range(7)]
+    pairs = list(zip(train.tolist(), seen, strict=False))
+    total_u = total_b = 0.0
+    for first, second in zip(validation[:-1].tolist(), validation[1:].tolist(), strict=True):
+        after = sum(a == first for a, _ in pairs)
+        total_u -= np.log(unigram[second])
+        total_b -= np.log((pairs.count((first, second)) + unigram[second]) / (after + 1))
+    losses = ngram_losses(train, validation, 7)
+    assert losses["unigram"] == pytest.approx(total_u / 99)
+    assert losses["bigram"] == pytest.approx(total_b / 99)
+
+
+def test_counting_in_blocks_changes_nothing(monkeypatch):
+    tokens = np.random.default_rng(0).integers(0, 9, 1000).astype(np.uint8)
+    whole = ngram_losses(tokens, tokens, 9)
+    monkeypatch.setattr("star.data.baselines.BLOCK", 64)
+    assert ngram_losses(tokens, tokens, 9) == whole
+
+
+def test_a_uniform_language_costs_its_entropy():
+    tokens = np.random.default_rng(0).integers(0, 4, 200_000).astype(np.uint8)
+    losses = ngram_losses(tokens[:180_000], tokens[180_000:], 256)
+    assert losses == {"unigram": pytest.approx(np.log(4), abs=0.01), "bigram": pytest.approx(np.log(4), abs=0.01)}
+
+
