@@ -87,15 +87,13 @@ class RunConfig:
     seed: int = setting(0, "the one seed from which every random choice follows", 0, 2**63 - 1)
     evaluation: str = setting("training", "what gives a candidate its loss: a module of star/assess/evaluations")
     keep: str = setting("front", "whose weights stay on the disk", choices=("front", "all", "none"), resumable=True)
-    journal: str = setting(
-        "wal", 'SQLite journal; "delete" on a network file system', choices=("wal", "delete"), resumable=True
-    )
-    data: DataConfig = DataConfig()
-    space: SpaceConfig = SpaceConfig()
-    search: SearchConfig = SearchConfig()
-    objectives: ObjectivesConfig = ObjectivesConfig()
-    training: Recipe = Recipe()
-    engine: EngineConfig = EngineConfig()
+    journal: str = setting("wal", 'SQLite journal; "delete" on a network file system', choices=("wal", "delete"), resumable=True)
+    data: DataConfig = field(default_factory=DataConfig)
+    space: SpaceConfig = field(default_factory=SpaceConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
+    training: Recipe = field(default_factory=Recipe)
+    engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self):
         for key, setting_, value in _settings(self):
@@ -219,9 +217,7 @@ def diff(a: RunConfig, b: RunConfig, resumable: bool = False) -> list[tuple[str,
     skip = {"preset"}  # a label: its settings are compared one by one
     pairs = zip(_settings(a), _settings(b), strict=True)
     return [
-        (key, x, y)
-        for (key, f, x), (_, _, y) in pairs
-        if x != y and key not in skip and (resumable or not f.metadata.get("resumable"))
+        (key, x, y) for (key, f, x), (_, _, y) in pairs if x != y and key not in skip and (resumable or not f.metadata.get("resumable"))
     ]
 
 
@@ -242,12 +238,12 @@ def _build(flat: Mapping[str, Any]) -> RunConfig:
     sections: dict[str, Any] = {}
     top: dict[str, Any] = {}
     for f in dataclasses.fields(RunConfig):
-        section = f.default
+        section = f.type
         if dataclasses.is_dataclass(section):
-            kinds = typing.get_type_hints(type(section))
+            kinds = typing.get_type_hints(section)
             names = [g.name for g in dataclasses.fields(section) if f"{f.name}.{g.name}" in flat]
             values = {n: _convert(f"{f.name}.{n}", flat[f"{f.name}.{n}"], kinds[n]) for n in names}
-            sections[f.name] = type(section)(**values)
+            sections[f.name] = section(**values)
         else:
             top[f.name] = _convert(f.name, flat[f.name], typing.get_type_hints(RunConfig)[f.name])
     return RunConfig(**top, **sections)

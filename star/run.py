@@ -2,6 +2,8 @@
 
     run = star.Run("runs/a")
     for member in run.front(): print(member.id, member.genome.text, member.objectives)
+
+Nothing here writes.
 """
 
 import math
@@ -94,7 +96,9 @@ class Run:
             raise UserError(f"{self.path} has no finished candidate yet; star status {self.path} shows how far it is")
         columns = list(zip(*(self._front([]).scaled(c.objectives) for c in members), strict=True))
         spans = [(min(column), (max(column) - min(column)) or 1.0) for column in columns]
-        distance = [math.hypot(*((v - low) / span for v, (low, span) in zip(row, spans, strict=True))) for row in zip(*columns, strict=True)]
+        distance = [
+            math.hypot(*((v - low) / span for v, (low, span) in zip(row, spans, strict=True))) for row in zip(*columns, strict=True)
+        ]
         return members[distance.index(min(distance))]
 
     @property
@@ -154,7 +158,11 @@ class Run:
             "generations": self.config.search.generations,
             "eta_seconds": mean and mean * (total - done) / workers,
             "counts": counts,
-            "failures": [{"id": r.id, "status": r.status, "reason": r.reason} for r in record.results.values() if r.status not in ("ok", "infeasible")],
+            "failures": [
+                {"id": r.id, "status": r.status, "reason": r.reason}
+                for r in record.results.values()
+                if r.status not in ("ok", "infeasible")
+            ],
             "progress": read_progress(self.path / "progress") if is_held(self.path) else {},
             "baselines": self.corpus["baselines"],
             "corpus": self.corpus["name"],

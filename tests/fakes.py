@@ -12,8 +12,8 @@ TABULAR = "star.assess.evaluations.tabular:assess"
 
 
 def slow(job: dict, report) -> dict:
-    """The tabular objective, a few milliseconds later: a moment in which to be killed."""
-    time.sleep(0.002 + int(job["id"][0], 16) * 2e-4)
+    """The tabular objective, some milliseconds later: a moment in which to be killed."""
+    time.sleep(0.02 + int(job["id"][0], 16) * 1e-3)
     return tabular.assess(job, report)
 
 

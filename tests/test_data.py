@@ -259,7 +259,9 @@ def test_a_pattern_and_a_folder_of_dataset_files(tmp_path):
     pytest.importorskip("datasets")
     (tmp_path / "data").mkdir()
     for part in range(3):
-        (tmp_path / "data" / f"part{part}.jsonl").write_text("".join(json.dumps({"content": f"{part} {i} some text"}) + "\n" for i in range(20)))
+        (tmp_path / "data" / f"part{part}.jsonl").write_text(
+            "".join(json.dumps({"content": f"{part} {i} some text"}) + "\n" for i in range(20))
+        )
     by_pattern = open_corpus(f"hf:json:{tmp_path}/data/part*.jsonl")
     assert len(documents_of(by_pattern.train) + documents_of(by_pattern.validation)) == 60
     assert open_corpus(f"hf:json:{tmp_path}/data").fingerprint == by_pattern.fingerprint
@@ -441,5 +443,3 @@ def test_a_uniform_language_costs_its_entropy():
     tokens = np.random.default_rng(0).integers(0, 4, 200_000).astype(np.uint8)
     losses = ngram_losses(tokens[:180_000], tokens[180_000:], 256)
     assert losses == {"unigram": pytest.approx(np.log(4), abs=0.01), "bigram": pytest.approx(np.log(4), abs=0.01)}
-
-

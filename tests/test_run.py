@@ -1,5 +1,6 @@
 """A run from outside: killed at any moment it goes on to the same end, and says plainly what it cannot do."""
 
+import functools
 import json
 import math
 import os
@@ -12,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from fakes import TABULAR, config, history, run
+from fakes import config, history, run
 
 from star.config import RunConfig, load_config
 from star.errors import RunFailed, UserError
@@ -50,23 +51,20 @@ def child(function) -> int:
 # Killed and resumed.
 
 
-@pytest.mark.parametrize("function", [TABULAR, "fakes:slow"])
-def test_sigkill_at_random_moments(tmp_path, undisturbed, function):
-    rng, kills, path = random.Random(0), 0, tmp_path / "run"
+def test_sigkill_at_random_moments(tmp_path, undisturbed):
+    rng, path = random.Random(0), tmp_path / "run"
     settings = config(search__baselines=("transformer++",))
-    while True:
-        pid = child(lambda: run(path, settings, function, slots=rng.choice([1, 3])))
-        time.sleep(rng.uniform(0, 0.06 if function == TABULAR else 0.12))
-        if os.waitpid(pid, os.WNOHANG)[0]:
-            break
+    statuses = []
+    for kill in range(15):
+        pid = child(lambda: run(path, settings, "fakes:slow", slots=rng.choice([1, 3])))
+        time.sleep(rng.uniform(0, 0.15))
         os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        kills += 1
-        if path.exists() and (path / "run.sqlite").exists() and kills % 3 == 0:
+        statuses.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        if kill % 3 == 2 and path.exists():
             shutil.move(path, tmp_path / "moved")  # a run directory may be moved between sessions
             shutil.move(tmp_path / "moved", path)
-    run(path, settings)  # the last child may have ended by itself and not well
-    assert kills >= 5 and outcome(path) == undisturbed
+    run(path, settings)
+    assert statuses.count(-signal.SIGKILL) >= 10 and outcome(path) == undisturbed
 
 
 def test_sigkill_around_every_transaction(tmp_path, undisturbed, monkeypatch):
@@ -89,21 +87,19 @@ def test_sigkill_around_every_transaction(tmp_path, undisturbed, monkeypatch):
         run(path, settings)
 
     while True:
-        pid = child(lambda: session(rng.randint(1, 5), kills % 2 == 0))
+        pid = child(functools.partial(session, rng.randint(1, 5), kills % 2 == 0))
         if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0:
             break
         kills += 1
         assert kills < 500
-        rng.random()
     assert kills >= 20 and outcome(path) == undisturbed
 
 
-def test_sigkill_of_coordinator_and_workers_in_a_pool(tmp_path, undisturbed):
-    """The same with real worker processes and signals from outside: coordinator killed twice, workers killed too."""
+def test_sigkill_of_workers_and_coordinator_of_a_pool(tmp_path, undisturbed):
+    """The same with real worker processes and signals from outside."""
     path = tmp_path / "run"
     script = tmp_path / "session.py"
     script.write_text(
-        "import sys\n"
         "from pathlib import Path\n"
         "from fakes import config\n"
         "from star.engine import ProcessPool\n"
@@ -111,27 +107,23 @@ def test_sigkill_of_coordinator_and_workers_in_a_pool(tmp_path, undisturbed):
         "if __name__ == '__main__':\n"
         f"    pool = ProcessPool('fakes:slow', 2, Path({str(path)!r}) / 'progress')\n"
         f"    evolve({str(path)!r}, config(search__baselines=('transformer++',)), engine=pool)\n"
-        "    pool.close()\n"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)])}
-    worker_kills = 0
-    for done in (6, 20, None):
-        coordinator = subprocess.Popen([sys.executable, str(script)], env=environment)
-        deadline = time.monotonic() + 60
-        while done is not None and (not (path / "run.sqlite").exists() or finished(path) < done):
-            assert time.monotonic() < deadline and coordinator.poll() is None
-            time.sleep(0.02)
-            workers = children_of(coordinator.pid) if done == 20 and worker_kills < 2 and finished(path) > 8 else []
-            if workers:
-                os.kill(random.choice(workers), signal.SIGKILL)
-                worker_kills += 1
-                time.sleep(0.5)
-        if done is not None:
-            coordinator.kill()
-        coordinator.wait(timeout=60)
-    assert coordinator.returncode == 0 and worker_kills == 2
-    assert "lost" in {event.data["status"] for event in read_events(path) if event.kind == "finish"}
+    coordinator = subprocess.Popen([sys.executable, str(script)], env=environment)
+    wait_for(lambda: finished(path) >= 4)
+    os.kill(children_of(coordinator.pid)[0], signal.SIGKILL)
+    wait_for(lambda: finished(path) >= 12)
+    coordinator.kill()
+    coordinator.wait()
+    run(path, config(search__baselines=("transformer++",)))
     assert outcome(path) == undisturbed
+
+
+def wait_for(condition, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def finished(path) -> int:
@@ -222,7 +214,7 @@ def test_another_configuration(tmp_path, changes, message):
 def test_another_version(tmp_path, monkeypatch):
     run(tmp_path / "run", config(search__generations=1))
     monkeypatch.setattr("star.__version__", "99.0")
-    with pytest.raises(UserError, match="was made by star .* and this is 99.0"):
+    with pytest.raises(UserError, match=r"was made by star .* and this is 99\.0"):
         run(tmp_path / "run", config(search__generations=1))
     assert Run(tmp_path / "run").front(), "reading is allowed"
 

@@ -3,6 +3,7 @@
 import math
 import random
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from fakes import config, history, run
 from star.assess import Frame, Front, load_objectives
 from star.assess.evaluations import load_evaluation
 from star.config import load_config
-from star.engine import InProcess
+from star.engine import InProcess, Outcome
 from star.errors import RunFailed, UserError
 from star.run import Run
 from star.search import evolve, policy
@@ -33,6 +34,23 @@ class Shuffled(InProcess):
         n = self.rng.randint(0, len(self.held))
         out, self.held = self.held[:n], self.held[n:]
         return out
+
+
+class Losing(InProcess):
+    """Loses every third job at its first attempt, as if its worker had been killed."""
+
+    def __init__(self, function):
+        super().__init__(function)
+        self.lost = set()
+
+    def poll(self, timeout):
+        outcomes = []
+        for o in super().poll(timeout):
+            if int(o.job_id[0], 16) % 3 == 0 and o.job_id not in self.lost:
+                self.lost.add(o.job_id)
+                o = Outcome(o.job_id, "lost", reason="its worker was killed by signal 9")
+            outcomes.append(o)
+        return outcomes
 
 
 def drive(algorithm, generations: int, fails=lambda id: False, n_objectives: int = 3):
@@ -115,7 +133,7 @@ def test_integers_stay_integers_and_nothing_is_asked_twice():
             assert child.id == child.genome.id and child.id not in seen
             seen.add(child.id)
             if child.origin == "offspring":
-                assert child.parents and set(child.parents) < seen and child.operators or child.repaired
+                assert (child.parents and set(child.parents) < seen and child.operators) or child.repaired
         for key in counts:
             counts[key] += getattr(batch, key)
         X = algorithm.algorithm.pop.get("X") if algorithm.algorithm.pop is not None else np.empty(0, np.int64)
@@ -146,7 +164,7 @@ def test_seeds_are_in_the_first_generation():
     batch = algorithm_for(settings).ask()
     assert [child.origin for child in batch.offspring] == ["seed"] * 2 + ["initial"] * 6
     assert batch.offspring[0].genome.text == "-".join(["10000-90000"] * 3)
-    with pytest.raises(UserError, match="search.seeds: lfm2-350m: genome .* class"):
+    with pytest.raises(UserError, match=r"search.seeds: lfm2-350m: genome .* class"):
         algorithm_for(config(search__seeds=("lfm2-350m",), space__classes=(1, 9)))
 
 
@@ -225,6 +243,13 @@ def test_retry_policy():
     assert policy.attempt_number(["lost", "failed", "lost"]) == 1
     seeds = {policy.candidate_seed(seed, id, attempt) for seed in (0, 1) for id in ("ab", "cd") for attempt in (0, 1)}
     assert len(seeds) == 8 and all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_lost_workers_change_nothing(tmp_path):
+    run(tmp_path / "plain", config())
+    engine = Losing("star.assess.evaluations.tabular:assess")
+    evolve(tmp_path / "losing", config(), engine=engine)
+    assert engine.lost and history(tmp_path / "losing") == history(tmp_path / "plain")
 
 
 def test_out_of_memory_is_tried_again_with_half_the_batch(tmp_path, monkeypatch):
@@ -307,7 +332,7 @@ def test_a_baseline_that_the_search_finds_too_is_assessed_once(tmp_path):
 
 @pytest.mark.parametrize("key", ["search__algorithm", "evaluation", "objectives__names", "search__baselines"])
 def test_unknown_names_are_errors_before_anything_is_created(tmp_path, key):
-    with pytest.raises(UserError, match="'?nonsense'?"):
+    with pytest.raises(UserError, match="nonsense"):
         evolve(tmp_path / "run", config(**{key: "nonsense"}))
     assert not (tmp_path / "run").exists()
 
@@ -351,7 +376,7 @@ def test_selection_pays(tmp_path):
         volumes = Run(tmp_path / str(seed)).hypervolume()
         assert volumes[-1]["hypervolume"] > 1.3 * volumes[11]["hypervolume"]
         assert [v["evaluations"] for v in volumes] == list(range(1, 145))
-        assert all(a["hypervolume"] <= b["hypervolume"] for a, b in zip(volumes, volumes[1:], strict=False))
+        assert all(a["hypervolume"] <= b["hypervolume"] for a, b in pairwise(volumes))
 
 
 def test_overhead_is_small(tmp_path):

@@ -10,7 +10,6 @@ import errno
 import os
 import sys
 
-import click
 import typer
 from typer.core import TyperGroup
 
@@ -28,10 +27,10 @@ from star.errors import RunFailed, UserError
 class Star(TyperGroup):
     """A group of commands that says in one sentence what went wrong."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: typer.Context) -> list[str]:
         return list(self.commands)  # in order of use, not of the alphabet
 
-    def invoke(self, ctx: click.Context):
+    def invoke(self, ctx: typer.Context):
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()  # so that a reader that has gone is noticed here
@@ -44,15 +43,17 @@ class Star(TyperGroup):
             _fail("interrupted", 1)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains as it exits
-            raise typer.Exit(0) from None
+            raise typer.Exit(1) from None
         except OSError as error:
-            if error.errno != errno.ENOSPC:
+            if error.errno == errno.ENOSPC:
+                _fail(f"the disk is full{f': {error.filename} could not be written' if error.filename else ''}; free some space and run the command again", 1)
+            if error.filename is None:
                 raise
-            _fail(f"the disk is full{f': {error.filename} could not be written' if error.filename else ''}; free some space and run the command again", 1)
+            _fail(f"{error.filename}: {error.strerror}; give a path that can be read and written", 2)
 
 
 def _fail(error: object, code: int) -> None:
-    click.echo(f"star: {error}", err=True)
+    typer.echo(f"star: {error}", err=True)
     raise typer.Exit(code)
 
 
@@ -63,7 +64,7 @@ def _version(value: bool) -> None:
     if value:
         import star
 
-        click.echo(f"star {star.__version__}")
+        typer.echo(f"star {star.__version__}")
         raise typer.Exit
 
 

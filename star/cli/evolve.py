@@ -11,7 +11,7 @@ from star.cli.console import console, say
 
 
 def evolve(
-    run: Annotated[Path, typer.Argument(help="Directory of the run: new, or one that was stopped.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of the run: new, or one that was stopped.")],
     preset: Annotated[str | None, typer.Option(help="What all settings start from: smoke, laptop (default), gpu or paper.")] = None,
     config: Annotated[Path | None, typer.Option(metavar="FILE", help="TOML file of settings.")] = None,
     data: Annotated[str | None, typer.Option(help='Text to train on: "stdlib", a text file or folder, or hf:NAME[:CONFIG].')] = None,

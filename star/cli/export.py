@@ -12,7 +12,7 @@ from star.cli.console import say
 
 
 def export(
-    genome: Annotated[str, typer.Argument(help=GENOME_HELP)],
+    genome: Annotated[str, typer.Argument(metavar="GENOME", help=GENOME_HELP)],
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder to write (default: RUN/exported/ID, or exported/NAME).")] = None,
     untrained: Annotated[bool, typer.Option("--untrained", help="Export freshly started weights: needed for a genome that is not RUN:ID.")] = False,
     vocab_size: Annotated[int | None, typer.Option(min=2, max=10_000_000, help="With --untrained: rows of the embedding (default 256, bytes).")] = None,

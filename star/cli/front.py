@@ -10,7 +10,7 @@ from star.cli.console import console, say
 
 
 def front(
-    run: Annotated[str, typer.Argument(help="Directory of the run.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Directory of the run.")],
     json: Annotated[bool, typer.Option("--json", help='Print a list of {"id", "genome", "objectives"}.')] = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print one line per member, objectives in their units.")] = False,
 ) -> None:

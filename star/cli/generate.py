@@ -37,5 +37,5 @@ def sample(model, prompt: str, tokens: int, temperature: float = 0.8, top_k: int
 
     if model.vocab_size != ByteTokenizer.vocab_size:
         raise UserError(f"this model has a vocabulary of {model.vocab_size} and not of bytes: there is no tokenizer for its text")
-    start = torch.tensor([list(ByteTokenizer().encode(prompt)) or [ByteTokenizer.separator]])
+    start = torch.tensor([ByteTokenizer().encode(prompt).tolist() or [ByteTokenizer.separator]])
     return bytes(model.generate(start, tokens, temperature, top_k, seed)[0].tolist()).replace(b"\0", b"")

@@ -24,7 +24,7 @@ class Lines:
     def __init__(self, config: RunConfig):
         self.config = config
         self.generation, self.done, self.total, self.eta = 0, 0, config.candidates, None
-        self.spoken = time.monotonic()
+        self.workers, self.started, self.spoken = 1, time.monotonic(), time.monotonic()
 
     def __enter__(self):
         self.line(f"preparing text: {self.config.data.corpus}")
@@ -37,6 +37,9 @@ class Lines:
         for name in ("done", "total"):
             setattr(self, name, event.get(name, getattr(self, name)))
         self.eta = event.get("eta_seconds", self.eta)
+        if event["kind"] == "candidate_progress" and not self.done and event.get("eta") is not None:
+            first = time.monotonic() - self.started + event["eta"]  # how long the first candidate takes tells about all
+            self.eta = first * self.total / self.workers
         handler = getattr(self, event["kind"], None)
         if handler is not None:
             handler(event)
@@ -46,13 +49,13 @@ class Lines:
         say(text)
 
     def run_start(self, event: dict) -> None:
-        self.generation = event["generation"]
+        self.generation, self.workers, self.started = event["generation"], event["workers"], time.monotonic()
         self.line(describe_start(event))
 
     def candidate_progress(self, event: dict) -> None:
         if time.monotonic() - self.spoken > QUIET:
             share = event.get("step", 0) / max(event.get("steps") or 1, 1)
-            self.line(f"generation {self.generation}, candidate {event['id']}: {share:.0%}, loss {loss_of(event)}{left(self.eta)}")
+            self.line(f"generation {self.generation}, candidate {event['id']}: {share:.0%}, {loss_of(event)}{left(self.eta)}")
 
     def candidate_end(self, event: dict) -> None:
         self.line(f"{describe_end(event, self.config)} ({event['done']} of {event['total']}{left(event['eta_seconds'])})")
@@ -91,7 +94,7 @@ class Bars(Lines):
     def __call__(self, event: dict) -> None:
         super().__call__(event)
         best = "" if self.best is None else f", best loss {self.best:.3f}"
-        if event["kind"] not in ("candidate_progress", "message"):
+        if event["kind"] != "message":
             last = self.config.search.generations - 1
             note = f"{self.done} of {self.total} candidates{best}{left(self.eta)}"
             self.progress.update(self.all, description=f"generation {min(self.generation, last)} of {last}", total=self.total, completed=self.done, note=note)
@@ -102,7 +105,7 @@ class Bars(Lines):
 
     def candidate_progress(self, event: dict) -> None:
         if (task := self.tasks.get(event["id"])) is not None:
-            self.progress.update(task, completed=event.get("step", 0) / max(event.get("steps") or 1, 1), note=f"loss {loss_of(event)}")
+            self.progress.update(task, completed=event.get("step", 0) / max(event.get("steps") or 1, 1), note=loss_of(event))
 
     def candidate_end(self, event: dict) -> None:
         if (task := self.tasks.pop(event["id"], None)) is not None:
@@ -132,7 +135,7 @@ class TrainingDisplay:
             self.progress.stop()
 
     def __call__(self, event: dict) -> None:
-        text = f"step {event['step']} of {event['steps']}, loss {loss_of(event)}, {event['tokens_per_second']:,.0f} tokens/s{left(event.get('eta'))}"
+        text = f"step {event['step']} of {event['steps']}, {loss_of(event)}, {event['tokens_per_second']:,.0f} tokens/s{left(event.get('eta'))}"
         if self.progress is not None:
             self.progress.update(self.task, total=event["steps"], completed=event["step"], description=text)
         elif time.monotonic() - self.spoken > 5:
@@ -167,11 +170,14 @@ def describe_generation(event: dict) -> str:
 
 
 def loss_of(event: dict) -> str:
-    loss = event.get("val_loss") or event.get("loss")
-    return "unknown" if loss is None else f"{loss:.3f}"
+    """The loss of the last step, and that on the validation sample as soon as there is one."""
+    parts = [f"loss {event['loss']:.2f}" if event.get("loss") is not None else "loss unknown"]
+    if event.get("val_loss") is not None:
+        parts.append(f"validation {event['val_loss']:.3f}")
+    return ", ".join(parts)
 
 
 def left(seconds: float | None) -> str:
     from star.report.units import format_seconds
 
-    return "" if seconds is None else f", {format_seconds(seconds)} left"
+    return "" if not seconds else f", {format_seconds(seconds)} left"

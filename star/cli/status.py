@@ -10,7 +10,7 @@ from star.cli.console import say
 
 
 def status(
-    run: Annotated[str, typer.Argument(help="Directory of the run.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Directory of the run.")],
     json: Annotated[bool, typer.Option("--json", help="Print everything that is known as JSON.")] = False,
 ) -> None:
     """What is done, running and failed; the time that is left.

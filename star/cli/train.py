@@ -12,7 +12,7 @@ from star.cli.console import say
 
 
 def train(
-    genome: Annotated[str, typer.Argument(help=GENOME_HELP)],
+    genome: Annotated[str, typer.Argument(metavar="GENOME", help=GENOME_HELP)],
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder for the trained model (default: exported/NAME).")] = None,
     preset: Annotated[str, typer.Option(help="Recipe to train by: that of the preset smoke, laptop, gpu or paper.")] = "laptop",
     data: Annotated[str, typer.Option(help='Text to train on: "stdlib", a text file or folder, or hf:NAME[:CONFIG].')] = "stdlib",

@@ -1,5 +1,6 @@
 """Jobs one after the other in this process: simplest to debug, and nothing to pay for jobs that take microseconds."""
 
+import functools
 import time
 from collections.abc import Callable
 
@@ -30,7 +31,7 @@ class InProcess:
         while self.waiting and (not outcomes or time.monotonic() < deadline):
             job_id = next(iter(self.waiting))
             try:
-                fields = run_job(self.function, self.waiting[job_id], lambda progress: self._report(job_id, progress))
+                fields = run_job(self.function, self.waiting[job_id], functools.partial(self._report, job_id))
                 outcomes.append(Outcome(job_id=job_id, worker="in process", **fields))
             except Cancelled:
                 self.cancelled.discard(job_id)

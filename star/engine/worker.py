@@ -37,7 +37,7 @@ def find(function: str):
 
 
 def kind_of(error: BaseException) -> str:
-    """"oom", "disk_full" or "failed". Torch names its CUDA error OutOfMemoryError; its CPU allocator only says so."""
+    """One of "oom", "disk_full", "failed". Torch names its CUDA error OutOfMemoryError; its CPU allocator only says so."""
     text = str(error)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "oom"

@@ -10,6 +10,7 @@ definitions of one name in different modules are told apart by the name of the m
 from __future__ import annotations
 
 import ast
+import builtins
 import importlib.util
 import itertools
 import re
@@ -47,7 +48,12 @@ def link(roots: Iterable[Key], sources: Mapping[str, str] | None = None) -> str:
     order: dict[str, None] = {}
     for module, _ in roots:
         linker.order(module, order)
-    return linker.text(order)
+    text = linker.text(order)
+    for node in ast.walk(ast.parse(text)):
+        for name in [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names] if isinstance(node, ast.Import) else []:
+            if name.split(".")[0] == PACKAGE:  # inside a function, where this linker does not follow it
+                raise RunFailed(f"export: {name} is imported inside a function; import it at the top of its module")
+    return text
 
 
 class Linker:
@@ -110,7 +116,7 @@ class Linker:
 
     def final_names(self) -> dict[Key, str]:
         """The name of every definition in the file: its own, with that of its module where two have the same."""
-        counts: dict[str, int] = {name: 1 for name in self.imports}
+        counts: dict[str, int] = dict.fromkeys([*self.imports, *dir(builtins)], 1)
         keys = [(module, name) for module, names in self.reached.items() for name in names]
         for _, name in keys:
             counts[name] = counts.get(name, 0) + 1
@@ -163,6 +169,11 @@ def global_names(node: ast.AST, local: frozenset[str] = frozenset()) -> Iterator
             yield node
         return
     inner = local
+    if isinstance(node, ast.ClassDef):
+        body = local | bound_names(node.body)  # seen by the statements of the body, not by its functions
+        for child in ast.iter_child_nodes(node):
+            yield from global_names(child, body if child in node.body and not isinstance(child, ast.FunctionDef) else local)
+        return
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
         # Decorators, defaults and annotations belong to the scope outside.
         body = node.body if isinstance(node.body, list) else [node.body]

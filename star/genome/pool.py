@@ -6,7 +6,10 @@ so rows are only ever appended. Class 0 is "no operator". Each row is data: the 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from star.errors import UserError
 from star.liv import ABSENT, FAMILIES, FeatureGenes, LIVConfig, Operator, OperatorGenes
@@ -22,6 +25,7 @@ FEATURIZERS = {
     7: "convolution",
     8: "convolution",
     9: "memoryless",
+    10: "elementwise",
 }
 
 
@@ -60,15 +64,47 @@ def operator(genes: str | OperatorGenes | tuple[int, ...], differential: bool = 
     return result
 
 
+def random_operator(rng: np.random.Generator, families: Iterable[str] = tuple(FAMILIES)) -> Operator:
+    """A legal operator, drawn uniformly over families, then over the values of every gene, conflicts drawn again."""
+    family = FAMILIES[sorted(families)[int(rng.integers(len(tuple(families))))]]
+    featurizers = [f for f, name in FEATURIZERS.items() if name == family.name]
+    return family.sample(featurizers[int(rng.integers(len(featurizers)))], rng)
+
+
 def attention(genes: str, repeat: int = 1, filtered: bool = False, norm: bool = False) -> Operator:
     q = (3 if filtered else 1, 2, 1, 1)
     kv = (q[0], 2, 1, repeat)
     return operator(genes, q=q, k=kv, v=kv, **({"norm": (1, 1, 1, 1)} if norm else {}))
 
 
-def recurrence(genes: str, state_size: int) -> Operator:
-    bc = (3, 2, state_size, 1)
-    return operator(genes, b=bc, c=bc, v=(3, 2, 1, 1), decay=(1, 3, 1, 1))
+def recurrence(
+    genes: str,
+    state_size: int,
+    *,
+    filtered: bool = True,
+    decay: str = "scalar",
+    delta: bool = False,
+    expansion: int = 1,
+    shared: bool = False,
+    skip: bool = False,
+    gate: bool = False,
+    norm: str = "",
+) -> Operator:
+    """`shared`: one b and c for all heads. `norm`: "heads" or "groups" (see `star.liv.readout`)."""
+    token = 3 if filtered else 1
+    bc = (token, 2, state_size, 0 if shared else 1)
+    options = {
+        "decay": (1, {"scalar": 3, "vector": 2}.get(decay), 1, 1) if decay != "none" else None,
+        "beta": (1, 3, 1, 1) if delta else None,
+        "skip": (1, 3, 1, 1) if skip else None,
+        "gate": (1, 2, 1, 1) if gate else None,
+        "norm": (1, {"groups": 2, "heads": 3}.get(norm), 1, 1) if norm else None,
+    }
+    return operator(genes, b=bc, c=bc, v=(token, 2, expansion, 1), **{k: row for k, row in options.items() if row})
+
+
+def elementwise(genes: str) -> Operator:
+    return operator(genes, b=(1, 3, 1, 1), c=(1, 2, 1, 1), v=(3, 2, 1, 1), decay=(1, 3, 1, 1))
 
 
 def convolution(genes: str, length: int, implicit: bool = False, filtered: bool = False) -> Operator:
@@ -107,4 +143,34 @@ POOL: tuple[PoolClass, ...] = (
     PoolClass("SwiGLU-4.5", memoryless("91142", twelfths=54)),
     PoolClass("SwiGLU-5.25", memoryless("91142", twelfths=63)),
     PoolClass("ReLU2-4", memoryless("91132", twelfths=48, gated=False)),
+    # 25-28: more ways to share keys. Qwen3 has QK-norm (arXiv 2505.09388), Griffin one key head (arXiv 2402.19427).
+    PoolClass("MHA-QKN", attention("12123", norm=True)),
+    PoolClass("GQA-8-QKN", attention("32123", repeat=8, norm=True)),
+    PoolClass("GQA-8", attention("32123", repeat=8)),
+    PoolClass("MQA", attention("32123", repeat=0)),
+    # 29-35: sliding windows, Longformer (arXiv 2004.05150); 2048 in Samba (arXiv 2406.07522), one key head in Griffin.
+    PoolClass("SWA-16", attention("12223")),
+    PoolClass("SWA-64", attention("12423")),
+    PoolClass("SWA-256", attention("12623")),
+    PoolClass("SWA-1024", attention("12823")),
+    PoolClass("SWA-2048", attention("12923")),
+    PoolClass("SWA-64-MQA", attention("32423", repeat=0)),
+    PoolClass("SWA-1024-MQA", attention("32823", repeat=0)),
+    # 36-42: matrix states. Linear attention with the norm of RetNet (arXiv 2307.08621), gated linear attention (2312.06635),
+    # delta networks (2406.06484; gated 2412.06464), Mamba-2 as published but for its biases (2405.21060).
+    PoolClass("LinAttn", recurrence("52111", 64, filtered=False, decay="none", norm="heads")),
+    PoolClass("GLA", recurrence("54111", 64, filtered=False, decay="vector", gate=True, norm="heads")),
+    PoolClass("DeltaNet", recurrence("54141", 64, decay="none", delta=True, norm="heads")),
+    PoolClass("GatedDelta", recurrence("54141", 64, delta=True, gate=True, norm="heads")),
+    PoolClass("Mamba-2", recurrence("54141", 128, expansion=2, shared=True, skip=True, gate=True, norm="groups")),
+    PoolClass("Mamba-2-64", recurrence("54141", 64, expansion=2, shared=True, skip=True, gate=True, norm="groups")),
+    PoolClass("RG-LRU", elementwise("10.4.1.5.1")),
+    # 43-48: gated convolutions with other filters: LFM2's space (arXiv 2511.23404), Hyena's (arXiv 2302.10866) in modal form.
+    *(PoolClass(f"GConv-k{length}", convolution("73111", length)) for length in (4, 5, 6, 7)),
+    PoolClass("Hyena", convolution("83111", 16, implicit=True, filtered=True)),
+    PoolClass("Hyena-32", convolution("83111", 32, implicit=True, filtered=True)),
+    # 49-56: memoryless at several widths; GEGLU-3 is Griffin's, ReLU2 is Primer's (arXiv 2109.08668).
+    *(PoolClass(f"SwiGLU-{n}", memoryless("91142", twelfths=12 * n)) for n in (1, 2, 3, 6)),
+    PoolClass("GEGLU-3", memoryless("91152", twelfths=36)),
+    *(PoolClass(f"ReLU2-{n}", memoryless("91132", twelfths=12 * n, gated=False)) for n in (2, 3, 6)),
 )

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 from star.genome.genome import NORMS, RESIDUALS
 from star.genome.pool import POOL
 from star.liv import FAMILIES
-from star.liv.genes import OPERATOR_GENES
+from star.liv.genes import CHANNEL_MIXING, OPERATOR_GENES, TOKEN_MIXING
+
+# Why no family has a token mixing (first) with a channel mixing (second).
+NOT_BUILT = {
+    (1, 1): "gates alone mix nothing; with the maps around them they are diagonal in tokens and dense in channels",
+    (1, 3): "block-diagonal maps only: a memoryless operator with fewer weights, which a smaller expansion gives too",
+    (2, 2): "scores of its own for every pair of channels are T^2 D^2 numbers; heads are what can be computed",
+    (3, 2): "a dense map for every tap is k channel maps; the maps before and after a filter per channel do its work",
+    (3, 3): "one filter for a head instead of one per channel saves a few numbers and no time",
+    (4, 2): "a dense transition couples all channels: its products have no chunk form, only a token loop",
+    (4, 3): "transitions that mix the values of a head have no chunk form; heads already share B, C and A, which is diagonal in channels",
+}
 
 
 def gene_table() -> list[dict[str, str]]:
@@ -39,4 +51,12 @@ def gene_table() -> list[dict[str, str]]:
             values = f"token {spec.token}, channel {spec.channel}, expansion {spec.expansion}, repeat {spec.repeat}".replace(",)", ")")
             meaning = f"{spec.meaning} (expansion: {spec.expansion_means})" + ("; optional, 0000 leaves it out" if spec.optional else "")
             rows.append({"level": f"featurizer ({family.name})", "gene": group, "values": values, "meaning": meaning})
+        for rule in family.rules:
+            rows.append({"level": f"rule ({family.name})", "gene": f"{rule.first}, {rule.second}", "values": "restrict each other", "meaning": rule.why})
+    for token, channel in product(TOKEN_MIXING, CHANNEL_MIXING):
+        built = [f for f in FAMILIES.values() if token in f.token and channel in f.channel]
+        meaning = "; ".join(f"{f.name}: {f.equation}" for f in built) or f"not built: {NOT_BUILT[token, channel]}"
+        gene = f"token {token} {TOKEN_MIXING[token]} x channel {channel} {CHANNEL_MIXING[channel]}"
+        values = "; ".join(f"{f.name}: nonlinearity {', '.join(map(str, f.nonlinearity))}" for f in built) or "none"
+        rows.append({"level": "mixing", "gene": gene, "values": values, "meaning": meaning})
     return rows

@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from star.errors import UserError
-from star.liv.base import LIV, Features, LIVConfig, State, StateEntry, Weight, constant, matrix, rms_norm, short_filter
+from star.liv.base import LIV, Features, LIVConfig, State, StateEntry, Weight, constant, matrix, short_filter
+from star.liv.functional import rms_norm
 from star.liv.genes import Family, GroupSpec, Operator, Rule
 
 ATTENTION_FILTER = 3  # taps of the optional filters of q, k and v
@@ -67,7 +68,7 @@ class AttentionConfig(LIVConfig):
         visible = min(self.window or math.inf, seq_len + 1)
         return 4 * self.branches * self.n_heads * self.head_dim * visible
 
-    def build(self, given=frozenset(), tied=None) -> "Attention":
+    def build(self, given=frozenset(), tied=None) -> Attention:
         return Attention(self, given, tied)
 
 

@@ -21,12 +21,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from star.liv.functional import short_convolution
 
 Features = dict[str, Tensor]
 State = dict[str, Tensor]
@@ -128,7 +130,7 @@ class LIVConfig:
         """FLOPs of the token mixing for one more token after `seq_len`."""
         raise NotImplementedError
 
-    def build(self, given: frozenset[str] = frozenset(), tied: Mapping[str, nn.Parameter] | None = None) -> "LIV":
+    def build(self, given: frozenset[str] = frozenset(), tied: Mapping[str, nn.Parameter] | None = None) -> LIV:
         raise NotImplementedError
 
     # What follows from those, for any operator.
@@ -152,32 +154,6 @@ class LIVConfig:
         weights = {"out": matrix(self.d_model, self.branches * width, "out")}
         if self.branches == 2:
             weights["diff"] = Weight((1,), "out", constant(0.5))
-        return weights
-
-
-@dataclass(frozen=True)
-class ReadoutConfig(LIVConfig):
-    """An operator whose mixed value may pass a gate swish(W_z x) and a normaliser on its way out.
-
-    norm: "" none; "heads" RMSNorm of every head, before the gate (arXiv 2307.08621); "groups" after it, over blocks of
-    `norm_width` channels (Mamba-2).
-    """
-
-    gated: bool = field(default=False, kw_only=True)
-    norm: str = field(default="", kw_only=True)
-    norm_eps: float = field(default=1e-5, kw_only=True)
-
-    @property
-    def norm_width(self) -> int:
-        """Channels that are normalised together."""
-        raise NotImplementedError
-
-    def readout_weights(self, width: int) -> dict[str, Weight]:
-        """`width`: channels of one branch."""
-        weights = {"z": matrix(self.branches * width, self.d_model, "gate")} if self.gated else {}
-        if self.norm:
-            shape = (self.norm_width,) if self.norm == "heads" else (self.branches * width,)
-            weights["norm"] = Weight(shape, "norm", constant(1.0))
         return weights
 
 
@@ -322,8 +298,7 @@ class LIV(nn.Module):
         features, _ = self.featurize(x)
         h, _ = self.project(x, None, self.maps)
         width = self.value(features, h.get(self.VALUE), None, {}, 0)[0].numel() // x.shape[1]
-        mix = lambda f, e: self.readout(f, self.core(f, self.unflatten_value(e), None)[0])
-        return self.impulses(features, x, width, mix, channels)
+        return self.impulses(features, x, width, lambda f, e: self.readout(f, self.core(f, self.unflatten_value(e), None)[0]), channels)
 
     def unflatten_value(self, value: Tensor) -> Tensor:
         """[B, T, C] to the shape that `core` takes."""
@@ -354,124 +329,3 @@ class LIV(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.config}" + (f", given={sorted(self.given)}" if self.given else "")
-
-
-class Readout(LIV):
-    """A LIV with the gate and the normaliser of `ReadoutConfig`. Both are features, so y = T x still holds."""
-
-    config: ReadoutConfig
-
-    def gate(self, h: dict[str, Tensor]) -> Features:
-        return {"gate": F.silu(h["z"])} if "z" in h else {}
-
-    def scale(self, features: Features, y: Tensor) -> Tensor | None:
-        """1 / rms of every block of channels, [B, T, blocks]."""
-        if not self.config.norm:
-            return None
-        if self.config.norm == "groups" and "gate" in features:
-            y = y * features["gate"]
-        blocks = y.unflatten(-1, (-1, self.config.norm_width)).to(torch.promote_types(y.dtype, torch.float32))
-        return (blocks.square().mean(-1) + self.config.norm_eps).rsqrt()
-
-    def readout(self, features: Features, y: Tensor) -> Tensor:
-        gate = features.get("gate")
-        if not self.config.norm:
-            return y if gate is None else y * gate
-        if gate is not None and self.config.norm == "groups":
-            y = y * gate
-        y = y.unflatten(-1, (-1, self.config.norm_width))
-        weight = self.norm if self.norm.shape[0] == y.shape[-1] else self.norm.view(-1, y.shape[-1])
-        if "scale" in features:
-            y = y * features["scale"][..., None].to(y.dtype) * weight.to(y.dtype)
-        else:
-            y = rms_norm(y, weight, self.config.norm_eps)
-        y = y.flatten(-2)
-        return y if gate is None or self.config.norm == "groups" else y * gate
-
-
-def activate(x: Tensor, nonlinearity: str) -> Tensor:
-    return {"none": lambda h: h, "relu": F.relu, "swish": F.silu, "gelu": lambda h: F.gelu(h, approximate="tanh")}[nonlinearity](x)
-
-
-def short_convolution(x: Tensor, weight: Tensor, past: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Causal depthwise convolution by shift and add, for filters of a few taps.
-
-    Args: x [B, T, C]; weight [C, k], the last tap on the present token; past [B, k - 1, C], the inputs before x.
-    Returns: y [B, T, C] and the last k - 1 inputs [B, k - 1, C].
-    """
-    before = weight.shape[1] - 1
-    x = F.pad(x, (0, 0, before, 0)) if past is None else torch.cat([past.to(x.dtype), x], dim=1)
-    return ShortConvolution.apply(x, weight), x[:, x.shape[1] - before :].detach()
-
-
-class ShortConvolution(torch.autograd.Function):
-    """y_t = sum_s w_s x_(t + s) of x [B, T + k - 1, C] and w [C, k].
-
-    Autograd's own backward makes a padded copy of x for every tap; this one is three to six times faster on a CPU.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, weight: Tensor) -> Tensor:
-        taps = weight.T.contiguous()  # [k, C]
-        seq_len = x.shape[1] - len(taps) + 1
-        y = x[:, :seq_len] * taps[0]
-        for tap in range(1, len(taps)):
-            y.addcmul_(x[:, tap : tap + seq_len], taps[tap])
-        return y
-
-    @staticmethod
-    def setup_context(ctx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        x, weight = ctx.saved_tensors
-        length, seq_len = weight.shape[1], dy.shape[1]
-        dx = dw = None
-        if ctx.needs_input_grad[0]:
-            # The transposed filter: shift and add from the other end.
-            dx = ShortConvolution.apply(F.pad(dy, (0, 0, length - 1, length - 1)), weight.flip(1))
-        if ctx.needs_input_grad[1]:
-            dw = torch.stack([(x[:, tap : tap + seq_len] * dy).sum((0, 1)) for tap in range(length)], dim=1)
-        return dx, dw
-
-
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / rms(x) * weight over the last dimension (arXiv 1910.07467), the mean square in float32 or wider.
-
-    `weight` has the shape of the last dimension, or of the last two.
-    """
-    if x.device.type != "cpu":
-        return F.rms_norm(x, x.shape[-1:], None, eps) * weight.to(x.dtype) if weight.dim() > 1 else F.rms_norm(x, x.shape[-1:], weight.to(x.dtype), eps)
-    return RMSNorm.apply(x, weight.to(x.dtype), eps)[0]
-
-
-class RMSNorm(torch.autograd.Function):
-    """`F.rms_norm` for CPUs, where the one of torch is a chain of nine operations: this takes a third of its time."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype)
-        inverse = (size.square() / x.shape[-1] + eps).rsqrt()
-        normed = (x * inverse).to(x.dtype)
-        return normed * weight, normed, inverse
-
-    @staticmethod
-    def setup_context(ctx, inputs: tuple[Tensor, Tensor, float], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        _, normed, inverse = output
-        ctx.mark_non_differentiable(normed, inverse)
-        ctx.save_for_backward(normed, inverse, inputs[1])
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, dy: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, None]:
-        normed, inverse, weight = ctx.saved_tensors
-        product = dy * normed
-        along = product @ weight if weight.dim() == 1 else (product * weight).sum(-1)
-        dx = torch.addcmul(dy * weight, normed, along[..., None] / weight.shape[-1], value=-1) * inverse
-        return dx.to(dy.dtype), product.sum(tuple(range(dy.dim() - weight.dim()))), None

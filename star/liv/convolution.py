@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from star.liv.base import LIV, Features, LIVConfig, State, StateEntry, Weight, log_uniform, matrix, normal, short_convolution, short_filter
+from star.liv.base import LIV, Features, LIVConfig, State, StateEntry, Weight, log_uniform, matrix, normal, short_filter
+from star.liv.functional import short_convolution
 from star.liv.genes import Family, GroupSpec, Operator
 
 CONVOLUTION_FILTER = 3  # taps of the optional filters of b, c and h
@@ -65,7 +66,7 @@ class ConvolutionConfig(LIVConfig):
     def decode_mixing_flops(self, seq_len: int) -> float:
         return 2 * self.width + (8 * self.width * self.length if self.implicit else 0)
 
-    def build(self, given=frozenset(), tied=None) -> "Convolution":
+    def build(self, given=frozenset(), tied=None) -> Convolution:
         return Convolution(self, given, tied)
 
 

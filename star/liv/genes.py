@@ -78,7 +78,7 @@ class Operator:
     def has(self, group: str) -> bool:
         return self.feature(group) != ABSENT
 
-    def gene(self, address: str) -> "int | FeatureGenes | None":
+    def gene(self, address: str) -> int | FeatureGenes | None:
         """The gene at an address: "token", "k.repeat", or "norm" for the row of a whole group. None: of an absent group."""
         group, _, name = address.partition(".")
         if group in OPERATOR_GENES:
@@ -86,7 +86,7 @@ class Operator:
         row = self.feature(group)
         return row if not name else None if row == ABSENT else getattr(row, name)
 
-    def with_gene(self, address: str, value: "int | FeatureGenes") -> "Operator":
+    def with_gene(self, address: str, value: int | FeatureGenes) -> Operator:
         """The same operator with another gene; not validated."""
         group, _, name = address.partition(".")
         if group in OPERATOR_GENES:
@@ -123,23 +123,21 @@ class GroupSpec:
 
 @dataclass(frozen=True)
 class Rule:
-    """Two genes that restrict each other, by address (see `Operator.gene`): `holds` tells whether two values go together.
-
-    A rule about a gene of an absent group holds.
-    """
+    """Two genes that restrict each other, by address (see `Operator.gene`), and whether an operator obeys."""
 
     first: str
     second: str
-    holds: Callable[[Any, Any], bool]
+    holds: Callable[[Operator], bool]
     why: str
 
     @staticmethod
-    def equal(first: str, second: str, why: str) -> "Rule":
-        return Rule(first, second, lambda a, b: a == b, why)
+    def equal(first: str, second: str, why: str) -> Rule:
+        """Two genes that must be equal where their groups are both there."""
+        return Rule(first, second, lambda o: None in (o.gene(first), o.gene(second)) or o.gene(first) == o.gene(second), why)
 
-    def broken(self, operator: Operator) -> bool:
-        a, b = operator.gene(self.first), operator.gene(self.second)
-        return a is not None and b is not None and not self.holds(a, b)
+    def draw(self, operator: Operator, first: Any, second: Any) -> Operator:
+        """The operator with other values of the two genes."""
+        return operator.with_gene(self.first, first).with_gene(self.second, second)
 
 
 @dataclass(frozen=True)
@@ -159,7 +157,7 @@ class Family:
     channel: tuple[int, ...]
     groups: Mapping[str, GroupSpec]
     shareable: tuple[tuple[str, ...], ...]
-    configure: Callable[[Operator, int, int, float], "LIVConfig"]
+    configure: Callable[[Operator, int, int, float], LIVConfig]
     sparsity: tuple[int, ...] = (1,)
     joint: Mapping[frozenset[str], str] = field(default_factory=dict)
     sharing_genes: tuple[str, ...] = ()
@@ -224,13 +222,13 @@ class Family:
         if operator.differential and not self.differentiable_branches:
             raise UserError(f"{where}: {self.name} has no differential form: {self.why.get('differential', '')}")
         for rule in self.rules:
-            if rule.broken(operator):
+            if not rule.holds(operator):
                 raise UserError(f"{where}: {self._conflict(rule, operator)}")
 
     def _conflict(self, rule: Rule, operator: Operator) -> str:
         first, second = operator.gene(rule.first), operator.gene(rule.second)
-        with_first = [_shown(v) for v in self.legal(rule.second) if rule.holds(first, v)]
-        with_second = [_shown(v) for v in self.legal(rule.first) if rule.holds(v, second)]
+        with_first = [_shown(v) for v in self.legal(rule.second) if rule.holds(rule.draw(operator, first, v))]
+        with_second = [_shown(v) for v in self.legal(rule.first) if rule.holds(rule.draw(operator, v, second))]
         ways = [f"{rule.second} {' or '.join(with_first)} with this {rule.first}"] if with_first else []
         ways += [f"{rule.first} {' or '.join(with_second)} with this {rule.second}"] if with_second else []
         return (
@@ -249,7 +247,7 @@ class Family:
         present = FeatureGenes(*(spec.values(gene)[0] for gene in FeatureGenes._fields))
         return (ABSENT, present) if spec.optional else (present,)
 
-    def sample(self, featurizer: int, rng: "np.random.Generator") -> Operator:
+    def sample(self, featurizer: int, rng: np.random.Generator) -> Operator:
         """A random legal operator of this family: uniform over the values of every gene, then `mend`."""
         genes = OperatorGenes(featurizer, *(_choice(getattr(self, gene), rng) for gene in OPERATOR_GENES))
         rows = []
@@ -259,40 +257,24 @@ class Family:
         differential = self.differentiable_branches and bool(rng.random() < 0.5)
         return self.mend(Operator(self.name, genes, tuple(rows), differential), rng)
 
-    def mend(self, operator: Operator, rng: "np.random.Generator") -> Operator:
+    def mend(self, operator: Operator, rng: np.random.Generator) -> Operator:
         """The operator with every pair of conflicting genes drawn again among the pairs that go together.
 
         Changes one gene of a pair where that is enough. A legal operator is left alone and draws no random numbers.
         """
         for _ in range(100):
-            broken = [rule for rule in self.rules if rule.broken(operator)]
+            broken = [rule for rule in self.rules if not rule.holds(operator)]
             if not broken:
                 return operator
             rule = broken[0]
             now = operator.gene(rule.first), operator.gene(rule.second)
-            pairs = [p for p in product(self.legal(rule.first), self.legal(rule.second)) if rule.holds(*p)]
+            pairs = [p for p in product(self.legal(rule.first), self.legal(rule.second)) if rule.holds(rule.draw(operator, *p))]
             near = [p for p in pairs if p[0] == now[0] or p[1] == now[1]]
-            first, second = _choice(near or pairs, rng)
-            operator = operator.with_gene(rule.first, first).with_gene(rule.second, second)
-        raise RuntimeError(f"the rules of {self.name} cannot be satisfied together: {[r.why for r in broken]}")
+            operator = rule.draw(operator, *_choice(near or pairs, rng))
+        raise RuntimeError(f"the rules of {self.name} cannot be satisfied together: {[rule.why for rule in broken]}")
 
 
-READOUT_GROUPS = {
-    "gate": GroupSpec("gate of the output: swish(W_z x), as wide as the value path", optional=True),
-    "norm": GroupSpec(
-        "RMSNorm of the output: channel mixing 3 of every head, before the gate; 2 of the heads that share b and c together, after it",
-        channel=(3, 2),
-        optional=True,
-    ),
-}
-
-
-def readout_genes(operator: Operator) -> dict[str, Any]:
-    """The arguments of `ReadoutConfig` that the groups of `READOUT_GROUPS` ask for."""
-    return {"gated": operator.has("gate"), "norm": {0: "", 2: "groups", 3: "heads"}[operator.feature("norm").channel]}
-
-
-def _choice(values: tuple | list, rng: "np.random.Generator") -> Any:
+def _choice(values: tuple | list, rng: np.random.Generator) -> Any:
     return values[int(rng.integers(len(values)))]
 
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from star.liv.base import LIV, Features, LIVConfig, State, StateEntry, Weight, activate, matrix
+from star.liv.base import LIV, Features, LIVConfig, State, StateEntry, Weight, matrix
+from star.liv.functional import activate
 from star.liv.genes import Family, GroupSpec, Operator, Rule
 
 WIDTH_UNIT = 12  # expansions are given in twelfths of the model width, so that 8/3 is the integer 32
@@ -39,7 +40,7 @@ class MemorylessConfig(LIVConfig):
     def decode_mixing_flops(self, seq_len: int) -> float:
         return self.branches * self.width
 
-    def build(self, given=frozenset(), tied=None) -> "Memoryless":
+    def build(self, given=frozenset(), tied=None) -> Memoryless:
         return Memoryless(self, given, tied)
 
 

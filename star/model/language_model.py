@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from star.genome.plan import BlockConfig, Layer, Plan
-from star.liv.base import LIV, Features, State, Weight, normal, rms_norm
+from star.liv.base import LIV, Features, State, Weight, normal
+from star.liv.functional import rms_norm
 
 NORM_EPS = 1e-5
 

@@ -76,7 +76,7 @@ def _generation(n: int) -> str:
 
 def _limits(axes, losses: list[float], ends: list[float], references: dict[str, float]) -> None:
     """Room for everything that says something: a loss far above the unigram level is off the scale."""
-    top = 1.1 * max([references["unigram"], *ends]) if references else max(losses)
+    top = 1.1 * max([*references.values(), *ends]) if references else max(losses)
     low = min([*losses, *references.values()])
     axes.set_ylim(low - 0.06 * (top - low), min(top, 1.1 * max([*losses, *references.values()]) - 0.1 * low))
     axes.set_xlim(left=0)

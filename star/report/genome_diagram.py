@@ -15,10 +15,10 @@ from star.report.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION,
 from star.report.units import format_bytes, format_count
 
 # All lengths are inches.
-HEADER, FOOTER, MARGIN = 1.0, 0.25, 0.12
+HEADER, FOOTER, MARGIN = 1.2, 0.25, 0.12
 LANE, BOX, NUMBER = 0.15, 1.25, 0.3
 LETTER = 0.058  # width of one letter of a link's label
-FAMILY_COLORS = (SKY, GREEN, ORANGE, PURPLE, YELLOW, GREY, "#88CCEE", "#AA4499")
+FAMILY_COLORS = (SKY, GREEN, ORANGE, PURPLE, YELLOW, GREY, "#332288", "#882255")
 LINK_COLORS = {WEIGHTS: VERMILION, FEATURES: BLUE}
 
 
@@ -33,7 +33,8 @@ def genome_diagram(genome: Genome, vocab_size: int = 256, seq_len: int = 4096, n
     ends = _ends(links)
     crowd = max((len(here) for here in ends.values()), default=1)
     row = (0.27 if depth <= 32 else 0.22) + 0.13 * (crowd - 1)
-    height = HEADER + depth * row + FOOTER
+    header = HEADER if links else HEADER - 0.2  # the legend of links has a line of its own
+    height = header + depth * row + FOOTER
     figure = new_figure(height, layout=None)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
@@ -43,7 +44,7 @@ def genome_diagram(genome: Genome, vocab_size: int = 256, seq_len: int = 4096, n
     left = MARGIN + NUMBER + sides[WEIGHTS][0]  # left edge of the boxes
     bars = left + BOX + sides[FEATURES][0] + 0.2  # left edge of the bars
     _title(axes, genome, name, vocab_size, seq_len, {genome.family(gene).name for gene in genome.canonical().backbone}, links)
-    middles = [HEADER + (index + 0.5) * row for index in range(depth)]
+    middles = [header + (index + 0.5) * row for index in range(depth)]
     families = list(FAMILIES)
     for gene, layer, y in zip(genome.canonical().backbone, plan.layers, middles):
         color = FAMILY_COLORS[families.index(genome.family(gene).name) % len(FAMILY_COLORS)]
@@ -117,9 +118,9 @@ def _draw_link(axes: Axes, link: Link, edge: float, lane: float, heights: dict[i
 
 
 def _bars(axes: Axes, x: float, width: float, row: float, title: str, values: list[int], form, middles: list[float]) -> None:
-    text = 0.62  # room for the number right of the longest bar
-    axes.text(x, HEADER - 0.08, title, fontsize=8, color="#333333", va="bottom")
-    axes.plot([x, x], [HEADER, middles[-1] + row / 2], color="#BBBBBB", linewidth=0.8)
+    text, top = 0.62, middles[0] - row / 2  # room for the number right of the longest bar
+    axes.text(x, top - 0.08, title, fontsize=8, color="#333333", va="bottom")
+    axes.plot([x, x], [top, middles[-1] + row / 2], color="#BBBBBB", linewidth=0.8)
     for value, y in zip(values, middles):
         length = (width - text) * value / (max(values) or 1)
         axes.add_patch(Rectangle((x, y - 0.27 * row), length, 0.54 * row, facecolor="#B8C4CE", linewidth=0))
@@ -136,15 +137,16 @@ def _title(axes: Axes, genome: Genome, name: str, vocab_size: int, seq_len: int,
         if family in families:
             color = FAMILY_COLORS[index % len(FAMILY_COLORS)]
             axes.add_patch(Rectangle((x, 0.57), 0.14, 0.1, facecolor=color + "66", edgecolor=color, linewidth=1))
-            x = _legend_text(axes, x + 0.2, family)
+            x = _legend_text(axes, x + 0.2, 0.62, family)
+    x = MARGIN
     for kind, text in ((WEIGHTS, "same featurizer weights"), (FEATURES, "same computed features")):
         if any(link.kind == kind for link in links):
-            axes.plot([x, x + 0.22], [0.62, 0.62], color=LINK_COLORS[kind], linewidth=1.3)
-            axes.plot([x], [0.62], marker="o", markersize=3.6, color=LINK_COLORS[kind])
-            x = _legend_text(axes, x + 0.3, text)
+            axes.plot([x, x + 0.22], [0.83, 0.83], color=LINK_COLORS[kind], linewidth=1.3)
+            axes.plot([x], [0.83], marker="o", markersize=3.6, color=LINK_COLORS[kind])
+            x = _legend_text(axes, x + 0.3, 0.83, text)
 
 
-def _legend_text(axes: Axes, x: float, words: str) -> float:
+def _legend_text(axes: Axes, x: float, y: float, words: str) -> float:
     """Write an entry of the legend; returns where the next one begins."""
-    text = axes.text(x, 0.62, words, fontsize=8, va="center")
+    text = axes.text(x, y, words, fontsize=8, va="center")
     return x + text.get_window_extent().width / axes.figure.dpi + 0.22

@@ -22,7 +22,7 @@ def place_labels(
     """
     figure = axes.figure
     figure.draw_without_rendering()  # so that the layout and the transforms are those of the final picture
-    renderer = figure._get_renderer()
+    renderer = figure.canvas.get_renderer()
     scale = figure.dpi / 72
     frame = axes.get_window_extent(renderer)
     markers = [_square(axes.transData.transform(xy), 4 * scale) for xy in [*obstacles, *((x, y) for x, y, _ in points)]]

@@ -72,7 +72,7 @@ def _panel(axes: Axes, pair: tuple[Objective, Objective], evolved: list[Candidat
     axes.scatter(*_columns(rest), s=16, color=FAINT, zorder=2, label=f"dominated ({len(rest)})")
     if stairs:
         line = [(stairs[0][0], axes.get_ylim()[1]), *stairs, (axes.get_xlim()[1], stairs[-1][1])]
-        axes.plot(*_columns(line), drawstyle="steps-post", color=BLUE, linewidth=1.4, alpha=0.75, zorder=3, label="best of these two objectives")
+        axes.plot(*_columns(line), drawstyle="steps-post", color=BLUE, linewidth=1.4, alpha=0.75, zorder=3, label="best found in these two objectives")
     axes.scatter(*_columns(best), s=30, color=BLUE, edgecolor="white", linewidth=0.6, zorder=4, label=f"Pareto front ({len(best)})")
     if baselines:
         marks = [_at(c, pair) for c in baselines]

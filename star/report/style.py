@@ -11,6 +11,7 @@ from pathlib import Path
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
@@ -49,6 +50,7 @@ def new_figure(height: float, layout: str | None = "constrained") -> Figure:
     """An empty figure that belongs to no window and no global state; height in inches."""
     matplotlib.rcParams.update(RC)
     figure = Figure(figsize=(WIDTH, height), layout=layout)
+    FigureCanvasAgg(figure)  # one renderer, which measures text, instead of a new one for each question
     if layout:
         figure.get_layout_engine().set(w_pad=0.07, h_pad=0.07, wspace=0.03, hspace=0.03)
     return figure
@@ -111,8 +113,6 @@ def log_ticks(low: float, high: float, base: int, gap: float) -> list[float]:
         dense = [[1 + 0.1 * n for n in range(90)], [1 + 0.5 * n for n in range(18)], list(range(1, 10)), [1, 1.5, 2, 3, 5, 7], [1, 2, 5], [1, 3], [1]]
     powers = range(math.floor(math.log(low, base)), math.ceil(math.log(high, base)) + 1)
     room = gap * math.log(high / low)
-    for multiples in dense:
-        ticks = [round(m * base**p, 12) for p in powers for m in multiples if low <= m * base**p <= high]
-        if all(math.log(b / a) >= room for a, b in itertools.pairwise(ticks)):
-            return ticks
-    return ticks[:: max(1, math.ceil(room / math.log(base)))]
+    choices = [[round(m * base**p, 12) for p in powers for m in multiples if low <= m * base**p <= high] for multiples in dense]
+    apart = [ticks for ticks in choices if all(math.log(b / a) >= room for a, b in itertools.pairwise(ticks))]
+    return max(apart, key=len) if apart else choices[-1][:: max(1, math.ceil(room / math.log(base)))]

@@ -28,8 +28,8 @@ def front_table(run: Run) -> Table:
     knee = run.knee().id if members else None
     for member in members:
         generation = "initial" if member.generation == 0 else str(member.generation)
-        note = ("  <- knee", "bold") if member.id == knee else ""
-        table.add_row(member.id, *_values(run, member), generation, Text.assemble(_classes(member), note))
+        mark = " <- knee" if member.id == knee else ""
+        table.add_row(Text.assemble(member.id, (mark, "bold")), *_values(run, member), generation, _classes(member))
     baselines = [c for c in run.candidates("baseline") if c.objectives]
     if members and baselines:
         table.add_section()
@@ -80,10 +80,11 @@ def status_lines(run: Run) -> list[str]:
         f"{run.path}: {state}",
         f"generation {status['generation']} of {status['generations'] - 1} (0 is the initial population)",
         f"{status['done']} of {status['total']} candidates done, {status['running']} running, {status['failed']} failed",
-        "corpus {}: ".format(status["corpus"]) + ", ".join(f"{name} {loss:.3f} nats/byte" for name, loss in status["baselines"].items()),
+        f"corpus {status['corpus']}" + "".join(f", byte {name} {loss:.3f} nats/byte" for name, loss in status["baselines"].items()),
     ]
     for id, progress in status["progress"].items():
-        lines.append(f"  {id}: step {progress.get('step', 0)} of {progress.get('steps', '?')}, {describe_loss(progress)}")
+        loss = "unknown yet" if progress.get("val_loss") is None else f"{progress['val_loss']:.3f}"
+        lines.append(f"  {id}: step {progress.get('step', 0)} of {progress.get('steps', '?')}, validation loss {loss}")
     if status["active"] and status["eta_seconds"] is not None:
         lines.append(f"about {format_seconds(status['eta_seconds'])} left")
     for failure in status["failures"][:10]:
@@ -110,9 +111,3 @@ def summary_lines(run: Run) -> list[str]:
         gain = f" ({last / first:.2f} x)" if first > 0 else ""
         lines.append(f"hypervolume: initial population {first:.3f}, now {last:.3f}{gain}")
     return lines
-
-
-def describe_loss(progress: dict) -> str:
-    loss = progress.get("val_loss") or progress.get("loss")
-    kind = "validation loss" if progress.get("val_loss") else "training loss"
-    return f"{kind} {loss:.3f}" if loss is not None else "no loss yet"

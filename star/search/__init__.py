@@ -8,7 +8,7 @@
 Imports assess, engine, store and what is below them.
 """
 
-from star.search.evolve import Ending, evolve
 from star.search.events import Callback
+from star.search.evolve import Ending, evolve
 
 __all__ = ["Callback", "Ending", "evolve"]

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from star.assess import Objective, load_objectives
+from star.assess import load_objectives
 from star.config import RunConfig
 from star.cost import costs as costs_of
 from star.engine import Outcome

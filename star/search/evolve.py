@@ -33,9 +33,7 @@ class Ending:
     text: str
 
 
-def evolve(
-    run: str | Path, config: RunConfig, engine: Engine | None = None, callbacks: Iterable[Callback] = ()
-) -> Ending:
+def evolve(run: str | Path, config: RunConfig, engine: Engine | None = None, callbacks: Iterable[Callback] = ()) -> Ending:
     """Evolve a population in the directory `run`, or go on where an earlier call, however it ended, had come to.
 
     engine: by default the one that `config.engine` describes. callbacks: see `star.search.events`.

@@ -263,7 +263,7 @@ class Loop:
 
     def _generation_end(self) -> None:
         generation = self.record.told_generations - 1
-        values = [r.objectives for r in self.record.results.values() if r.objectives]
+        values = [self.record.results[id].objectives for id in self.front.ids]
         best = {o.name: min((v[o.name] for v in values), key=o.scaled) for o in self.objectives} if values else {}
         frame = Frame(**self.record.frame) if self.record.frame else None
         self.emit(

@@ -128,9 +128,7 @@ def read_events(run: Path, after: int = 0, curves: bool = False) -> list[Event]:
 def read_curves(run: Path, id: str) -> list[dict]:
     """The "curve" events' data of one candidate, oldest first."""
     with _reader(run) as connection:
-        rows = connection.execute(
-            "SELECT data FROM event WHERE kind = 'curve' AND json_extract(data, '$.id') = ? ORDER BY seq", (id,)
-        )
+        rows = connection.execute("SELECT data FROM event WHERE kind = 'curve' AND json_extract(data, '$.id') = ? ORDER BY seq", (id,))
         return [json.loads(data) for (data,) in rows]
 
 
@@ -165,8 +163,7 @@ def check(connection: sqlite3.Connection, path: Path) -> None:
         raise UserError(f"{path} is an SQLite file of another program: move it away or use another run directory")
     if version != schema.VERSION:
         raise UserError(
-            f"{path} has format {version} and this version of star reads format {schema.VERSION}: "
-            "use the version of star that wrote it"
+            f"{path} has format {version} and this version of star reads format {schema.VERSION}: use the version of star that wrote it"
         )
 
 

@@ -24,9 +24,7 @@ class RunLock:
                 self.file.seek(0)
                 holder = self.file.read().strip() or "another process"
                 self.file.close()
-                raise UserError(
-                    f"{run} is being evolved by {holder}: wait for it, stop it, or use another run directory"
-                )
+                raise UserError(f"{run} is being evolved by {holder}: wait for it, stop it, or use another run directory")
             time.sleep(0.05)
         self.file.truncate(0)
         self.file.write(f"process {os.getpid()} on {socket.gethostname()}")

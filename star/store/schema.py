@@ -1,10 +1,12 @@
-"""The tables of a run. `event` is the truth; everything else is a view of it, so nothing can disagree.
+"""The tables of a run.
 
     meta      key, JSON value: configuration, search space, corpus, versions
     event     seq, time (Unix seconds), kind, JSON data; append-only. Kinds and data: see `star.store.record`
     genome    view: one row per proposal: id, generation, origin, name, parents, operators, genes
     attempt   view: one row per finished attempt: id, number, status, reason, seconds, worker
     metric    view: one row per number measured: id, attempt, name, value, tokens (the fidelity)
+
+`event` is the truth; the views follow from it, so nothing can disagree.
 """
 
 APPLICATION_ID = 0x53544152  # "STAR": tells our files from other people's SQLite files

@@ -8,7 +8,7 @@ on a CPU with the same number of threads. Imports `star.data`, and of a model on
 `parameter_groups`.
 """
 
-from star.training.evaluate import evaluate
+from star.training.evaluation import evaluate
 from star.training.recipe import LAPTOP, Recipe
 from star.training.schedule import learning_rate_factor
 from star.training.train import TrainingResult, train

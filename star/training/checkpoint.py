@@ -4,6 +4,7 @@ Tensors and JSON only, so that a file from elsewhere is data, never code. Writte
 and renamed: there is a whole checkpoint or none.
 """
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -23,9 +24,9 @@ def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         for key, tensor in optimizer.state[param].items():
             tensors[f"optimizer.{index}.{key}"] = tensor
     tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, temporary, metadata={"identity": json.dumps(identity), "progress": json.dumps(progress)})
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
@@ -33,7 +34,8 @@ def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     except (OSError, SafetensorError) as error:
         raise UserError(f"Cannot write the checkpoint {path}: {error}; make room there or choose another place.") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict) -> dict:
@@ -44,7 +46,9 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
             for key, wanted in identity.items():
                 found = facts["identity"].get(key)
                 if found != wanted:
-                    raise UserError(f"The checkpoint {path} is of another run: its {key} is {found}, not {wanted}; remove it to start afresh.")
+                    raise UserError(
+                        f"The checkpoint {path} is of another run: its {key} is {found}, not {wanted}; remove it to start afresh."
+                    )
             tensors = {name: file.get_tensor(name) for name in file.keys()}
             model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")})
             for index, param in enumerate(_params(optimizer)):
@@ -53,7 +57,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
                 optimizer.state[param] = {key: tensor.to(param.device) for key, tensor in state.items()}
             return facts["progress"]
     except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        raise UserError(f"The checkpoint {path} cannot be read ({error}); remove it to start afresh.") from error
+        raise UserError(f"The checkpoint {path} cannot be read ({str(error).splitlines()[0]}); remove it to start afresh.") from error
 
 
 def _params(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:

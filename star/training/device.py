@@ -9,7 +9,7 @@ from star.errors import UserError
 
 
 def resolve_device(name: str) -> torch.device:
-    """"auto" = CUDA where there is one, else the CPU. UserError where this machine has no such device."""
+    """ "auto" = CUDA where there is one, else the CPU. UserError where this machine has no such device."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -21,6 +21,10 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     params: dict[str, list[nn.Parameter]] = {kind: [] for kind in peaks}
     for group in model.parameter_groups():
         params[group["kind"]] += group["params"]
+    covered = {id(param) for group in params.values() for param in group}
+    forgotten = [name for name, param in model.named_parameters() if id(param) not in covered]
+    if forgotten:
+        raise ValueError(f"parameters in none of the model's groups: {', '.join(forgotten)}")
     groups = [
         {"kind": kind, "params": params[kind], "peak": peak, "lr": peak, "weight_decay": 0.0 if kind == "vector" else recipe.weight_decay}
         for kind, peak in peaks.items()

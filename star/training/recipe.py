@@ -23,7 +23,9 @@ class Recipe:
     seq_len: int = setting(128, "tokens per sequence, in training and validation", 1)
     optimizer: str = setting("adamw", "how gradients change weights", choices=OPTIMIZERS)
     learning_rate: float = setting(4e-3, "peak, of hidden matrices", 1e-9)
-    embedding_multiplier: float = setting(1.0, "learning rate of the token embedding (also the head, where they are tied) over `learning_rate`", 0)
+    embedding_multiplier: float = setting(
+        1.0, "learning rate of the token embedding (also the head, where they are tied) over `learning_rate`", 0
+    )
     head_multiplier: float = setting(1.0, "learning rate of an output head of its own over `learning_rate`", 0)
     vector_multiplier: float = setting(1.0, "learning rate of norms, gates, biases and filters over `learning_rate`", 0)
     betas: tuple[float, float] = setting((0.9, 0.98), "decay of Adam's two averages per step", 0, 0.999999)

@@ -5,7 +5,9 @@ import math
 SCHEDULES = ("linear", "wsd", "cosine")
 
 
-def learning_rate_factor(schedule: str, tokens: float, total: float, warmup: float = 0.02, cooldown: float = 0.2, floor: float = 0.0) -> float:
+def learning_rate_factor(
+    schedule: str, tokens: float, total: float, warmup: float = 0.02, cooldown: float = 0.2, floor: float = 0.0
+) -> float:
     """What the peak learning rate is multiplied with after `tokens` of `total` training tokens.
 
     Every schedule first rises linearly from 0 to 1 over the fraction `warmup` of the tokens; then

@@ -14,7 +14,7 @@ from star.data import Batches, Corpus, validation_blocks
 from star.errors import UserError
 from star.training.checkpoint import load_checkpoint, save_checkpoint
 from star.training.device import peak_memory, reset_peak_memory, resolve_device, resolve_dtype
-from star.training.evaluate import evaluate
+from star.training.evaluation import evaluate
 from star.training.optim import build_optimizer, set_learning_rate
 from star.training.recipe import Recipe
 from star.training.schedule import learning_rate_factor
@@ -135,7 +135,9 @@ class _Run:
         recipe = self.recipe
         # The schedule at the middle of the step: its sum over the run is then the same at any batch size.
         tokens, total = self.tokens + self.tokens_per_step / 2, self.steps * self.tokens_per_step
-        set_learning_rate(self.optimizer, learning_rate_factor(recipe.schedule, tokens, total, recipe.warmup, recipe.cooldown, recipe.floor))
+        set_learning_rate(
+            self.optimizer, learning_rate_factor(recipe.schedule, tokens, total, recipe.warmup, recipe.cooldown, recipe.floor)
+        )
         inputs, targets = self.batches[self.step]
         loss = self.model.loss(inputs.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True))
         loss.backward()

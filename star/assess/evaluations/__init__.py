@@ -7,6 +7,8 @@
             "recipe": {...}, "threads", "timeout": seconds or None, "directory": path or None, "keep_weights"}
     report called with {"step", "steps", "tokens", "loss", "val_loss", "tokens_per_second", "eta"}
     result {"status": "ok" | "diverged" | "timeout", "reason", "metrics": {name: number}, "curve": [point, ...]}
+
+A result may have further keys; they are not recorded.
 """
 
 import importlib

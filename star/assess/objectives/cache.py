@@ -2,6 +2,4 @@
 
 from star.assess.objectives import Objective
 
-OBJECTIVE = Objective(
-    "cache", "bytes", "decoding cache", lambda costs: costs.cache_bytes, cheap=True, log_scale=True
-)
+OBJECTIVE = Objective("cache", "bytes", "decoding cache", lambda costs: costs.cache_bytes, cheap=True, log_scale=True)

@@ -16,6 +16,8 @@ def evaluate(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> t
     less than two such errors suggest, because they find the same blocks hard.
     """
     at_once = max(1, TOKENS_AT_ONCE // inputs.shape[1])
-    means = [model.loss(x, y, reduction="none").double().mean(dim=1) for x, y in zip(inputs.split(at_once), targets.split(at_once), strict=True)]
+    means = [
+        model.loss(x, y, reduction="none").double().mean(dim=1) for x, y in zip(inputs.split(at_once), targets.split(at_once), strict=True)
+    ]
     blocks = torch.cat(means)  # [n]
     return blocks.mean().item(), blocks.std().item() / math.sqrt(len(blocks))

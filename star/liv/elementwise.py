@@ -1,0 +1,196 @@
+"""Gated linear recurrence with one number per channel: T_ij = C_i a_i ... a_(j+1) B_j, semi-separable of rank one, diagonal in channels.
+
+    v   = W_v x  [, short convolution]              c = swish or GELU of W_c x
+    log a = -8 softplus(L) sigmoid(W_a v + bias)    b = sqrt(1 - a^2) sigmoid(W_b v + bias)
+    h_t = a_t h_(t-1) + b_t v_t                     y = W_out . (c * h)
+
+The RG-LRU of Griffin (arXiv 2402.19427, section 2.4); W_a and W_b are block-diagonal, one block per head. They read the
+value, but as gates: for fixed gates y is linear in x. Like the published code, the very first token enters with b = its gate.
+Shapes: B batch, T tokens, W channels (of all branches), Q block, n blocks.
+    x [B, T, D]   v, b, c, log decay g [B, T, W]   h [B, W]
+`scan_reference`, `scan_parallel` and `scan_step` are the same map three ways; they test each other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from star.errors import UserError
+from star.liv.base import LIV, Features, LIVConfig, State, StateEntry, Weight, constant, inverse_softplus, matrix, short_filter
+from star.liv.functional import activate
+from star.liv.genes import Family, GroupSpec, Operator
+
+ELEMENTWISE_FILTER = 4  # taps of the optional filter of v
+SCAN_BLOCK = 16
+SCAN_MIN_LOG_DECAY = -10.0  # exponents inside a block stay under 8 times this, which float32 takes
+RATE = 8.0  # the constant c of the paper
+
+
+@dataclass(frozen=True)
+class ElementwiseConfig(LIVConfig):
+    n_heads: int  # blocks of the gates, of one branch
+    filtered: bool = False  # v passes a short convolution
+    nonlinearity: str = "none"  # of the output gate
+
+    @property
+    def width(self) -> int:
+        return self.branches * self.d_model
+
+    def weights(self) -> dict[str, Weight]:
+        weights = {g: matrix(self.width, self.d_model, g) for g in "cv"}
+        if self.filtered:
+            weights["v_filter"] = short_filter(self.width, ELEMENTWISE_FILTER, "v")
+        for gate, group in (("input", "b"), ("decay", "decay")):
+            # Blocks [heads, head_dim, head_dim] of a block-diagonal map, one below the other.
+            weights[f"{gate}_gate"] = matrix(self.width, self.d_model // self.n_heads, group)
+            weights[f"{gate}_bias"] = Weight((self.width,), group, constant(0.0))
+        # Decays a of 0.9 to 0.999 where the gate is one.
+        weights["rate"] = Weight((self.width,), "decay", lambda w, rng: w.copy_(inverse_softplus(-w.uniform_(0.9, 0.999, generator=rng).log() / RATE)))
+        return weights | self.output_weights(self.d_model)
+
+    def state(self) -> dict[str, StateEntry]:
+        filters = {"v_filter": StateEntry((ELEMENTWISE_FILTER - 1, self.width), "v")} if self.filtered else {}
+        return filters | {"memory": StateEntry((self.width,), "b+v", role="recurrent")}
+
+    def mixing_flops(self, seq_len: int) -> float:
+        """Two multiply-adds per channel for the recurrence and two for the gates."""
+        return 8 * self.width
+
+    def decode_mixing_flops(self, seq_len: int) -> float:
+        return 8 * self.width
+
+    def build(self, given=frozenset(), tied=None) -> Elementwise:
+        return Elementwise(self, given, tied)
+
+
+class Elementwise(LIV):
+    MAPS = ("v", "c")
+    VALUE = "v"
+    config: ElementwiseConfig
+
+    def features_of(self, h: dict[str, Tensor], state: State | None, given: Features, offset: int) -> tuple[Features, State | None]:
+        features = {"c": given["c"] if "c" in self.given else activate(h["c"], self.config.nonlinearity)}
+        v = h["v"] if "v" in h else given["v"]
+        if "decay" in self.given:
+            features["decay"] = given["decay"]
+        else:
+            gate = self.head_gate(v, "decay")
+            features["decay"] = (-RATE * F.softplus(self.rate.to(gate.dtype)) * gate).clamp(min=SCAN_MIN_LOG_DECAY)
+        if "b" in self.given:
+            features["b"] = given["b"]
+        else:
+            keeps_size = -torch.expm1(2 * features["decay"])  # 1 - a^2
+            size = keeps_size.clamp(min=1e-8).sqrt()
+            if offset == 0 and size.shape[1]:
+                size = torch.cat([torch.ones_like(size[:, :1]), size[:, 1:]], dim=1)
+            features["b"] = self.head_gate(v, "input") * size
+        # The state before this call belongs to whoever owns b and v; a consumer of both reads it from there.
+        source = given if {"b", "v"} <= self.given else state
+        if source is not None and "memory" in source:
+            features["memory"] = source["memory"]
+        return features, state
+
+    def head_gate(self, v: Tensor, name: str) -> Tensor:
+        """sigmoid(W v + bias) with W block-diagonal, in float32 or wider: [B, T, W] -> [B, T, W]."""
+        weight = getattr(self, f"{name}_gate").to(v.dtype)
+        blocks = weight.view(-1, weight.shape[1], weight.shape[1])  # [heads, out, in]
+        h = torch.einsum("bthi,hoi->btho", v.unflatten(-1, (len(blocks), -1)), blocks).flatten(-2)
+        return torch.sigmoid(h.to(torch.promote_types(v.dtype, torch.float32)) + getattr(self, f"{name}_bias"))
+
+    def value(self, features: Features, h: Tensor | None, state: State | None, given: Features, offset: int) -> tuple[Tensor, State | None]:
+        return (given["v"] if h is None else h), state
+
+    def core(self, features: Features, value: Tensor, state: State | None) -> tuple[Tensor, State | None]:
+        u, memory = features["b"] * value, features.get("memory")
+        one = value.shape[1] == 1 and memory is not None
+        h, memory = scan_step(u, features["decay"], memory) if one else scan_parallel(u, features["decay"], memory)
+        if state is not None and "memory" in state:
+            state = state | {"memory": memory.detach()}
+        return features["c"] * h.to(value.dtype), state
+
+
+def scan_reference(u: Tensor, g: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Token by token, the definition. Arguments as in `scan_parallel`."""
+    memory = torch.zeros_like(u[:, 0]) if memory is None else memory
+    out = []
+    for t in range(u.shape[1]):
+        h, memory = scan_step(u[:, t : t + 1], g[:, t : t + 1], memory)
+        out.append(h)
+    return torch.cat(out, dim=1) if out else u, memory
+
+
+def scan_step(u: Tensor, g: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+    """One token: h <- exp(g) h + u. Shapes as in `scan_parallel` with T = 1."""
+    memory = g[:, 0].exp() * memory + u[:, 0].to(memory.dtype)
+    return memory[:, None], memory
+
+
+def scan_parallel(u: Tensor, g: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """h_t = exp(g_t) h_(t-1) + u_t for the whole sequence, any length.
+
+    In a block h = e^(s - m) cumsum(e^(m - s) u), s the cumulative log decay and m its value at the middle token; what
+    blocks hand over is a doubling scan (Hillis and Steele).
+
+    Args: u, g [B, T, W] in float32 or wider, g in [-10, 0]; memory [B, W], the h before.
+    Returns: h [B, T, W], and that of the last token.
+    """
+    seq_len = u.shape[1]
+    if seq_len == 0:
+        return u, memory
+    block = min(SCAN_BLOCK, seq_len)
+    n_blocks = -(-seq_len // block)
+    missing = n_blocks * block - seq_len
+    u, g = ((F.pad(t, (0, 0, 0, missing)) if missing else t).unflatten(1, (n_blocks, block)) for t in (u, g))
+    sums = g.cumsum(2)  # [B, n, Q, W]
+    shifted = sums - sums[:, :, block // 2, None].detach()  # the result does not depend on the reference
+    local = shifted.exp() * ((-shifted).exp() * u).cumsum(2)
+    if n_blocks == 1 and memory is None:
+        return local[:, 0], local[:, 0, seq_len - 1]
+
+    # State after every block. `memory` comes in as a block of its own before the first.
+    ends, decay = local[:, :, -1], sums[:, :, -1].exp()  # [B, n, W]
+    if memory is not None:
+        memory = memory.to(u.dtype)[:, None]
+        ends, decay = torch.cat([memory, ends], dim=1), torch.cat([torch.zeros_like(memory), decay], dim=1)
+    step = 1
+    while step < ends.shape[1]:
+        ends = torch.cat([ends[:, :step], ends[:, step:] + decay[:, step:] * ends[:, :-step]], dim=1)
+        decay = torch.cat([decay[:, :step], decay[:, step:] * decay[:, :-step]], dim=1)
+        step *= 2
+    starts = ends[:, :-1] if memory is not None else F.pad(ends[:, :-1], (0, 0, 1, 0))
+    h = (local + sums.exp() * starts[:, :, None]).flatten(1, 2)[:, :seq_len]
+    return h, ends[:, -1]
+
+
+def configure(operator: Operator, d_model: int, head_dim: int, rope_theta: float) -> ElementwiseConfig:
+    if d_model % head_dim:
+        raise UserError(f"elementwise: width {d_model} is no multiple of head width {head_dim}; choose a width that is")
+    nonlinearity = {1: "none", 4: "swish", 5: "gelu"}[operator.genes.nonlinearity]
+    return ElementwiseConfig(d_model, operator.branches, d_model // head_dim, operator.feature("v").token == 3, nonlinearity)
+
+
+FAMILY = Family(
+    name="elementwise",
+    equation="T_ij = C_i a_i ... a_(j+1) B_j per channel",
+    token=(4,),
+    nonlinearity=(1, 4, 5),
+    channel=(1,),
+    groups={
+        "b": GroupSpec("input gate, from the value: one block per head", channel=(3,)),
+        "c": GroupSpec("output gate: W_c x after the nonlinearity"),
+        "v": GroupSpec("value path: W_v x; token mixing 3 adds a causal filter of length 4", token=(1, 3)),
+        "decay": GroupSpec("decay per channel, its gate from the value: one block per head", channel=(3,)),
+    },
+    shareable=(("b",), ("v", "decay"), ("c",)),
+    sharing_genes=("nonlinearity",),
+    configure=configure,
+    why={
+        "token": "a product of gates between two tokens is semi-separable",
+        "nonlinearity": "it acts on the output gate; the recurrence itself is linear",
+        "channel": "each channel has a state and decays of its own",
+    },
+)

@@ -1,0 +1,95 @@
+"""Small functions that operators of every family use, with backwards of their own where autograd's are slow on a CPU."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def activate(x: Tensor, nonlinearity: str) -> Tensor:
+    return {"none": lambda h: h, "relu": F.relu, "swish": F.silu, "gelu": lambda h: F.gelu(h, approximate="tanh")}[nonlinearity](x)
+
+
+def short_convolution(x: Tensor, weight: Tensor, past: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Causal depthwise convolution by shift and add, for filters of a few taps.
+
+    Args: x [B, T, C]; weight [C, k], the last tap on the present token; past [B, k - 1, C], the inputs before x.
+    Returns: y [B, T, C] and the last k - 1 inputs [B, k - 1, C].
+    """
+    before = weight.shape[1] - 1
+    x = F.pad(x, (0, 0, before, 0)) if past is None else torch.cat([past.to(x.dtype), x], dim=1)
+    return ShortConvolution.apply(x, weight), x[:, x.shape[1] - before :].detach()
+
+
+class ShortConvolution(torch.autograd.Function):
+    """y_t = sum_s w_s x_(t + s) of x [B, T + k - 1, C] and w [C, k].
+
+    Autograd's own backward makes a padded copy of x for every tap; this one is three to six times faster on a CPU.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor) -> Tensor:
+        taps = weight.T.contiguous()  # [k, C]
+        seq_len = x.shape[1] - len(taps) + 1
+        y = x[:, :seq_len] * taps[0]
+        for tap in range(1, len(taps)):
+            y.addcmul_(x[:, tap : tap + seq_len], taps[tap])
+        return y
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        length, seq_len = weight.shape[1], dy.shape[1]
+        dx = dw = None
+        if ctx.needs_input_grad[0]:
+            # The transposed filter: shift and add from the other end.
+            dx = ShortConvolution.apply(F.pad(dy, (0, 0, length - 1, length - 1)), weight.flip(1))
+        if ctx.needs_input_grad[1]:
+            dw = torch.stack([(x[:, tap : tap + seq_len] * dy).sum((0, 1)) for tap in range(length)], dim=1)
+        return dx, dw
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / rms(x) * weight over the last dimension (arXiv 1910.07467), the mean square in float32 or wider.
+
+    `weight` has the shape of the last dimension, or of the last two.
+    """
+    if x.device.type != "cpu":
+        return F.rms_norm(x, x.shape[-1:], None, eps) * weight.to(x.dtype) if weight.dim() > 1 else F.rms_norm(x, x.shape[-1:], weight.to(x.dtype), eps)
+    return RMSNorm.apply(x, weight.to(x.dtype), eps)[0]
+
+
+class RMSNorm(torch.autograd.Function):
+    """`F.rms_norm` for CPUs, where the one of torch is a chain of nine operations: this takes a third of its time."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype)
+        inverse = (size.square() / x.shape[-1] + eps).rsqrt()
+        normed = (x * inverse).to(x.dtype)
+        return normed * weight, normed, inverse
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor, Tensor, float], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        _, normed, inverse = output
+        ctx.mark_non_differentiable(normed, inverse)
+        ctx.save_for_backward(normed, inverse, inputs[1])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, None]:
+        normed, inverse, weight = ctx.saved_tensors
+        product = dy * normed
+        along = product @ weight if weight.dim() == 1 else (product * weight).sum(-1)
+        dx = torch.addcmul(dy * weight, normed, along[..., None] / weight.shape[-1], value=-1) * inverse
+        return dx.to(dy.dtype), product.sum(tuple(range(dy.dim() - weight.dim()))), None

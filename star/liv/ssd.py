@@ -1,0 +1,113 @@
+"""State-space dual form: the recurrence S_t = a_t S_(t-1) + b_t v_t^T, y_t = S_t^T c_t with one scalar decay a_t per head.
+
+Mamba-2 (arXiv 2405.21060), listing 1, with what chunks hand over computed by one triangular matrix. Without decay it is
+linear attention. Shapes: B batch, T tokens, H heads, G groups of heads that share b and c, N state size, P head width,
+Q chunk, n chunks. `ssd_reference`, `ssd_parallel` and `ssd_step` are the same map three ways; they test each other.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SSD_CHUNK = 64
+SSD_SHORT = 128  # up to here one chunk is faster than several (CPU)
+
+
+def ssd_reference(c: Tensor, b: Tensor, v: Tensor, g: Tensor | None, memory: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Token by token, the definition. Arguments as in `ssd_parallel`."""
+    if memory is None:
+        dtype = torch.promote_types(v.dtype, torch.float32)
+        memory = v.new_zeros(v.shape[0], v.shape[2], b.shape[-1], v.shape[-1], dtype=dtype)
+    out = []
+    for t in range(v.shape[1]):
+        now = slice(t, t + 1)
+        y, memory = ssd_step(c[:, now], b[:, now], v[:, now], None if g is None else g[:, now], memory)
+        out.append(y)
+    return torch.cat(out, dim=1) if out else v, memory
+
+
+def ssd_step(c: Tensor, b: Tensor, v: Tensor, g: Tensor | None, memory: Tensor) -> tuple[Tensor, Tensor]:
+    """One token: S <- exp(g) S + b v^T, y = S^T c. Shapes as in `ssd_parallel` with T = 1."""
+    dtype, n_groups = memory.dtype, b.shape[2]
+    b, c = b[:, 0, :, None, :, None].to(dtype), c[:, 0, :, None, None, :].to(dtype)  # [B, G, 1, N, 1], [B, G, 1, 1, N]
+    new = b * v[:, 0].unflatten(1, (n_groups, -1))[..., None, :].to(dtype)  # [B, G, H / G, N, P]
+    memory = (memory if g is None else memory * g[:, 0, :, None, None].exp()) + new.flatten(1, 2)
+    y = c @ memory.unflatten(1, (n_groups, -1))
+    return y.flatten(1, 3)[:, None].to(v.dtype), memory
+
+
+def ssd_parallel(
+    c: Tensor, b: Tensor, v: Tensor, g: Tensor | None, memory: Tensor | None = None, keep_memory: bool = True
+) -> tuple[Tensor, Tensor | None]:
+    """The whole sequence, chunk by chunk (SSD, Mamba-2 listing 1), any length.
+
+    Inside a chunk Y = (C B^T * exp(s_i - s_j), j <= i) V with s the cumulative log decay; between chunks the states follow
+    from one lower-triangular matrix of decays. Every exponent is <= 0, so no gate can overflow.
+
+    Args: c, b [B, T, G, N]; v [B, T, H, P]; g [B, T, H], log decays <= 0, or None for none; memory [B, H, N, P], the state before.
+    Returns: y [B, T, H, P] in the dtype of v, and the state after (None unless `keep_memory`), in float32 or wider.
+    """
+    batch, seq_len, heads, width = v.shape
+    dtype = torch.promote_types(v.dtype, torch.float32)
+    if seq_len == 0:
+        return v, memory
+    chunk = seq_len if seq_len <= SSD_SHORT else SSD_CHUNK
+    n_chunks, n_groups = -(-seq_len // chunk), b.shape[2]
+    if g is None:
+        g = v.new_zeros(1, seq_len, heads, dtype=dtype)
+    c, b, v_, g = (in_chunks(t, n_chunks, chunk) for t in (c, b, v, g[..., None].to(dtype)))  # [B, heads, n, Q, .]
+    cumulative = g[..., 0].cumsum(-1)  # [B, H, n, Q]
+    total = cumulative[..., -1]  # [B, H, n]
+
+    # -inf goes in before exp: no inf * 0 in the backward.
+    decay = (cumulative[..., :, None] + no_future(chunk, dtype, v.device)).sub_(cumulative[..., None, :]).exp_()
+    scores = c @ b.transpose(-1, -2)  # [B, G, n, Q, Q]
+    scores = scores.unsqueeze(2) * decay.to(scores.dtype).unflatten(1, (n_groups, -1))
+    y = scores.flatten(1, 2) @ v_  # [B, H, n, Q, P]
+
+    n_added = n_chunks if keep_memory else n_chunks - 1  # without a state to return, the last chunk's share is not needed
+    if n_added or memory is not None:
+        # What each chunk adds to the state, and the state at the start of every chunk and at the end.
+        to_end = (total[..., None] - cumulative)[:, :, :n_added].exp()[..., None]
+        added = b[:, :, :n_added].to(dtype).transpose(-1, -2) @ beside(v_[:, :, :n_added].to(dtype) * to_end, n_groups)
+        reached = F.pad(total[..., :n_added].cumsum(-1), (1, 0))  # log decay from the start to before chunk n, [B, H, n + 1]
+        between = (reached[..., :, None] + no_future(n_added + 1, dtype, v.device)[:, 1:]).sub_(reached[..., None, 1:]).exp_()
+        states = between @ apart(added, heads).flatten(3)  # [B, H, n + 1, N * P]
+        if memory is not None:
+            states = states + reached.exp()[..., None] * memory.to(dtype).flatten(2)[:, :, None]
+        states = states.unflatten(3, (-1, width))
+        past = apart(c.to(dtype) @ beside(states[:, :, :n_chunks], n_groups), heads)
+        y = (y.to(dtype) + past * cumulative.exp()[..., None]).to(v.dtype)
+        memory = states[:, :, -1]
+    y = y.permute(0, 2, 3, 1, 4).reshape(batch, n_chunks * chunk, heads, width)[:, :seq_len]
+    return y, memory if keep_memory else None
+
+
+def in_chunks(x: Tensor, n_chunks: int, chunk: int) -> Tensor:
+    """[B, T, H, C] -> [B, H, n, Q, C], padded with zeros: a token with b = v = 0 and g = 0 leaves the state alone."""
+    missing = n_chunks * chunk - x.shape[1]
+    x = F.pad(x, (0, 0, 0, 0, 0, missing)) if missing else x
+    return x.unflatten(1, (n_chunks, chunk)).permute(0, 3, 1, 2, 4).contiguous()
+
+
+def no_future(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[size, size]: 0 where row >= column, else -inf."""
+    return torch.full((size, size), -math.inf, dtype=dtype, device=device).triu(1)
+
+
+def beside(x: Tensor, n_groups: int) -> Tensor:
+    """[B, H, n, R, P] -> [B, G, n, R, H / G * P]: the heads of a group side by side, to pass one product."""
+    if x.shape[1] == n_groups:
+        return x
+    return x.unflatten(1, (n_groups, -1)).permute(0, 1, 3, 4, 2, 5).flatten(4)
+
+
+def apart(x: Tensor, heads: int) -> Tensor:
+    """The inverse of `beside`."""
+    if x.shape[1] == heads:
+        return x
+    return x.unflatten(4, (heads // x.shape[1], -1)).permute(0, 1, 4, 2, 3, 5).flatten(1, 2)

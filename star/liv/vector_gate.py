@@ -1,0 +1,104 @@
+"""Recurrence with one decay for every state channel: S_t = diag(a_t) S_(t-1) + b_t v_t^T, y_t = S_t^T c_t.
+
+Gated linear attention (arXiv 2312.06635). Blocks of 16 tokens are one product of c e^(s - m) and b e^(m - s), with s the
+cumulative log decay in a block and m its value at the middle token: exponents stay under 8 |g|, so that float32 takes log
+decays down to -10, and the module keeps them above -5. States are carried from block to block in two levels.
+Shapes: B batch, T tokens, H heads, N state size, P head width, Q block, n blocks.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+VECTOR_BLOCK = 16
+VECTOR_GROUP = 16  # blocks whose states follow from one matrix of decays
+VECTOR_MIN_LOG_DECAY = -5.0
+
+
+def vector_gate_reference(c: Tensor, b: Tensor, v: Tensor, g: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Token by token, the definition. Arguments as in `vector_gate_parallel`."""
+    if memory is None:
+        memory = v.new_zeros(v.shape[0], v.shape[2], b.shape[-1], v.shape[-1], dtype=g.dtype)
+    out = []
+    for t in range(v.shape[1]):
+        now = slice(t, t + 1)
+        y, memory = vector_gate_step(c[:, now], b[:, now], v[:, now], g[:, now], memory)
+        out.append(y)
+    return torch.cat(out, dim=1) if out else v, memory
+
+
+def vector_gate_step(c: Tensor, b: Tensor, v: Tensor, g: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+    """One token: S <- diag(exp(g)) S + b v^T, y = S^T c. Shapes as in `vector_gate_parallel` with T = 1."""
+    dtype = memory.dtype
+    memory = memory * g[:, 0, :, :, None].exp() + b[:, 0, :, :, None].to(dtype) * v[:, 0, :, None, :].to(dtype)
+    y = c[:, 0, :, None, :].to(dtype) @ memory
+    return y.transpose(1, 2).to(v.dtype), memory
+
+
+def vector_gate_parallel(
+    c: Tensor, b: Tensor, v: Tensor, g: Tensor, memory: Tensor | None = None, keep_memory: bool = True
+) -> tuple[Tensor, Tensor | None]:
+    """The whole sequence, block by block, any length.
+
+    Args: c, b [B, T, H, N]; v [B, T, H, P]; g [B, T, H, N], log decays in [-10, 0]; memory [B, H, N, P], the state before.
+    Returns: y [B, T, H, P] in the dtype of v, and the state after (None unless `keep_memory`), in float32 or wider.
+    """
+    batch, seq_len, heads, width = v.shape
+    dtype = torch.promote_types(v.dtype, torch.float32)
+    if seq_len == 0:
+        return v, memory
+    block = min(VECTOR_BLOCK, seq_len)
+    n_blocks = -(-seq_len // block)
+    c, b, v_, g = (in_blocks(t, n_blocks, block) for t in (c, b, v, g.to(dtype)))  # [B, H, n, Q, .]
+    sums = g.cumsum(-2)
+    middle, total = sums[..., block // 2, :].detach(), sums[..., -1, :]  # [B, H, n, N]; the result does not depend on `middle`
+    c_ = c * (sums - middle[..., None, :]).exp()
+    b_ = b * (middle[..., None, :] - sums).exp()
+    y = (c_ @ b_.transpose(-1, -2)).tril() @ v_.to(dtype)  # [B, H, n, Q, P]
+
+    n_added = n_blocks if keep_memory else n_blocks - 1
+    if n_added or memory is not None:
+        to_end = (total - middle)[:, :, :n_added].exp()
+        added = (b_[:, :, :n_added] * to_end[..., None, :]).transpose(-1, -2) @ v_[:, :, :n_added].to(dtype)  # [B, H, n, N, P]
+        states = carried(total[:, :, :n_added], added, None if memory is None else memory.to(dtype))
+        y = y + (c_ * middle.exp()[..., None, :]) @ states[:, :, :n_blocks]
+        memory = states[:, :, -1]
+    y = y.permute(0, 2, 3, 1, 4).reshape(batch, n_blocks * block, heads, width)[:, :seq_len].to(v.dtype)
+    return y, memory if keep_memory else None
+
+
+def carried(g: Tensor, added: Tensor, start: Tensor | None) -> Tensor:
+    """States between blocks: S_0 = start, S_(i+1) = diag(exp(g_i)) S_i + added_i.
+
+    Args: g [B, H, n, N], log decays <= 0; added [B, H, n, N, P]; start [B, H, N, P] or None for zeros.
+    Returns: [B, H, n + 1, N, P].
+    """
+    n = g.shape[2]
+    if n > VECTOR_GROUP:
+        # Groups of blocks on their own, then what they hand over: the same problem, smaller.
+        n_groups = -(-n // VECTOR_GROUP)
+        missing = n_groups * VECTOR_GROUP - n
+        g = F.pad(g, (0, 0, 0, missing)).unflatten(2, (n_groups, VECTOR_GROUP))
+        added = F.pad(added, (0, 0, 0, 0, 0, missing)).unflatten(2, (n_groups, VECTOR_GROUP))
+        inner = carried(g.flatten(1, 2), added.flatten(1, 2), None).unflatten(1, (-1, n_groups))  # [B, H, groups, 17, N, P]
+        outer = carried(g.sum(3), inner[:, :, :, -1], start)  # [B, H, groups + 1, N, P]
+        reached = g.cumsum(3).exp()[..., None]
+        states = inner[:, :, :, 1:] + reached * outer[:, :, :-1, None]
+        first = outer[:, :, :1]
+        return torch.cat([first, states.flatten(2, 3)[:, :, :n]], dim=2)
+    reached = F.pad(g.cumsum(2), (0, 0, 1, 0))  # log decay from the start to before block i, [B, H, n + 1, N]
+    later = torch.full((n + 1, n), -math.inf, dtype=g.dtype, device=g.device).triu(0)[..., None]
+    between = ((reached[:, :, :, None] + later) - reached[:, :, None, 1:]).exp()  # [B, H, n + 1, n, N]
+    states = torch.einsum("bhijk,bhjkp->bhikp", between, added)
+    return states if start is None else states + reached.exp()[..., None] * start[:, :, None]
+
+
+def in_blocks(x: Tensor, n_blocks: int, block: int) -> Tensor:
+    """[B, T, H, C] -> [B, H, n, Q, C], padded with zeros: a token with b = v = 0 and g = 0 leaves the state alone."""
+    missing = n_blocks * block - x.shape[1]
+    x = F.pad(x, (0, 0, 0, 0, 0, missing)) if missing else x
+    return x.unflatten(1, (n_blocks, block)).permute(0, 3, 1, 2, 4).contiguous()

@@ -1,0 +1,375 @@
+"""The command line: every verb on a real run, every error one sentence that names the value and the fix."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import star
+from star.cli import app
+from star.errors import RunFailed
+from star.genome import from_json, gene_table
+from star.run import Run
+from star.store.database import disk_full
+
+ROOT = Path(star.__file__).parents[1]
+VERBS = ("evolve", "status", "front", "show", "plot", "train", "export", "generate")
+
+
+def call(*arguments: object):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def ok(*arguments: object) -> str:
+    result = call(*arguments)
+    assert result.exit_code == 0, result.output or result.exception
+    return result.output
+
+
+def refused(*arguments: object, code: int = 2) -> str:
+    """The one sentence on which a command ends."""
+    result = call(*arguments)
+    assert result.exit_code == code, result.output or result.exception
+    lines = [line for line in result.output.splitlines() if line.startswith("star: ")]
+    assert len(lines) == 1 and "Traceback" not in result.output
+    return lines[0]
+
+
+def process(*arguments: object, **options) -> subprocess.Popen:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "star", *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> Path:
+    """A little text to train on."""
+    folder = tmp_path_factory.mktemp("text")
+    for n in range(12):
+        (folder / f"{n}.py").write_text(f"def function_{n}(x):\n    return x * {n} + sum(range({n}))\n" * 40)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def settings(text) -> list:
+    tiny = ("search.population=3", "search.generations=2", "engine.kind=inprocess", "training.tokens=1024", "training.eval_tokens=512")
+    return ["--preset", "smoke", "--data", text, *(word for setting in tiny for word in ("--set", setting))]
+
+
+@pytest.fixture(scope="module")
+def evolved(tmp_path_factory, settings) -> tuple[Path, str]:
+    """A finished run, and what `star evolve` printed."""
+    run = tmp_path_factory.mktemp("runs") / "first"
+    return run, ok("evolve", run, *settings)
+
+
+@pytest.fixture
+def run(evolved) -> Path:
+    return evolved[0]
+
+
+# The road.
+
+
+def test_evolve_prints_the_front_and_writes_plots_and_the_knee(evolved):
+    run, output = evolved
+    opened = Run(run)
+    for word in ("candidates to train", "initial population done", "generation 1 of 1 done", "left)", "All 7 candidates are done."):
+        assert word in output
+    assert all(member.id in output for member in opened.front()) and "<- knee" in output
+    for word in ("byte unigram", "byte bigram", "hypervolume: initial population", "beaten by"):
+        assert word in output
+    for name in ("pareto_fronts", "hypervolume", "learning_curves", "knee_genome"):
+        assert (run / "plots" / f"{name}.png").exists() and (run / "plots" / f"{name}.svg").exists()
+    assert (run / "plots" / "report.html").exists()
+    folder = run / "exported" / opened.knee().id
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.py", "model.safetensors"}
+    assert "What it writes after 'def '" in output and len(output.rpartition("'):\n\n")[2]) > 100
+
+
+def test_evolve_again_has_nothing_left_to_do(evolved, settings):
+    run, _ = evolved
+    before = [(c.id, c.objectives) for c in Run(run).front()]
+    assert "going on with 7 of 7 candidates done" in ok("evolve", run, *settings)
+    assert [(c.id, c.objectives) for c in Run(run).front()] == before
+
+
+def test_front_as_json_and_csv(run):
+    rows = json.loads(ok("front", run, "--json"))
+    assert [set(row) for row in rows] == [{"id", "genome", "objectives"}] * len(rows) and rows
+    assert all(from_json(row["genome"]).id == row["id"] and set(row["objectives"]) == {"loss", "parameters", "cache"} for row in rows)
+    table = ok("front", run, "--csv").splitlines()
+    assert table[0] == "id,generation,loss,parameters,cache,genome" and len(table) == len(rows) + 1
+    assert "exclude each other" in refused("front", run, "--json", "--csv")
+
+
+def test_status_as_text_and_json(run):
+    assert "7 of 7 candidates done" in ok("status", run)
+    assert json.loads(ok("status", run, "--json"))["done"] == 7
+
+
+def test_plot_writes_where_it_is_told(run, tmp_path):
+    output = ok("plot", run, "--out", tmp_path / "plots")
+    assert str(tmp_path / "plots" / "report.html") in output
+    assert len(list((tmp_path / "plots").glob("*.svg"))) == 4
+
+
+def test_show_understands_every_kind_of_genome(run, tmp_path):
+    knee = Run(run).knee()
+    (tmp_path / "mine.json").write_text(json.dumps(star.genome.to_json(knee.genome, name="mine", description="found by me")))
+    for source in (f"{run}:knee", f"{run}:{knee.id}", f"{run}:{knee.id[:8]}", tmp_path / "mine.json"):
+        assert knee.genome.id in ok("show", source)
+    assert "found by me" in ok("show", tmp_path / "mine.json")
+    assert "4 LIVs of width 64" in ok("show", "transformer++", "--d-model", 64, "--depth", 4)
+    assert "65,536 and 128 tokens" in ok("show", "21211-31112-21221-32112", "--vocab-size", 65_536, "--seq-len", 128)
+
+
+def test_show_prints_the_gene_table(tmp_path):
+    output = ok("show", "--genes")
+    assert all(row["gene"].split()[0] in output for row in gene_table())
+    assert "or --genes" in refused("show")
+
+
+def test_show_draws_a_diagram(tmp_path):
+    assert "genome.svg" in ok("show", "lfm2-350m", "--diagram", tmp_path / "genome.svg")
+    assert b"<svg" in (tmp_path / "genome.svg").read_bytes()[:500]
+    assert ".png, .svg or .pdf" in refused("show", "lfm2-350m", "--diagram", tmp_path / "genome.doc")
+
+
+def test_export_and_generate(run, tmp_path):
+    ok("export", f"{run}:knee", "--out", tmp_path / "model")
+    first, second = (ok("generate", tmp_path / "model", "--prompt", "def ", "--tokens", 20) for _ in range(2))
+    assert first == second and first.startswith("def ") and len(first) > 20
+    assert ok("generate", tmp_path / "model", "--tokens", 20, "--temperature", 0)
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert config["source"]["run"] == str(run) and config["trained"] and config["metrics"]["loss"] == Run(run).knee().objectives["loss"]
+    assert "holds an exported model already" in refused("export", f"{run}:knee", "--out", tmp_path / "model")
+    ok("export", f"{run}:knee", "--out", tmp_path / "model", "--overwrite")
+
+
+def test_export_of_an_untrained_genome_is_asked_for(tmp_path):
+    assert "--untrained" in refused("export", "transformer++", "--d-model", 32, "--depth", 2, "--out", tmp_path / "model")
+    ok("export", "transformer++", "--d-model", 32, "--depth", 2, "--untrained", "--out", tmp_path / "model")
+    assert star.genome.load_genome("transformer++", 32, 2) == star.export.load(tmp_path / "model").genome
+
+
+def test_weights_that_were_not_kept_are_missed(run):
+    lost = next(c for c in Run(run).candidates() if Run(run).weights(c.id) is None)
+    assert "has no weights on the disk" in refused("export", f"{run}:{lost.id}")
+
+
+def test_train_one_architecture(text, tmp_path):
+    options = ("--preset", "smoke", "--data", text, "--tokens", "1_024", "--set", "eval_tokens=512", "--out", tmp_path / "model")
+    output = ok("train", "transformer++", "--d-model", 32, "--depth", 2, *options)
+    assert re.search(r"validation loss \d\.\d+ \+- ", output) and "byte bigram" in output
+    assert ok("generate", tmp_path / "model", "--tokens", 10)
+    assert "holds an exported model already" in refused("train", "transformer++", "--d-model", 32, "--depth", 2, *options)
+
+
+# Help, and a fast start.
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_an_example(verb):
+    output = ok(verb, "--help")
+    assert f"Example: star {verb} " in output
+
+
+def test_version_and_list_of_verbs():
+    assert ok("--version") == f"star {star.__version__}\n"
+    output = ok("--help")
+    assert [verb for verb in VERBS if re.search(rf"^  {verb} ", output, re.MULTILINE)] == list(VERBS)
+
+
+def test_the_command_line_alone_imports_nothing_heavy():
+    code = f"""
+import sys, types
+star = types.ModuleType("star"); star.__path__ = [{str(ROOT / "star")!r}]; sys.modules["star"] = star
+import star.cli
+print([name for name in ("torch", "matplotlib", "numpy", "pymoo") if name in sys.modules])
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+# Bad input.
+
+
+def written(folder: Path, name: str, content: str) -> Path:
+    path = folder / name
+    path.write_text(content)
+    return path
+
+
+def test_unknown_genome_name():
+    assert "did you mean 'transformer++'" in refused("show", "transformr++")
+
+
+@pytest.mark.parametrize("genome, message", [("21211-312", "segment 2 is '312'"), ("1--9", "segment 2 is ''"), ("1.2-9", "segment 1 is '1.2'")])
+def test_malformed_genome_text(genome, message):
+    assert message in refused("show", genome)
+
+
+GENES = {
+    "99": r"LIV 1: gene 'class' is 99; legal is 0 \(no operator\) to \d+",
+    "1-1.1.3.0.0": r"LIV 2: gene 'featurizer strategy' is 3; legal is 0 or 1 \(none\), 2 \(all weights\)",
+    "1-1.1.2.1.9": r"LIV 2: gene 'feature strategy' is 9; legal is 0 to \d+ for SA-1",
+    "1.2000.2.0.0": r"LIV 1: gene 'featurizer group' is 2000; legal is 0 \(none\) to 1024",
+}
+
+
+@pytest.mark.parametrize("genome", GENES)
+def test_gene_out_of_range_names_gene_liv_and_legal_values(genome):
+    assert re.search(GENES[genome], refused("show", genome))
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("{", "not valid JSON"),
+        ("[1, 2]", 'JSON object with "format": "star-genome"'),
+        ('{"format": "star-genome", "version": 7}', "genome version 7 is not supported"),
+        ('{"format": "star-genome", "version": 1, "backbone": "1", "colour": 3}', "unknown key 'colour'"),
+        ('{"format": "star-genome", "version": 1, "backbone": [[1, 0, 0, 0, 0], [500, 0, 0, 0, 0]]}', "LIV 2: gene 'class' is 500"),
+        ('{"format": "star-genome", "version": 1, "backbone": "1", "head_dim": 7}', "head_dim is 7"),
+    ],
+)
+def test_malformed_genome_file(content, message, tmp_path):
+    sentence = refused("show", written(tmp_path, "mine.json", content))
+    assert message in sentence and "mine.json" in sentence
+
+
+def test_genome_file_that_is_missing_or_unreadable(tmp_path):
+    assert "none.json: cannot be read" in refused("show", tmp_path / "none.json")
+    (tmp_path / "folder.json").mkdir()
+    assert "folder.json" in refused("show", tmp_path / "folder.json")
+
+
+def test_corpus_that_is_empty_missing_or_too_small(tmp_path, settings):
+    (tmp_path / "empty").mkdir()
+    rest = [word for word in settings if word not in ("--data", settings[3])]
+    for source, message in (
+        (tmp_path / "empty", "holds no text"),
+        (written(tmp_path, "nothing.txt", ""), "nothing.txt"),
+        (tmp_path / "missing.txt", "missing.txt"),
+        (written(tmp_path, "small.txt", "a short text\n" * 5), "too small for a context of 64 tokens"),
+    ):
+        sentence = refused("evolve", tmp_path / "run", "--data", source, *rest)
+        assert message in sentence
+    assert not (tmp_path / "run").exists()
+
+
+def test_run_directory_that_is_no_run(tmp_path):
+    for verb in ("status", "front", "plot"):
+        assert "there is no run at" in refused(verb, tmp_path / "none")
+        assert "is not a run" in refused(verb, tmp_path)
+    assert "there is no run at" in refused("export", f"{tmp_path / 'none'}:knee")
+    written(tmp_path, "thesis.tex", "")
+    assert "holds no run but other files (thesis.tex" in refused("evolve", tmp_path)
+    assert "is a file" in refused("evolve", tmp_path / "thesis.tex")
+
+
+def test_run_of_another_format_or_damaged(run, tmp_path):
+    for verb in ("status", "front", "plot", "evolve"):
+        copy = tmp_path / verb
+        shutil.copytree(run, copy)
+        with sqlite3.connect(copy / "run.sqlite") as connection:
+            connection.execute("PRAGMA user_version = 99")
+        connection.close()
+        assert "has format 99 and this version of star reads format" in refused(verb, copy)
+        (copy / "run.sqlite").write_bytes(b"no database at all" * 100)
+        for rest in copy.glob("run.sqlite-*"):
+            rest.unlink()
+        assert "is damaged or no SQLite file" in refused(verb, copy)
+
+
+def test_run_of_another_version_or_configuration(run, tmp_path, monkeypatch):
+    sentence = refused("evolve", run, "--seed", 5)
+    assert "seed was 0 and is now 5" in sentence and "another run directory" in sentence
+    monkeypatch.setattr(star, "__version__", "9.9.9")
+    assert "was made by star" in refused("evolve", run)
+
+
+def test_candidate_that_is_not_there(run):
+    assert "no candidate with an id that begins with 'zzz'" in refused("show", f"{run}:zzz")
+    assert "must be RUN:ID" in refused("export", f"{run}:")
+
+
+def test_settings_that_are_not_there_or_not_legal(tmp_path):
+    run = tmp_path / "run"
+    assert "did you mean 'search.population'" in refused("evolve", run, "--set", "search.populaton=4")
+    assert "write KEY=VALUE" in refused("evolve", run, "--set", "search.population")
+    assert "search.population is 1; it must be from 2" in refused("evolve", run, "--population", 1)
+    assert "training.tokens is 'many'; it must be a whole number" in refused("evolve", run, "--tokens", "many")
+    assert "did you mean 'laptop'" in refused("evolve", run, "--preset", "labtop")
+    assert "mine.toml: not valid TOML" in refused("evolve", run, "--config", written(tmp_path, "mine.toml", "x ="))
+    assert "there is no setting 'training.colour'" in refused("train", "1-9", "--set", "colour=3")
+    assert not run.exists()
+
+
+def test_exported_folder_that_is_none(tmp_path):
+    assert "there is no such folder" in refused("generate", tmp_path / "none")
+    assert "is no exported model" in refused("generate", tmp_path)
+
+
+def test_folder_that_cannot_be_written(run, tmp_path):
+    below = written(tmp_path, "file", "") / "plots"
+    for arguments in (("plot", run, "--out", below), ("export", f"{run}:knee", "--out", below), ("show", "1-9", "--diagram", below / "x.png")):
+        assert str(tmp_path / "file") in refused(*arguments)
+
+
+def test_wrong_use_is_exit_code_2():
+    for arguments in (["frobnicate"], ["front"], ["evolve", "x", "--seed", "many"], ["generate", "x", "--tokens", "0"]):
+        assert call(*arguments).exit_code == 2
+
+
+def test_work_that_fails_is_exit_code_1(tmp_path, monkeypatch):
+    def full(run, *_, **__):
+        raise RunFailed(disk_full(run / "run.sqlite"))
+
+    monkeypatch.setattr("star.search.evolve", full)
+    sentence = refused("evolve", tmp_path / "run", "--preset", "smoke", code=1)
+    assert "is full: free some space and run the same command again" in sentence
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_full_disk_under_the_output(run):
+    with open("/dev/full", "w") as full:
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        result = subprocess.run([sys.executable, "-m", "star", "front", str(run), "--json"], env=environment, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert result.returncode == 1 and result.stderr.startswith("star: the disk is full") and "Traceback" not in result.stderr
+
+
+def test_errors_go_to_standard_error_and_a_closed_pipe_is_quiet(run):
+    child = process("status", "nowhere")
+    output, errors = child.communicate()
+    assert child.returncode == 2 and output == "" and errors.startswith("star: there is no run at nowhere") and errors.count("\n") == 1
+    child = process("show", "--genes")
+    child.stdout.close()
+    assert child.stderr.read() == "" and child.wait() == 1
+
+
+def test_ctrl_c_finishes_cleanly_and_says_how_to_resume(tmp_path, settings):
+    run = tmp_path / "run"
+    child = process("evolve", run, *settings, "--generations", 40)
+    lines = []
+    for line in child.stdout:
+        lines.append(line)
+        if "candidate" in line and "loss" in line:
+            child.send_signal(signal.SIGINT)
+            break
+    rest, errors = child.communicate(timeout=60)
+    assert child.returncode == 1 and errors == "", errors
+    assert re.search(rf"Stopped after \d+ of \d+ candidates; star evolve {re.escape(str(run))} goes on from here\.", rest)
+    assert "stopped; star evolve" in ok("status", run)
+    done = Run(run).status()["done"]
+    assert 1 <= done < 100
+    output = ok("evolve", run, "--generations", 2)
+    assert f"going on with {done} of" in output and "All" in output
