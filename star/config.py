@@ -76,7 +76,7 @@ class EngineConfig:
     kind: str = setting("pool", "where candidates are trained", choices=("pool", "inprocess"), resumable=True)
     workers: int = setting(0, "candidates trained at one time; 0: one per CPU core or GPU", 0, 4096, resumable=True)
     threads: int = setting(1, "CPU threads of each worker; another number rounds differently", 1, 1024)
-    timeout: float = setting(0.0, "seconds after which a candidate is given up; 0: never", 0, resumable=True)
+    timeout: float = setting(600.0, "seconds after which a candidate is given up; 0: never", 0, resumable=True)
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "training.learning_rate": 1e-3,
         "training.betas": (0.9, 0.95),
         "training.eval_tokens": 1_048_576,
-        "engine.timeout": 1800.0,
+        "engine.timeout": 3600.0,
     },
     "paper": {
         "space.slots": 24,
@@ -169,6 +169,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "training.schedule": "cosine",
         "training.warmup": 0.1,  # 500 steps
         "training.eval_tokens": 16_777_216,
+        "engine.timeout": 172_800.0,
     },
 }
 

@@ -5,6 +5,7 @@ file (measured): a killed worker costs its own task only; `cancel` kills a runni
 torch takes seconds, so workers live on and are replaced after an error or after many jobs.
 """
 
+import contextlib
 import multiprocessing
 import os
 import time
@@ -74,6 +75,8 @@ class ProcessPool:
         for slot in self._slots:
             slot.stop()
         self._clear_progress()
+        with contextlib.suppress(OSError):
+            self.progress_directory.rmdir()
 
     def _show_progress(self) -> None:
         if self.on_progress is None:
@@ -137,7 +140,10 @@ class _Slot:
             how = f"was killed by signal {-code}" if code and code < 0 else f"ended with exit code {code}"
             hint = ": the machine may be out of memory" if code == -9 else ""
             return {"status": "lost", "reason": f"its worker {how}{hint}"}
-        except (BrokenProcessPool, CancelledError, RuntimeError, OSError) as error:
+        except BrokenProcessPool as error:
+            hint = "a script that evolves must do so under `if __name__ == '__main__':`"
+            return {"status": "lost", "reason": f"its worker could not start ({error}); {hint}"}
+        except (CancelledError, RuntimeError, OSError) as error:
             return {"status": "lost", "reason": f"its worker pool broke ({type(error).__name__}: {error})"}
 
     def free(self, stop: bool) -> None:
