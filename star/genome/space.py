@@ -143,8 +143,15 @@ class Space:
     # Valid vectors.
 
     def sample(self, rng: np.random.Generator, n: int) -> np.ndarray:
-        """[n, n_var]: uniform over the legal values of every position, then repaired."""
+        """[n, n_var]: depth uniform over the legal depths, every other gene over its legal values, then repaired.
+
+        Drawing the depth first matters: with class 0 as likely as any other, nearly all genomes would be almost full.
+        """
         X = np.stack([rng.choice(values, size=n) for values in self.values], axis=1)
+        operators = [c for c in self.classes if c]
+        for row, depth in zip(X, rng.integers(1 if 0 in self.classes else self.n_slots, self.n_slots + 1, size=n)):
+            filled = [0 if slot >= depth else rng.choice(operators) for slot in range(self.n_slots)]
+            row[len(HEADER) :: len(GENES)] = filled
         return self.repair(X, rng)[0]
 
     def repair(self, X: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
