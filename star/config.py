@@ -127,7 +127,7 @@ class RunConfig:
 
 # What each preset changes in the defaults above, which are the laptop's.
 PRESETS: dict[str, dict[str, Any]] = {
-    "laptop": {"training.tokens": 98_304},
+    "laptop": {"training.tokens": 65_536},
     "smoke": {
         "space.slots": 4,
         "space.d_models": (32,),
