@@ -36,7 +36,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class SpaceConfig:
-    slots: int = setting(8, "LIV slots: the greatest depth of a genome", 1, 512)
+    slots: int = setting(6, "LIV slots: the greatest depth of a genome", 1, 512)
     d_models: tuple[int, ...] = setting((64,), "legal widths of the residual stream", 1)
     head_dim: int = setting(16, "width of an attention or recurrence head", 2)
     classes: tuple[int, ...] = setting((), "operator classes by pool id, 0 for an empty slot; empty: the paper's 17", 0)

@@ -143,13 +143,16 @@ class Space:
     # Valid vectors.
 
     def sample(self, rng: np.random.Generator, n: int) -> np.ndarray:
-        """[n, n_var]: depth uniform over the legal depths, every other gene over its legal values, then repaired.
+        """[n, n_var]: depth uniform from half the slots to all, every other gene uniform over its legal values, then repaired.
 
-        Drawing the depth first matters: with class 0 as likely as any other, nearly all genomes would be almost full.
+        Drawing the depth first matters: with class 0 as likely as any other, nearly all genomes would be almost full; and
+        with depths from 1 a small population is all small models, from which a short search hardly climbs (measured on
+        the default run: hypervolume x 1.17 over the initial population, against x 1.7).
         """
         X = np.stack([rng.choice(values, size=n) for values in self.values], axis=1)
         operators = [c for c in self.classes if c]
-        for row, depth in zip(X, rng.integers(1 if 0 in self.classes else self.n_slots, self.n_slots + 1, size=n)):
+        least = -(-self.n_slots // 2) if 0 in self.classes else self.n_slots
+        for row, depth in zip(X, rng.integers(least, self.n_slots + 1, size=n)):
             filled = [0 if slot >= depth else rng.choice(operators) for slot in range(self.n_slots)]
             row[len(HEADER) :: len(GENES)] = filled
         return self.repair(X, rng)[0]
