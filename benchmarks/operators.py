@@ -1,0 +1,317 @@
+"""How fast is each operator, forward and backward and in decoding, against the fastest thing a user could install for it?
+
+    python benchmarks/operators.py [--width 256] [--seq-len 1024] [--batch 2] [--device cpu|cuda] [--out benchmarks/results]
+
+Arms, timed in turn (A B A B ...) in one process, so that the drift of a noisy machine cancels in the ratio:
+- a module against a module: transformers' Llama, Lfm2, Mamba-2, Qwen3-Next and RecurrentGemma layers of the same shape;
+- a core against a bare call: SDPA for attention, `F.conv1d` or an FFT for convolutions;
+- a recurrence against its own token loop;
+- a language model against transformers' for one decoded token after `seq_len`, caches included.
+
+Prints ratio = peer / ours (above 1: ours is faster), median with the 10 % and 90 % quantiles of the paired ratios, and writes
+operators-DEVICE-dWIDTH-tLEN.json. Weights are random: speed does not depend on them. Needs the extra `bench`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+import transformers
+from transformers.models.lfm2.modeling_lfm2 import Lfm2ShortConv
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRotaryEmbedding
+from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
+from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDeltaNet
+from transformers.models.recurrent_gemma.modeling_recurrent_gemma import RecurrentGemmaRecurrentBlock
+
+import star
+from star.genome import POOL, Gene, Genome
+from star.liv import recurrence
+from star.liv.attention import softmax_attention
+from star.liv.convolution import modal_convolution, modal_kernel
+from star.liv.delta import delta_reference
+from star.liv.functional import short_convolution
+from star.liv.ssd import ssd_reference
+from star.liv.vector_gate import vector_gate_reference
+
+HEAD_DIM = 64
+VOCAB = 256
+CLASS = {c.name: i for i, c in enumerate(POOL, start=1)}
+LOOPS = {"ssd_parallel": ssd_reference, "vector_gate_parallel": vector_gate_reference, "delta_parallel": delta_reference}
+
+
+@dataclass(frozen=True)
+class Setting:
+    width: int
+    seq_len: int
+    batch: int
+    device: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.device == "cuda" else torch.float32
+
+    def randn(self, *shape: int) -> torch.Tensor:
+        return torch.randn(*shape, device=self.device, dtype=self.dtype).requires_grad_()
+
+
+@dataclass(frozen=True)
+class Row:
+    operator: str
+    peer: str
+    what: str  # "forward + backward" or "decode step"
+    ours_ms: float
+    peer_ms: float
+    ratio: float
+    low: float
+    high: float
+
+
+def compare(operator: str, peer: str, ours: Callable[[], None], theirs: Callable[[], None], setting: Setting, what: str, seconds: float) -> Row:
+    """Both in turn for about `seconds`, at least 5 pairs, after one warm-up of each."""
+    times: list[tuple[float, float]] = []
+    for call in (ours, theirs):
+        call()
+    started = time.perf_counter()
+    while len(times) < 5 or (time.perf_counter() - started < seconds and len(times) < 200):
+        times.append((clock(ours, setting), clock(theirs, setting)))
+    ratios = sorted(b / a for a, b in times)
+    tenth = len(ratios) // 10
+    return Row(
+        operator,
+        peer,
+        what,
+        1e3 * statistics.median(a for a, _ in times),
+        1e3 * statistics.median(b for _, b in times),
+        statistics.median(ratios),
+        ratios[tenth],
+        ratios[-1 - tenth],
+    )
+
+
+def clock(call: Callable[[], None], setting: Setting) -> float:
+    started = time.perf_counter()
+    call()
+    if setting.device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def training(module: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> Callable[[], None]:
+    """Forward and backward into weights and inputs."""
+
+    def call() -> None:
+        y = module(*inputs)
+        y = y[0] if isinstance(y, tuple) else y
+        y.sum().backward()
+        for tensor in (*inputs, *(module.parameters() if isinstance(module, torch.nn.Module) else ())):
+            tensor.grad = None
+
+    return call
+
+
+def operator(name: str, setting: Setting) -> torch.nn.Module:
+    """A pool class of the setting's width, as a module."""
+    liv = POOL[CLASS[name] - 1].config(setting.width, HEAD_DIM, 10_000.0).build()
+    liv.reset_parameters(torch.Generator().manual_seed(0))
+    return liv.to(setting.device)
+
+
+def against_modules(setting: Setting, seconds: float) -> list[Row]:
+    """Each row of the pool that has a counterpart in transformers, module against module."""
+    d, heads = setting.width, setting.width // HEAD_DIM
+    x = setting.randn(setting.batch, setting.seq_len, d)
+    positions = torch.arange(setting.seq_len, device=setting.device)[None]
+
+    def llama(kv_heads: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        config = transformers.LlamaConfig(hidden_size=d, num_attention_heads=heads, num_key_value_heads=kv_heads, attn_implementation="sdpa")
+        module = LlamaAttention(config, 0).to(setting.device, setting.dtype)
+        rotary = LlamaRotaryEmbedding(config).to(setting.device)
+
+        class Layer(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.attention = module
+
+            def forward(self, x):
+                return self.attention(x, position_embeddings=rotary(x, positions), attention_mask=None)[0]
+
+        return Layer()
+
+    mlp = transformers.LlamaConfig(hidden_size=d, intermediate_size=8 * d // 3, mlp_bias=False)
+    lfm2 = transformers.Lfm2Config(hidden_size=d, conv_L_cache=3, num_attention_heads=heads, num_key_value_heads=heads)
+    mamba = transformers.Mamba2Config(
+        hidden_size=d, num_heads=2 * heads, head_dim=HEAD_DIM, state_size=128, expand=2, n_groups=1, use_conv_bias=False, chunk_size=64
+    )
+    qwen = transformers.Qwen3NextConfig(
+        hidden_size=d,
+        linear_num_value_heads=heads,
+        linear_num_key_heads=heads,
+        linear_key_head_dim=64,
+        linear_value_head_dim=HEAD_DIM,
+        layer_types=["linear_attention"],
+        num_hidden_layers=1,
+    )
+    gemma = transformers.RecurrentGemmaConfig(hidden_size=d, lru_width=d, num_attention_heads=heads, num_key_value_heads=1, conv1d_width=4)
+
+    class Gemma(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = RecurrentGemmaRecurrentBlock(gemma, 0)
+
+        def forward(self, x):
+            return self.block(x, positions, None, use_cache=False)
+
+    peers = {
+        "SA-1": ("LlamaAttention, SDPA", lambda: llama(heads)),
+        "SA-3": ("LlamaAttention, SDPA, 4 queries per key", lambda: llama(heads // 4)),
+        "GMemless": ("LlamaMLP", lambda: LlamaMLP(mlp)),
+        "GConv-1": ("Lfm2ShortConv", lambda: Lfm2ShortConv(lfm2, 0)),
+        "Mamba-2": ("Mamba2Mixer, torch", lambda: Mamba2Mixer(mamba, 0)),
+        "GatedDelta": ("Qwen3NextGatedDeltaNet, torch", lambda: Qwen3NextGatedDeltaNet(qwen, 0)),
+        "RG-LRU": ("RecurrentGemmaRecurrentBlock", Gemma),
+    }
+    rows = []
+    for name, (label, build) in peers.items():
+        theirs = build().to(setting.device, setting.dtype)
+        rows.append(compare(name, label, training(operator(name, setting), x), training(theirs, x), setting, "forward + backward", seconds))
+    return rows
+
+
+def against_calls(setting: Setting, seconds: float) -> list[Row]:
+    """The cores against the bare call that does the same."""
+    batch, seq_len, d, heads = setting.batch, setting.seq_len, setting.width, setting.width // HEAD_DIM
+    q, k, v = (setting.randn(batch, heads, seq_len, HEAD_DIM) for _ in range(3))
+    i = torch.arange(seq_len, device=setting.device)
+    rows = []
+
+    def add(name: str, peer: str, ours, theirs, *inputs: torch.Tensor) -> None:
+        rows.append(compare(name, peer, training(ours, *inputs), training(theirs, *inputs), setting, "forward + backward", seconds))
+
+    add("SA-1 core", "bare SDPA, causal", softmax_attention, lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), q, k, v)
+    for window in (64, 256):
+        if window < seq_len:
+            band = (i[None, :] <= i[:, None]) & (i[None, :] > i[:, None] - window)
+            dense = lambda q, k, v, band=band: F.scaled_dot_product_attention(q, k, v, attn_mask=band)  # noqa: E731
+            add(f"SWA-{window} core", "bare SDPA, band mask", lambda q, k, v, w=window: softmax_attention(q, k, v, w), dense, q, k, v)
+    u = setting.randn(batch, seq_len, d)
+    for length in (3, 7):
+        weight = setting.randn(d, length)
+        bare = lambda u, w, n=length: F.conv1d(F.pad(u.transpose(1, 2), (n - 1, 0)), w[:, None], groups=d).transpose(1, 2)  # noqa: E731
+        add(f"GConv k={length} core", "bare F.conv1d", lambda u, w: short_convolution(u, w)[0], bare, u, weight)
+    modes = [torch.randn(d, 8, device=setting.device).sub_(1).requires_grad_() for _ in range(4)]
+
+    def fft(u, *modes):
+        kernel = torch.fft.rfft(modal_kernel(*modes, u.shape[1]).float(), 2 * u.shape[1])
+        return torch.fft.irfft(torch.fft.rfft(u.float().transpose(1, 2), 2 * u.shape[1]) * kernel, 2 * u.shape[1])[..., : u.shape[1]]
+
+    add("GConv-2 core", "FFT convolution", lambda u, *m: modal_convolution(u, *m, keep_state=False)[0], fft, u, *modes)
+    return rows
+
+
+def against_loops(setting: Setting, seconds: float) -> list[Row]:
+    """The recurrences against their own token loops."""
+    x = setting.randn(setting.batch, setting.seq_len, setting.width)
+    rows = []
+    for name in ("Rec-1", "Rec-2", "LinAttn", "GLA", "DeltaNet", "GatedDelta"):
+        module = operator(name, setting)
+        ours = training(module, x)
+
+        def theirs(ours=ours) -> None:
+            loops = {f: (lambda *a, loop=loop: loop(*a[:-1])) for f, loop in LOOPS.items()}
+            with mock.patch.multiple(recurrence, **loops):
+                ours()
+
+        rows.append(compare(name, "its token loop", ours, theirs, setting, "forward + backward", seconds / 2))
+    return rows
+
+
+def decoding(setting: Setting, seconds: float) -> list[Row]:
+    """One token after `seq_len`, batch 1, four layers: language model against language model."""
+    d, heads, shape = setting.width, setting.width // HEAD_DIM, dict(vocab_size=VOCAB, hidden_size=setting.width, num_hidden_layers=4)
+    attention = dict(num_attention_heads=heads, num_key_value_heads=heads, intermediate_size=8 * d // 3)
+    pairs = {
+        "SA-1 + GMemless": (
+            ("SA-1", "GMemless") * 4,
+            lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape, **attention, tie_word_embeddings=True)),
+        ),
+        "LFM2 (1 attention)": (
+            ("GConv-1", "SwiGLU-4", "GConv-1", "SwiGLU-4", "MHA-QKN", "SwiGLU-4", "GConv-1", "SwiGLU-4"),
+            lambda: transformers.Lfm2ForCausalLM(
+                transformers.Lfm2Config(**shape, **(attention | {"intermediate_size": 4 * d}), block_auto_adjust_ff_dim=False, full_attn_idxs=[2])
+            ),
+        ),
+        "Mamba-2": (
+            ("Mamba-2",) * 4,
+            lambda: transformers.Mamba2ForCausalLM(
+                transformers.Mamba2Config(
+                    **shape, num_heads=2 * heads, head_dim=HEAD_DIM, state_size=128, n_groups=1, use_conv_bias=False, tie_word_embeddings=True
+                )
+            ),
+        ),
+    }
+    tokens = torch.randint(VOCAB, (1, setting.seq_len), device=setting.device)
+    token = tokens[:, :1]
+    rows = []
+    for name, (classes, build) in pairs.items():
+        genome = Genome(tuple(Gene(CLASS[c]) for c in classes), d, HEAD_DIM)
+        model = star.build(genome, VOCAB).to(setting.device).eval()
+        model.compute_dtype = setting.dtype
+        peer = build().to(setting.device, setting.dtype).eval()
+        is_mamba = name == "Mamba-2"
+        with torch.inference_mode():
+            _, state = model(tokens, model.init_state(1, setting.seq_len + 4096))
+            cache = peer(tokens, use_cache=True)
+            cache = cache.cache_params if is_mamba else cache.past_key_values
+
+            def ours(model=model, box=[state]) -> None:  # noqa: B006
+                _, box[0] = model(token, box[0])
+
+            def theirs(peer=peer, cache=cache, is_mamba=is_mamba) -> None:
+                peer(token, use_cache=True, **({"cache_params": cache} if is_mamba else {"past_key_values": cache}))
+
+            rows.append(compare(name, type(peer).__name__, ours, theirs, setting, "decode step", seconds))
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--seq-len", type=int, default=1024)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=4.0, help="time for each comparison")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    transformers.logging.set_verbosity_error()
+    setting = Setting(args.width, args.seq_len, args.batch, args.device)
+    device = torch.cuda.get_device_name() if args.device == "cuda" else f"{platform.processor() or platform.machine()} CPU, {args.threads} thread(s)"
+    print(f"width {args.width}, {args.seq_len} tokens, batch {args.batch}, {setting.dtype}, {device}, torch {torch.__version__}\n")
+    print(f"{'operator':20}{'what':20}{'peer':42}{'ours ms':>9}{'peer ms':>9}   peer / ours")
+    rows: list[Row] = []
+    for part in (against_modules, against_calls, against_loops, decoding):
+        for row in part(setting, args.seconds):
+            rows.append(row)
+            slower = "  slower" if row.ratio < 0.95 else ""
+            print(f"{row.operator:20}{row.what:20}{row.peer:42}{row.ours_ms:9.2f}{row.peer_ms:9.2f}   {row.ratio:.2f} [{row.low:.2f}, {row.high:.2f}]{slower}", flush=True)
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / f"operators-{args.device}-d{args.width}-t{args.seq_len}.json"
+    about = {"device": device, "torch": torch.__version__, "transformers": transformers.__version__, "dtype": str(setting.dtype)}
+    path.write_text(json.dumps(about | {"setting": asdict(setting), "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+    print(f"\n{path}")
+
+
+if __name__ == "__main__":
+    main()
