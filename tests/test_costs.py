@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import star
 from star.cost import costs, population_costs
-from star.genome import Gene, Genome, Space, load_genome
+from star.genome import Gene, Genome, Space
 from star.genome.pool import POOL
 
 ALL = tuple(range(len(POOL) + 1))

@@ -184,7 +184,7 @@ def test_the_poles_of_an_implicit_filter_follow_when_its_state_is_shared():
 @pytest.mark.parametrize("text", ["11200-21200", "10014-30014", "10014-50014", "10014-10.0.0.1.4", "50012-60012"])
 def test_sharing_that_cannot_be_is_refused_by_the_plan_and_mended_by_repair(text):
     g = genome(text)
-    with pytest.raises(UserError, match="LIVs 1 .* and 2 .* cannot share"):
+    with pytest.raises(UserError, match=r"LIVs 1 .* and 2 .* cannot share"):
         resolve(g)
     repaired, changed = repair(g, np.random.default_rng(0))
     assert changed and repaired.depth == 2
@@ -232,7 +232,7 @@ def test_samples_are_valid_distinct_and_reproducible():
 
 
 def test_a_space_refuses_what_it_cannot_build_and_what_is_not_its_own():
-    with pytest.raises(UserError, match="SA-3.*width 96"):
+    with pytest.raises(UserError, match=r"SA-3.*width 96"):
         Space(4, (96,), head_dim=32)
     with pytest.raises(UserError, match="classes holds 99"):
         Space(4, (64,), head_dim=8, classes=(0, 99))

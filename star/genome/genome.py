@@ -101,7 +101,7 @@ class Genome:
     def family(self, gene: Gene) -> Family:
         return FAMILIES[self.operator(gene).family]
 
-    def canonical(self) -> "Genome":
+    def canonical(self) -> Genome:
         """Empty slots dropped, groups renumbered by first use, sharing that does nothing zeroed."""
         return replace(self, backbone=canonical_genes(self.backbone))
 
@@ -140,7 +140,7 @@ class Genome:
     def __hash__(self) -> int:
         return hash(self.key)
 
-    def scaled(self, d_model: int | None = None, depth: int | None = None, head_dim: int | None = None) -> "Genome":
+    def scaled(self, d_model: int | None = None, depth: int | None = None, head_dim: int | None = None) -> Genome:
         """The same pattern at another size: LIVs beyond `depth` are cut, or the pattern is repeated to reach it.
 
         Repeats are separate: a copy of a sharing group is a group of its own. Without `head_dim` the head width is kept

@@ -181,7 +181,7 @@ class Space:
         return asdict(self)
 
     @staticmethod
-    def from_json(data: dict[str, Any]) -> "Space":
+    def from_json(data: dict[str, Any]) -> Space:
         return Space(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
 
     def fit(self, genome: Genome) -> Genome:

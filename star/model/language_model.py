@@ -129,7 +129,7 @@ class LanguageModel(nn.Module):
         if len(state.layers) != len(self.blocks):
             raise ValueError(f"the state has {len(state.layers)} layers and the model {len(self.blocks)}; use a state that this model made")
         for tensors in state.layers:
-            for name, tensor in tensors.items():
+            for tensor in tensors.values():
                 if tensor.shape[0] != batch:
                     raise ValueError(f"the state was made for batch {tensor.shape[0]} and the tokens have batch {batch}; make a new state")
         if state.length + seq_len <= state.capacity:
