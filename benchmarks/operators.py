@@ -1,11 +1,11 @@
 """How fast is each operator, forward and backward and in decoding, against the fastest thing a user could install for it?
 
-    python benchmarks/operators.py [--width 256] [--seq-len 1024] [--batch 2] [--device cpu|cuda] [--out benchmarks/results]
+    python benchmarks/operators.py [--width 256] [--seq-len 1024] [--batch 4] [--device cpu|cuda] [--out benchmarks/results]
 
 Arms, timed in turn (A B A B ...) in one process, so that the drift of a noisy machine cancels in the ratio:
 - a module against a module: transformers' Llama, Lfm2, Mamba-2, Qwen3-Next and RecurrentGemma layers of the same shape;
 - a core against a bare call: SDPA for attention, `F.conv1d` or an FFT for convolutions;
-- a recurrence against its own token loop;
+- the core of a recurrence against its own token loop;
 - a language model against transformers' for one decoded token after `seq_len`, caches included.
 
 Prints ratio = peer / ours (above 1: ours is faster), median with the 10 % and 90 % quantiles of the paired ratios, and writes
@@ -22,7 +22,6 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -35,18 +34,21 @@ from transformers.models.recurrent_gemma.modeling_recurrent_gemma import Recurre
 
 import star
 from star.genome import POOL, Gene, Genome
-from star.liv import recurrence
 from star.liv.attention import softmax_attention
 from star.liv.convolution import modal_convolution, modal_kernel
-from star.liv.delta import delta_reference
+from star.liv.delta import delta_parallel, delta_reference
 from star.liv.functional import short_convolution
-from star.liv.ssd import ssd_reference
-from star.liv.vector_gate import vector_gate_reference
+from star.liv.ssd import ssd_parallel, ssd_reference
+from star.liv.vector_gate import vector_gate_parallel, vector_gate_reference
 
 HEAD_DIM = 64
 VOCAB = 256
 CLASS = {c.name: i for i, c in enumerate(POOL, start=1)}
-LOOPS = {"ssd_parallel": ssd_reference, "vector_gate_parallel": vector_gate_reference, "delta_parallel": delta_reference}
+CORES = {
+    "scalar": (ssd_parallel, ssd_reference),
+    "vector": (vector_gate_parallel, vector_gate_reference),
+    "delta": (delta_parallel, delta_reference),
+}
 
 
 @dataclass(frozen=True)
@@ -219,20 +221,30 @@ def against_calls(setting: Setting, seconds: float) -> list[Row]:
 
 
 def against_loops(setting: Setting, seconds: float) -> list[Row]:
-    """The recurrences against their own token loops."""
-    x = setting.randn(setting.batch, setting.seq_len, setting.width)
+    """The chunked recurrences against their own token loops, on the same features."""
+    batch, seq_len, heads = setting.batch, setting.seq_len, setting.width // HEAD_DIM
     rows = []
-    for name in ("Rec-1", "Rec-2", "LinAttn", "GLA", "DeltaNet", "GatedDelta"):
-        module = operator(name, setting)
-        ours = training(module, x)
-
-        def theirs(ours=ours) -> None:
-            loops = {f: (lambda *a, loop=loop: loop(*a[:-1])) for f, loop in LOOPS.items()}
-            with mock.patch.multiple(recurrence, **loops):
-                ours()
-
-        rows.append(compare(name, "its token loop", ours, theirs, setting, "forward + backward", seconds / 2))
+    for name, state_size, decay in (("Rec-1", 16, 1), ("Rec-2", 2, 1), ("LinAttn", 64, 0), ("GLA", 64, 64), ("DeltaNet", 64, 0), ("GatedDelta", 64, 1)):
+        v = setting.randn(batch, seq_len, heads, HEAD_DIM)
+        c, b = (F.normalize(setting.randn(batch, seq_len, heads, state_size), dim=-1).detach().requires_grad_() for _ in range(2))
+        shape = (batch, seq_len, heads) if decay == 1 else (batch, seq_len, heads, decay)
+        g = [(-0.1 * torch.rand(*shape, device=setting.device)).requires_grad_()] if decay else []
+        beta = [torch.rand(batch, seq_len, heads, device=setting.device).requires_grad_()] if "Delta" in name else []
+        parallel, loop = CORES["delta" if beta else "vector" if decay > 1 else "scalar"]
+        inputs = (c, b, v, *g, *beta)
+        ours, theirs = training(core(parallel, bool(g), False), *inputs), training(core(loop, bool(g)), *inputs)
+        rows.append(compare(f"{name} core", "its token loop", ours, theirs, setting, "forward + backward", seconds / 2))
     return rows
+
+
+def core(form: Callable, gated: bool, *keep_state: bool) -> Callable[..., torch.Tensor]:
+    """A recurrence as a function of its tensors: c, b, v, the decay if there is one, the beta of a delta rule."""
+
+    def call(c, b, v, *rest):
+        gates = rest if gated else (None, *rest)
+        return form(c, b, v, *gates, None, *keep_state)[0]
+
+    return call
 
 
 def decoding(setting: Setting, seconds: float) -> list[Row]:
@@ -287,7 +299,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--seq-len", type=int, default=1024)
-    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=4.0, help="time for each comparison")
