@@ -164,6 +164,33 @@ def test_a_state_of_another_model_or_batch_is_refused():
         model(tokens, model.init_state(1, 8))
 
 
+def test_a_state_of_another_shape_or_dtype_is_refused():
+    model, other = star.build(genome("1-9"), VOCAB), star.build(genome("5-9"), VOCAB)
+    tokens = torch.zeros(2, 3, dtype=torch.int64)
+    with pytest.raises(ValueError, match="layer 0 keeps"):
+        model(tokens, other.init_state(2, 8))
+    with pytest.raises(ValueError, match=r"holds torch.bfloat16 and the model computes in torch.float32"):
+        model(tokens, model.init_state(2, 8, dtype=torch.bfloat16))
+    with pytest.raises(ValueError, match="the state is on meta and the model on cpu"):
+        model(tokens, model.init_state(2, 8, device=torch.device("meta")))
+
+
+def test_inputs_that_no_model_can_take_are_one_sentence():
+    model = star.build(genome("1-9"), VOCAB)
+    for tokens, message in (
+        (torch.zeros(2, 3), "tokens are torch.float32"),
+        (torch.zeros(3, dtype=torch.int64), r"of shape \[3\]"),
+        (torch.zeros(2, 3, dtype=torch.int64, device="meta"), "tokens are on meta and the model on cpu"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model(tokens)
+    liv = model.blocks[0].liv
+    with pytest.raises(ValueError, match=r"x has shape \[1, 3, 32\] and this operator takes \[batch, tokens, 64\]"):
+        liv(torch.zeros(1, 3, 32))
+    with pytest.raises(ValueError, match="x is on meta and the operator on cpu"):
+        liv(torch.zeros(1, 3, 64, device="meta"))
+
+
 def test_a_class_that_does_not_fit_the_width_says_so():
     with pytest.raises(UserError, match="SA-3: attention: width 48 is no multiple of head width 16 x repeat 4"):
         resolve(Genome((Gene(3),), 48, 16))

@@ -15,7 +15,7 @@ from star.liv.attention import banded_attention, causal_mask, softmax_attention
 from star.liv.convolution import modal_convolution, modal_kernel, modal_step
 from star.liv.delta import delta_parallel, delta_reference
 from star.liv.elementwise import scan_parallel, scan_reference
-from star.liv.functional import rms_norm, short_convolution
+from star.liv.functional import carried, carried_by_matrix, rms_norm, short_convolution
 from star.liv.ssd import ssd_parallel, ssd_reference
 from star.liv.vector_gate import vector_gate_parallel, vector_gate_reference
 
@@ -65,7 +65,22 @@ def test_parallel_form_is_the_token_loop(kind, seq_len):
             gradients, gradients_ = (torch.autograd.grad((a.sin().sum() + m.cos().sum()), inputs[:n]) for a, m in ((y, memory), (y_, memory_)))
             for a, b in zip(gradients, gradients_):
                 assert torch.allclose(a, b, atol=1e-9)
-        assert torch.allclose(parallel(*inputs, False)[0], parallel(*inputs)[0], atol=1e-12) and parallel(*inputs, False)[1] is None
+        without, none = parallel(*inputs, False)
+        assert torch.allclose(without, parallel(*inputs)[0], atol=1e-12) and none is None
+        for a, b in zip(torch.autograd.grad(without.sum(), inputs), torch.autograd.grad(parallel(*inputs)[0].sum(), inputs)):
+            assert torch.allclose(a, b, atol=1e-10)
+
+
+@pytest.mark.parametrize("n", [0, 1, 5])
+def test_states_between_chunks_are_those_of_the_matrix_of_decays(n):
+    """The loop of the CPU and the matrix of the GPU, with one decay per head and with one per state channel."""
+    for n_decays in (1, 4):
+        inputs = [-randn(2, 3, n, n_decays, 1).abs(), randn(2, 3, n, 4, 5, seed=1), randn(2, 3, 4, 5, seed=2)]
+        inputs = [t.detach().requires_grad_() for t in inputs]
+        loop, matrix = carried(*inputs), carried_by_matrix(*inputs)
+        assert torch.allclose(loop, matrix)
+        for a, b in zip(torch.autograd.grad(loop.sin().sum(), inputs), torch.autograd.grad(matrix.sin().sum(), inputs)):
+            assert torch.allclose(a, b)
 
 
 @pytest.mark.parametrize("kind", ["ssd", "delta"])
@@ -78,9 +93,9 @@ def test_without_decay_is_decay_zero(kind):
 
 @pytest.mark.parametrize("seq_len", LENGTHS)
 def test_scan_is_the_token_loop(seq_len):
-    for strength in (0.01, 10.0):
+    for strength in (0.01, 16.0):
         u, memory = randn(2, seq_len, 6).requires_grad_(), randn(2, 6, seed=2).requires_grad_()
-        g = (-randn(2, seq_len, 6, seed=3).abs() * strength).clamp(min=-10.0).requires_grad_()
+        g = (-randn(2, seq_len, 6, seed=3).abs() * strength).clamp(min=-16.0).requires_grad_()
         for inputs in ((u, g), (u, g, memory)):
             (h, last), (h_, last_) = scan_parallel(*inputs), scan_reference(*inputs)
             assert torch.allclose(h, h_, atol=1e-12) and torch.allclose(last, last_, atol=1e-12)

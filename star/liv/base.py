@@ -32,7 +32,6 @@ from star.liv.functional import short_convolution
 
 Features = dict[str, Tensor]
 State = dict[str, Tensor]
-FUSED_TOKENS = 64  # from so many tokens on, the maps of x are one product
 Init = Callable[[Tensor, torch.Generator], object]
 
 
@@ -247,41 +246,19 @@ class LIV(nn.Module):
         return F.linear(y, self.out.to(y.dtype))
 
     def project(self, x: Tensor, state: State | None, names: tuple[str, ...]) -> tuple[dict[str, Tensor], State | None]:
-        """The linear maps `names` of x [B, T, D], each after its short filter if it has one.
+        """The linear maps `names` of x [B, T, D], each after its short causal filter if it has one.
 
-        Weights are cast to the dtype of the activations (fp32 master weights, no autocast). Many tokens pass all maps in
-        one product; for a few, copying the weights together would cost more than it saves.
+        Weights are cast to the dtype of the activations (fp32 master weights, no autocast). One product for each map: all
+        of them in one was measured on a CPU and is slower from a thousand tokens on, for the copies that it makes.
         """
-        filtered = tuple(name for name in names if f"{name}_filter" in self._parameters)
-        if x.shape[0] * x.shape[1] < FUSED_TOKENS or len(names) < 2:
-            h = {name: F.linear(x, getattr(self, name).to(x.dtype)) for name in names}
-            for name in filtered:
-                h[name], state = self.filtered(h[name], (name,), state)
-            return h, state
-        names = filtered + tuple(name for name in names if name not in filtered)
-        weights = [getattr(self, name) for name in names]
-        joint = F.linear(x, torch.cat(weights).to(x.dtype))
-        widths = [weight.shape[0] for weight in weights]
-        if filtered:
-            width = sum(widths[: len(filtered)])
-            mixed, state = self.filtered(joint[..., :width], filtered, state)
-            parts = mixed.split(widths[: len(filtered)], -1)
-            if len(names) > len(filtered):
-                parts += joint[..., width:].split(widths[len(filtered) :], -1)
-        else:
-            parts = joint.split(widths, -1)
-        return dict(zip(names, parts)), state
-
-    def filtered(self, x: Tensor, names: tuple[str, ...], state: State | None) -> tuple[Tensor, State | None]:
-        """The short causal filters of the maps `names`, applied to them side by side, x [B, T, C]."""
-        keys = [f"{name}_filter" for name in names]
-        weights = [getattr(self, key) for key in keys]
-        weight = (torch.cat(weights) if len(keys) > 1 else weights[0]).to(x.dtype)
-        if state is None:
-            return short_convolution(x, weight)[0], None
-        past = torch.cat([state[key] for key in keys], dim=-1)
-        y, past = short_convolution(x, weight, past)
-        return y, state | dict(zip(keys, past.split([w.shape[0] for w in weights], -1)))
+        h = {}
+        for name in names:
+            h[name] = F.linear(x, getattr(self, name).to(x.dtype))
+            key = f"{name}_filter"
+            if key in self._parameters:
+                h[name], past = short_convolution(h[name], getattr(self, key).to(x.dtype), None if state is None else state[key])
+                state = None if state is None else state | {key: past}
+        return h, state
 
     @torch.no_grad()
     def materialize(self, x: Tensor) -> Tensor:

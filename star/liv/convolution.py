@@ -24,7 +24,8 @@ from star.liv.functional import short_convolution
 from star.liv.genes import Family, GroupSpec, Operator
 
 CONVOLUTION_FILTER = 3  # taps of the optional filters of b, c and h
-MODAL_CHUNK = 64
+MODAL_CHUNK = 64  # tokens
+MODAL_CHUNK_SMALL = 32  # of sequences up to 512 (measured on a CPU)
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,7 @@ def modal_step(
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """One token: s <- lambda s + u, y = Re sum_m R_m s_m. Arguments as in `modal_convolution` with T = 1."""
     dtype = past[0].dtype
-    size, angle = torch.exp(-log_rate.double().exp()), angle.double()
-    by_real, by_imag = (size * angle.cos()).to(dtype), (size * angle.sin()).to(dtype)
+    by_real, by_imag = (power[..., 1] for power in mode_powers(log_rate, angle, 2, dtype))
     real = past[0] * by_real - past[1] * by_imag + u[:, 0, :, None].to(dtype)
     imag = past[0] * by_imag + past[1] * by_real
     y = (real * residue_real - imag * residue_imag).sum(-1)
@@ -139,77 +139,89 @@ def modal_convolution(
     dtype = torch.promote_types(u.dtype, torch.float32)
     if seq_len == 0:
         return u, past
-    chunk = min(MODAL_CHUNK, seq_len)
+    chunk = min(MODAL_CHUNK_SMALL if seq_len <= 512 else MODAL_CHUNK, seq_len)
     n_chunks = -(-seq_len // chunk)
     missing = n_chunks * chunk - seq_len
     x = (F.pad(u, (0, 0, 0, missing)) if missing else u).to(dtype)
-    x = x.view(batch, n_chunks, chunk, width).permute(3, 2, 1, 0).flatten(2)  # [W, Q, n B]
+    x = x.view(batch, n_chunks, chunk, width).flip(2).permute(3, 2, 1, 0).flatten(2)  # [W, Q, n B], last token first
 
     powers = mode_powers(log_rate, angle, chunk + 1, dtype)  # [W, M, Q + 1] each
     filters = complex_product(*powers, residue_real[..., None].to(dtype), residue_imag[..., None].to(dtype))
-    y = torch.bmm(toeplitz(filters[0][..., :-1].sum(1)), x)  # [W, Q, n B]
+    # y_i = sum_j K_(i - j) u_j: a Toeplitz matrix, which is the sliding windows of K where tokens j come in reverse.
+    kernel = F.pad(filters[0][..., :-1].sum(1), (chunk - 1, 0))
+    y = torch.bmm(kernel.unfold(1, chunk, 1), x)  # [W, Q, n B]
     if n_chunks == 1 and past is None and not keep_state:
         return y.view(width, chunk, 1, batch).permute(3, 2, 1, 0).flatten(1, 2)[:, :seq_len].to(u.dtype), None
 
     # The state at the start of every chunk: s <- lambda^Q s + sum_j lambda^(Q - 1 - j) u_j.
     n_modes = log_rate.shape[1]
-    backward = torch.cat([power[..., :-1].flip(-1) for power in powers], dim=1)  # [W, 2 M, Q]
-    added = torch.bmm(backward, x).view(width, 2 * n_modes, n_chunks, batch)
-    by_real, by_imag = (power[..., -1:] for power in powers)
-    shape = (width, n_modes, batch)
-    real, imag = (x.new_zeros(shape), x.new_zeros(shape)) if past is None else (s.to(dtype).permute(1, 2, 0) for s in past)
-    starts = []
-    for n in range(n_chunks):
-        starts.append(torch.cat([real, -imag], dim=1))
-        if n < n_chunks - 1:
-            real, imag = complex_product(real, imag, by_real, by_imag)
-            real, imag = real + added[:, :n_modes, n], imag + added[:, n_modes:, n]
+    added = torch.bmm(torch.cat([power[..., :-1] for power in powers], dim=1), x).view(width, 2, n_modes, n_chunks, batch)
+    over = torch.stack([power[..., -1] for power in powers], dim=1)  # lambda^Q, [W, 2, M]
+    start = x.new_zeros(width, 2, n_modes, batch) if past is None else torch.stack(past, dim=-1).to(dtype).permute(1, 3, 2, 0)
+    states = ModeStates.apply(over, added[:, :, :, :-1], start)  # [W, 2, M, n, B]
     # What it adds to y_i is Re sum_m R lambda^(i + 1) s.
-    outward = torch.cat([part[..., 1:] for part in filters], dim=1).transpose(1, 2)  # [W, Q, 2 M]
-    y = torch.baddbmm(y, outward, torch.cat(starts, dim=2))
+    outward = torch.cat([filters[0][..., 1:], -filters[1][..., 1:]], dim=1).transpose(1, 2)  # [W, Q, 2 M]
+    y = torch.baddbmm(y, outward, states.flatten(1, 2).flatten(2))
     y = y.view(width, chunk, n_chunks, batch).permute(3, 2, 1, 0).flatten(1, 2)[:, :seq_len].to(u.dtype)
     if not keep_state:
         return y, None
     last = chunk - missing  # tokens in the last chunk
-    real, imag = complex_product(real, imag, *(power[..., last, None] for power in powers))
-    tail = x.view(width, chunk, n_chunks, batch)[:, :last, -1]  # [W, last, B]
-    back_real, back_imag = (power[..., :last].flip(-1) for power in powers)
-    real, imag = torch.baddbmm(real, back_real, tail), torch.baddbmm(imag, back_imag, tail)
+    tail = x.view(width, chunk, n_chunks, batch)[:, missing:, -1]  # [W, last, B]
+    real, imag = complex_product(*states[:, :, :, -1].unbind(1), *(power[..., last, None] for power in powers))
+    real, imag = (torch.baddbmm(part, power[..., :last], tail) for part, power in zip((real, imag), powers))
     return y, (real.permute(2, 0, 1).detach(), imag.permute(2, 0, 1).detach())
 
 
-def mode_powers(log_rate: Tensor, angle: Tensor, n_powers: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Real and imaginary part of lambda^t for t < n_powers, [W, M, n_powers], from float64.
+class ModeStates(torch.autograd.Function):
+    """s_0 = start, s_(n+1) = a s_n + added_n for complex numbers, whose real and imaginary parts are dimension 1.
 
-    As products lambda^(8 a) lambda^b, because exp, cos and sin cost more than a multiplication.
+    a [W, 2, M], added [W, 2, M, n, B], start [W, 2, M, B] -> s [W, 2, M, n + 1, B], chunk after chunk, the backward too.
     """
-    rate, angle = log_rate.double().exp()[..., None], angle.double()[..., None]
-    fine = torch.arange(min(8, n_powers), device=rate.device)
-    coarse = 8 * torch.arange(-(-n_powers // 8), device=rate.device)
-    (fine_real, fine_imag), (coarse_real, coarse_imag) = (
-        (torch.exp(-rate * steps) * torch.cos(angle * steps), torch.exp(-rate * steps) * torch.sin(angle * steps)) for steps in (fine, coarse)
-    )
-    powers = complex_product(coarse_real[..., None], coarse_imag[..., None], fine_real[..., None, :], fine_imag[..., None, :])
-    real, imag = (part.to(dtype).flatten(2)[..., :n_powers] for part in powers)
-    return real, imag
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(a: Tensor, added: Tensor, start: Tensor) -> Tensor:
+        a, added, start = (torch.complex(*t.unbind(1)) for t in (a, added, start))
+        states = [start]
+        for new in added.unbind(2):
+            states.append(torch.addcmul(new, a[..., None], states[-1]))
+        states = torch.stack(states, dim=2)
+        return torch.stack([states.real, states.imag], dim=1)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0], output)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, d_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        a, states = ctx.saved_tensors
+        conjugate = torch.complex(a[:, 0], -a[:, 1])
+        d_states = torch.complex(*d_states.unbind(1)).unbind(2)
+        total = [d_states[-1]]
+        for d_state in d_states[-2::-1]:
+            total.append(torch.addcmul(d_state, conjugate[..., None], total[-1]))
+        total = torch.stack(total[::-1], dim=2)  # of start, then of everything added
+        d_a = (total[:, :, 1:] * torch.complex(states[:, 0], -states[:, 1])[:, :, :-1]).sum((2, 3))
+        return tuple(torch.stack([t.real, t.imag], dim=1) for t in (d_a, total[:, :, 1:], total[:, :, 0]))
+
+
+def mode_powers(log_rate: Tensor, angle: Tensor, n_powers: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Real and imaginary part of lambda^t for t < n_powers, [W, M, n_powers], from float64."""
+    steps = torch.arange(n_powers, device=angle.device, dtype=torch.float64)
+    size, phase = torch.exp(-log_rate.double().exp()[..., None] * steps), angle.double()[..., None] * steps
+    return (size * phase.cos()).to(dtype), (size * phase.sin()).to(dtype)
 
 
 def complex_product(real: Tensor, imag: Tensor, by_real: Tensor, by_imag: Tensor) -> tuple[Tensor, Tensor]:
     return real * by_real - imag * by_imag, real * by_imag + imag * by_real
 
 
-def toeplitz(kernel: Tensor) -> Tensor:
-    """[W, Q] -> lower-triangular [W, Q, Q] with entries kernel[w, i - j]."""
-    size = kernel.shape[1]
-    return F.pad(kernel.flip(1), (0, size - 1)).unfold(1, size, 1).flip(1)
-
-
 def modal_kernel(log_rate: Tensor, angle: Tensor, residue_real: Tensor, residue_imag: Tensor, length: int) -> Tensor:
-    """K_t for t < length, [W, length], in float64: the slow reference of `modal_convolution`."""
-    t = torch.arange(length, dtype=torch.float64)
-    size = torch.exp(-log_rate.double().exp()[..., None] * t)
-    phase = angle.double()[..., None] * t
-    return (size * (residue_real.double()[..., None] * torch.cos(phase) - residue_imag.double()[..., None] * torch.sin(phase))).sum(1)
+    """K_t for t < length, [W, length], in float64: the definition."""
+    real, imag = mode_powers(log_rate, angle, length, torch.float64)
+    return (real * residue_real.double()[..., None] - imag * residue_imag.double()[..., None]).sum(1)
 
 
 def configure(operator: Operator, d_model: int, head_dim: int, rope_theta: float) -> ConvolutionConfig:

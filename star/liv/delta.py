@@ -7,13 +7,14 @@ Shapes: B batch, T tokens, H heads, N state size, P head width, Q chunk, n chunk
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-DELTA_CHUNK = 64
+from star.liv.functional import no_future
+
+DELTA_CHUNK = 64  # tokens
+DELTA_CHUNK_ON = {"cpu": 32}  # measured
 
 
 def delta_reference(c: Tensor, b: Tensor, v: Tensor, g: Tensor | None, beta: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -56,35 +57,38 @@ def delta_parallel(
     dtype = torch.promote_types(v.dtype, torch.float32)
     if seq_len == 0:
         return v, memory
-    chunk = min(DELTA_CHUNK, seq_len)
+    chunk = min(DELTA_CHUNK_ON.get(v.device.type, DELTA_CHUNK), seq_len)
     n_chunks, state_size = -(-seq_len // chunk), b.shape[-1]
+    c, b, v_, beta = (delta_chunks(t, n_chunks, chunk, dtype) for t in (c, b, v, beta[..., None]))  # [B, H, n, Q, .]
+    weighted = b * beta
+    lower, scores = weighted @ b.transpose(-1, -2), c @ b.transpose(-1, -2)  # [B, H, n, Q, Q]
     if g is None:
-        g = torch.zeros_like(beta)
-    missing = n_chunks * chunk - seq_len
-    parts = [F.pad(t, (0, 0, 0, 0, 0, missing)) if missing else t for t in (c, b, v, g[..., None], beta[..., None])]
-    c, b, v_, g, beta = (t.to(dtype).unflatten(1, (n_chunks, chunk)).permute(0, 3, 1, 2, 4).contiguous() for t in parts)
-    sums = g.cumsum(-2)  # [B, H, n, Q, 1]
-    future = torch.full((chunk, chunk), -math.inf, dtype=dtype, device=v.device).triu(1)
-    decay = ((sums + future) - sums.transpose(-1, -2)).exp()  # [B, H, n, Q, Q]
-    grown, end = sums.exp(), sums[..., -1:, :]
-    both = torch.cat([b * beta, c], dim=-2) @ b.transpose(-1, -2)  # [B, H, n, 2 Q, Q]
-    lower = (both[..., :chunk, :] * decay).tril(-1)
-    scores = both[..., chunk:, :] * decay
-    right = torch.cat([v_ * beta, b * (beta * grown)], dim=-1)
-    solved = torch.linalg.solve_triangular(lower, right, upper=False, unitriangular=True)
+        scores, write, store, read, kept = scores.tril(), weighted, b, c, [1.0] * n_chunks
+    else:
+        sums = delta_chunks(g[..., None], n_chunks, chunk, dtype).cumsum(-2)  # [B, H, n, Q, 1]
+        decay = (sums + no_future(chunk, sums)).sub_(sums.transpose(-1, -2)).exp_()  # [B, H, n, Q, Q]
+        grown, end = sums.exp(), sums[..., -1:, :]
+        lower, scores = lower * decay, scores * decay
+        write, store, read, kept = weighted * grown, b * (end - sums).exp(), c * grown, end.exp().unbind(2)
+    # The solver reads what is strictly below the diagonal.
+    solved = torch.linalg.solve_triangular(lower, torch.cat([v_ * beta, write], dim=-1), upper=False, unitriangular=True)
     u, w = solved.split([width, state_size], -1)
 
     # The state at the start of every chunk, by one affine map after the other.
-    store = b * (end - sums).exp()  # [B, H, n, Q, N]
-    kept = end.exp()
     state = v_.new_zeros(batch, heads, state_size, width) if memory is None else memory.to(dtype)
     states = []
-    for n in range(n_chunks):
+    for n, (u_n, w_n, store_n) in enumerate(zip(u.unbind(2), w.unbind(2), store.transpose(-1, -2).unbind(2))):
         states.append(state)
         if keep_memory or n < n_chunks - 1:
-            new = torch.sub(u[:, :, n], w[:, :, n] @ state)
-            state = kept[:, :, n] * state + store[:, :, n].transpose(-1, -2) @ new
+            state = kept[n] * state + store_n @ (u_n - w_n @ state)
     states = torch.stack(states, dim=2)
-    y = (c * grown) @ states + scores @ (u - w @ states)
+    y = read @ states + scores @ (u - w @ states)
     y = y.permute(0, 2, 3, 1, 4).reshape(batch, n_chunks * chunk, heads, width)[:, :seq_len].to(v.dtype)
     return y, state if keep_memory else None
+
+
+def delta_chunks(x: Tensor, n_chunks: int, chunk: int, dtype: torch.dtype) -> Tensor:
+    """[B, T, H, C] -> [B, H, n, Q, C], padded with zeros: a token with b = beta = 0 and g = 0 leaves the state alone."""
+    missing = n_chunks * chunk - x.shape[1]
+    x = F.pad(x, (0, 0, 0, 0, 0, missing)) if missing else x
+    return x.to(dtype).unflatten(1, (n_chunks, chunk)).permute(0, 3, 1, 2, 4).contiguous()

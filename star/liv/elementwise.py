@@ -25,8 +25,8 @@ from star.liv.functional import activate
 from star.liv.genes import Family, GroupSpec, Operator
 
 ELEMENTWISE_FILTER = 4  # taps of the optional filter of v
-SCAN_BLOCK = 16
-SCAN_MIN_LOG_DECAY = -10.0  # exponents inside a block stay under 8 times this, which float32 takes
+SCAN_BLOCK = 8
+SCAN_MIN_LOG_DECAY = -16.0  # a factor of 1e-7; exponents inside a block stay under 4 times this, which float32 takes
 RATE = 8.0  # the constant c of the paper
 
 
@@ -83,11 +83,10 @@ class Elementwise(LIV):
         if "b" in self.given:
             features["b"] = given["b"]
         else:
-            keeps_size = -torch.expm1(2 * features["decay"])  # 1 - a^2
-            size = keeps_size.clamp(min=1e-8).sqrt()
-            if offset == 0 and size.shape[1]:
-                size = torch.cat([torch.ones_like(size[:, :1]), size[:, 1:]], dim=1)
-            features["b"] = self.head_gate(v, "input") * size
+            first = torch.zeros(v.shape[1], 1, dtype=features["decay"].dtype, device=v.device)
+            first[: int(offset == 0)] = -100.0  # the very first token: as if a were zero
+            size = -torch.expm1(torch.add(first, features["decay"], alpha=2))  # 1 - a^2
+            features["b"] = self.head_gate(v, "input") * size.clamp(min=1e-8).sqrt()
         # The state before this call belongs to whoever owns b and v; a consumer of both reads it from there.
         source = given if {"b", "v"} <= self.given else state
         if source is not None and "memory" in source:
@@ -129,41 +128,62 @@ def scan_step(u: Tensor, g: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
     return memory[:, None], memory
 
 
-def scan_parallel(u: Tensor, g: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+def scan_parallel(u: Tensor, g: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """h_t = exp(g_t) h_(t-1) + u_t for the whole sequence, any length.
 
-    In a block h = e^(s - m) cumsum(e^(m - s) u), s the cumulative log decay and m its value at the middle token; what
-    blocks hand over is a doubling scan (Hillis and Steele).
-
-    Args: u, g [B, T, W] in float32 or wider, g in [-10, 0]; memory [B, W], the h before.
+    Args: u, g [B, T, W] in float32 or wider, g in [SCAN_MIN_LOG_DECAY, 0]; memory [B, W], the h before.
     Returns: h [B, T, W], and that of the last token.
     """
-    seq_len = u.shape[1]
-    if seq_len == 0:
+    if u.shape[1] == 0:
         return u, memory
+    h = Scan.apply(u, g, torch.zeros_like(u[:, 0]) if memory is None else memory.to(u.dtype))
+    return h, h[:, -1]
+
+
+class Scan(torch.autograd.Function):
+    """h_t = exp(g_t) h_(t-1) + u_t. The backward is the same recurrence from the other end: d_t = exp(g_(t+1)) d_(t+1) + dh_t."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(u: Tensor, g: Tensor, start: Tensor) -> Tensor:
+        return blockwise_scan(u, g, start)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2], output)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        u, g, h = ctx.saved_tensors
+        following = F.pad(g[:, 1:], (0, 0, 0, 1))
+        du = blockwise_scan(dh.flip(1), following.flip(1), torch.zeros_like(dh[:, 0])).flip(1)
+        return du, du * (h - u), g[:, 0].exp() * du[:, 0]  # h_t - u_t is exp(g_t) h_(t-1)
+
+
+def blockwise_scan(u: Tensor, g: Tensor, start: Tensor) -> Tensor:
+    """In a block h = e^(s - m) cumsum(u / e^(s - m)), s the cumulative log decay and m its value at the middle token.
+
+    What blocks hand over is a doubling scan (Hillis and Steele) of their ends. Arguments as in `scan_parallel`.
+    """
+    seq_len = u.shape[1]
     block = min(SCAN_BLOCK, seq_len)
     n_blocks = -(-seq_len // block)
     missing = n_blocks * block - seq_len
     u, g = ((F.pad(t, (0, 0, 0, missing)) if missing else t).unflatten(1, (n_blocks, block)) for t in (u, g))
     sums = g.cumsum(2)  # [B, n, Q, W]
-    shifted = sums - sums[:, :, block // 2, None].detach()  # the result does not depend on the reference
-    local = shifted.exp() * ((-shifted).exp() * u).cumsum(2)
-    if n_blocks == 1 and memory is None:
-        return local[:, 0], local[:, 0, seq_len - 1]
-
-    # State after every block. `memory` comes in as a block of its own before the first.
-    ends, decay = local[:, :, -1], sums[:, :, -1].exp()  # [B, n, W]
-    if memory is not None:
-        memory = memory.to(u.dtype)[:, None]
-        ends, decay = torch.cat([memory, ends], dim=1), torch.cat([torch.zeros_like(memory), decay], dim=1)
+    size = (sums - sums[:, :, block // 2, None]).exp_()
+    h = (u / size).cumsum(2).mul_(size)
+    # `start` goes in as the end of a block before the first.
+    ends = torch.cat([start[:, None], h[:, :-1, -1]], dim=1)  # [B, n, W]
+    decay = torch.cat([torch.zeros_like(start[:, None]), sums[:, :-1, -1].exp()], dim=1)
     step = 1
-    while step < ends.shape[1]:
-        ends = torch.cat([ends[:, :step], ends[:, step:] + decay[:, step:] * ends[:, :-step]], dim=1)
+    while step < n_blocks:
+        ends = torch.cat([ends[:, :step], torch.addcmul(ends[:, step:], decay[:, step:], ends[:, :-step])], dim=1)
         decay = torch.cat([decay[:, :step], decay[:, step:] * decay[:, :-step]], dim=1)
         step *= 2
-    starts = ends[:, :-1] if memory is not None else F.pad(ends[:, :-1], (0, 0, 1, 0))
-    h = (local + sums.exp() * starts[:, :, None]).flatten(1, 2)[:, :seq_len]
-    return h, ends[:, -1]
+    return h.addcmul_(sums.exp_(), ends[:, :, None]).flatten(1, 2)[:, :seq_len]
 
 
 def configure(operator: Operator, d_model: int, head_dim: int, rope_theta: float) -> ElementwiseConfig:

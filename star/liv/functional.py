@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -54,6 +56,60 @@ class ShortConvolution(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             dw = torch.stack([(x[:, tap : tap + seq_len] * dy).sum((0, 1)) for tap in range(length)], dim=1)
         return dx, dw
+
+
+def carried(log_decay: Tensor, added: Tensor, start: Tensor | None) -> Tensor:
+    """States between chunks: S_0 = start, S_(i+1) = exp(g_i) S_i + added_i.
+
+    Args: log_decay g [B, H, n, N or 1, 1], <= 0; added [B, H, n, N, P]; start [B, H, N, P], or None for zeros.
+    Returns: S [B, H, n + 1, N, P].
+    """
+    start = torch.zeros_like(added[:, :, 0]) if start is None else start
+    if added.device.type == "cpu" and not torch.compiler.is_compiling():
+        return CarriedStates.apply(log_decay.exp(), added, start)
+    return carried_by_matrix(log_decay, added, start)
+
+
+class CarriedStates(torch.autograd.Function):
+    """`carried` chunk after chunk, the backward too: on a CPU half the time of a matrix of decays."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(decay: Tensor, added: Tensor, start: Tensor) -> Tensor:
+        states = [start]
+        for i in range(added.shape[2]):
+            states.append(torch.addcmul(added[:, :, i], decay[:, :, i], states[-1]))
+        return torch.stack(states, dim=2)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0], output)
+
+    @staticmethod
+    def backward(ctx, d_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        decay, states = ctx.saved_tensors
+        total = [d_states[:, :, -1]]
+        for i in range(states.shape[2] - 2, -1, -1):
+            total.append(torch.addcmul(d_states[:, :, i], decay[:, :, i], total[-1]))
+        total = torch.stack(total[::-1], dim=2)  # of start, then of everything added
+        return (total[:, :, 1:] * states[:, :, :-1]).sum_to_size(decay.shape), total[:, :, 1:], total[:, :, 0]
+
+
+def carried_by_matrix(log_decay: Tensor, added: Tensor, start: Tensor) -> Tensor:
+    """`carried` without a loop, for GPUs and compilers: all states from one triangular matrix of decays."""
+    n = added.shape[2]
+    g = log_decay.squeeze(-1).transpose(2, 3)  # [B, H, N or 1, n]
+    reached = F.pad(g.cumsum(-1), (1, 0))  # log decay from the start to before chunk i
+    between = (reached[..., :, None] + no_future(n + 1, g)[:, 1:] - reached[..., None, 1:]).exp()  # [B, H, N or 1, n + 1, n]
+    states = between @ (added.transpose(2, 3) if g.shape[2] > 1 else added.flatten(3)[:, :, None])
+    states = states.transpose(2, 3) if g.shape[2] > 1 else states[:, :, 0].unflatten(-1, added.shape[3:])
+    return states + reached.transpose(2, 3).exp()[..., None] * start[:, :, None]
+
+
+def no_future(size: int, like: Tensor) -> Tensor:
+    """[size, size]: 0 where row >= column, else -inf. Added before exp, so that the backward has no inf * 0."""
+    return torch.full((size, size), -math.inf, dtype=like.dtype, device=like.device).triu(1)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -7,14 +7,14 @@ Q chunk, n chunks. `ssd_reference`, `ssd_parallel` and `ssd_step` are the same m
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SSD_CHUNK = 64
-SSD_SHORT = 128  # up to here one chunk is faster than several (CPU)
+from star.liv.functional import carried, no_future
+
+SSD_CHUNK = 64  # tokens
+SSD_CHUNK_SMALL = 32  # for states of less than 64 on a CPU (measured)
 
 
 def ssd_reference(c: Tensor, b: Tensor, v: Tensor, g: Tensor | None, memory: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -55,31 +55,26 @@ def ssd_parallel(
     dtype = torch.promote_types(v.dtype, torch.float32)
     if seq_len == 0:
         return v, memory
-    chunk = seq_len if seq_len <= SSD_SHORT else SSD_CHUNK
-    n_chunks, n_groups = -(-seq_len // chunk), b.shape[2]
+    n_groups, state_size = b.shape[2:]
+    chunk = min(SSD_CHUNK_SMALL if v.device.type == "cpu" and state_size < 64 else SSD_CHUNK, seq_len)
+    n_chunks = -(-seq_len // chunk)
     if g is None:
         g = v.new_zeros(1, seq_len, heads, dtype=dtype)
     c, b, v_, g = (in_chunks(t, n_chunks, chunk) for t in (c, b, v, g[..., None].to(dtype)))  # [B, heads, n, Q, .]
     cumulative = g[..., 0].cumsum(-1)  # [B, H, n, Q]
-    total = cumulative[..., -1]  # [B, H, n]
 
-    # -inf goes in before exp: no inf * 0 in the backward.
-    decay = (cumulative[..., :, None] + no_future(chunk, dtype, v.device)).sub_(cumulative[..., None, :]).exp_()
+    decay = (cumulative[..., :, None] + no_future(chunk, cumulative)).sub_(cumulative[..., None, :]).exp_()
     scores = c @ b.transpose(-1, -2)  # [B, G, n, Q, Q]
     scores = scores.unsqueeze(2) * decay.to(scores.dtype).unflatten(1, (n_groups, -1))
     y = scores.flatten(1, 2) @ v_  # [B, H, n, Q, P]
 
     n_added = n_chunks if keep_memory else n_chunks - 1  # without a state to return, the last chunk's share is not needed
     if n_added or memory is not None:
-        # What each chunk adds to the state, and the state at the start of every chunk and at the end.
-        to_end = (total[..., None] - cumulative)[:, :, :n_added].exp()[..., None]
+        total = cumulative[..., :n_added, -1:]  # [B, H, n, 1]
+        to_end = (total - cumulative[:, :, :n_added]).exp()[..., None]
         added = b[:, :, :n_added].to(dtype).transpose(-1, -2) @ beside(v_[:, :, :n_added].to(dtype) * to_end, n_groups)
-        reached = F.pad(total[..., :n_added].cumsum(-1), (1, 0))  # log decay from the start to before chunk n, [B, H, n + 1]
-        between = (reached[..., :, None] + no_future(n_added + 1, dtype, v.device)[:, 1:]).sub_(reached[..., None, 1:]).exp_()
-        states = between @ apart(added, heads).flatten(3)  # [B, H, n + 1, N * P]
-        if memory is not None:
-            states = states + reached.exp()[..., None] * memory.to(dtype).flatten(2)[:, :, None]
-        states = states.unflatten(3, (-1, width))
+        added = apart(added, heads)  # what each chunk adds to the state, [B, H, n, N, P]
+        states = carried(total[..., None].expand(len(added), -1, -1, -1, -1), added, None if memory is None else memory.to(dtype))
         past = apart(c.to(dtype) @ beside(states[:, :, :n_chunks], n_groups), heads)
         y = (y.to(dtype) + past * cumulative.exp()[..., None]).to(v.dtype)
         memory = states[:, :, -1]
@@ -92,11 +87,6 @@ def in_chunks(x: Tensor, n_chunks: int, chunk: int) -> Tensor:
     missing = n_chunks * chunk - x.shape[1]
     x = F.pad(x, (0, 0, 0, 0, 0, missing)) if missing else x
     return x.unflatten(1, (n_chunks, chunk)).permute(0, 3, 1, 2, 4).contiguous()
-
-
-def no_future(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """[size, size]: 0 where row >= column, else -inf."""
-    return torch.full((size, size), -math.inf, dtype=dtype, device=device).triu(1)
 
 
 def beside(x: Tensor, n_groups: int) -> Tensor:

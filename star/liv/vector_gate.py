@@ -2,20 +2,19 @@
 
 Gated linear attention (arXiv 2312.06635). Blocks of 16 tokens are one product of c e^(s - m) and b e^(m - s), with s the
 cumulative log decay in a block and m its value at the middle token: exponents stay under 8 |g|, so that float32 takes log
-decays down to -10, and the module keeps them above -5. States are carried from block to block in two levels.
+decays down to -10, and the module keeps them above -5.
 Shapes: B batch, T tokens, H heads, N state size, P head width, Q block, n blocks.
 """
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from star.liv.functional import carried
+
 VECTOR_BLOCK = 16
-VECTOR_GROUP = 16  # blocks whose states follow from one matrix of decays
 VECTOR_MIN_LOG_DECAY = -5.0
 
 
@@ -64,37 +63,11 @@ def vector_gate_parallel(
     if n_added or memory is not None:
         to_end = (total - middle)[:, :, :n_added].exp()
         added = (b_[:, :, :n_added] * to_end[..., None, :]).transpose(-1, -2) @ v_[:, :, :n_added].to(dtype)  # [B, H, n, N, P]
-        states = carried(total[:, :, :n_added], added, None if memory is None else memory.to(dtype))
+        states = carried(total[:, :, :n_added, :, None], added, None if memory is None else memory.to(dtype))
         y = y + (c_ * middle.exp()[..., None, :]) @ states[:, :, :n_blocks]
         memory = states[:, :, -1]
     y = y.permute(0, 2, 3, 1, 4).reshape(batch, n_blocks * block, heads, width)[:, :seq_len].to(v.dtype)
     return y, memory if keep_memory else None
-
-
-def carried(g: Tensor, added: Tensor, start: Tensor | None) -> Tensor:
-    """States between blocks: S_0 = start, S_(i+1) = diag(exp(g_i)) S_i + added_i.
-
-    Args: g [B, H, n, N], log decays <= 0; added [B, H, n, N, P]; start [B, H, N, P] or None for zeros.
-    Returns: [B, H, n + 1, N, P].
-    """
-    n = g.shape[2]
-    if n > VECTOR_GROUP:
-        # Groups of blocks on their own, then what they hand over: the same problem, smaller.
-        n_groups = -(-n // VECTOR_GROUP)
-        missing = n_groups * VECTOR_GROUP - n
-        g = F.pad(g, (0, 0, 0, missing)).unflatten(2, (n_groups, VECTOR_GROUP))
-        added = F.pad(added, (0, 0, 0, 0, 0, missing)).unflatten(2, (n_groups, VECTOR_GROUP))
-        inner = carried(g.flatten(1, 2), added.flatten(1, 2), None).unflatten(1, (-1, n_groups))  # [B, H, groups, 17, N, P]
-        outer = carried(g.sum(3), inner[:, :, :, -1], start)  # [B, H, groups + 1, N, P]
-        reached = g.cumsum(3).exp()[..., None]
-        states = inner[:, :, :, 1:] + reached * outer[:, :, :-1, None]
-        first = outer[:, :, :1]
-        return torch.cat([first, states.flatten(2, 3)[:, :, :n]], dim=2)
-    reached = F.pad(g.cumsum(2), (0, 0, 1, 0))  # log decay from the start to before block i, [B, H, n + 1, N]
-    later = torch.full((n + 1, n), -math.inf, dtype=g.dtype, device=g.device).triu(0)[..., None]
-    between = ((reached[:, :, :, None] + later) - reached[:, :, None, 1:]).exp()  # [B, H, n + 1, n, N]
-    states = torch.einsum("bhijk,bhjkp->bhikp", between, added)
-    return states if start is None else states + reached.exp()[..., None] * start[:, :, None]
 
 
 def in_blocks(x: Tensor, n_blocks: int, block: int) -> Tensor:

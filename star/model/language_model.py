@@ -84,6 +84,7 @@ class LanguageModel(nn.Module):
 
         Without a state one is made that grows as it is continued. The state carries no gradient.
         """
+        self._check_tokens(tokens)
         batch, seq_len = tokens.shape
         if state is None:
             state = self.init_state(batch, seq_len)
@@ -100,6 +101,7 @@ class LanguageModel(nn.Module):
 
     def hidden(self, tokens: Tensor, state: ModelState | None) -> tuple[Tensor, list[State]]:
         """tokens [B, T] -> the last residual stream [B, T, D], and the states of all layers."""
+        self._check_tokens(tokens)
         x = F.embedding(tokens, self.embedding)
         x = x if self.compute_dtype is None else x.to(self.compute_dtype)
         bank: dict[int, Features] = {}
@@ -125,13 +127,30 @@ class LanguageModel(nn.Module):
         layers = [block.liv.init_state(batch, max_len, dtype, device) for block in self.blocks]
         return ModelState(layers, 0, max_len)
 
-    def _make_room(self, state: ModelState, batch: int, seq_len: int) -> None:
+    def _check_tokens(self, tokens: Tensor) -> None:
+        if tokens.dim() != 2 or tokens.is_floating_point():
+            raise ValueError(f"tokens are {tokens.dtype} of shape {list(tokens.shape)}; give integer ids of shape [batch, tokens]")
+        if tokens.device != self.embedding.device:
+            raise ValueError(f"tokens are on {tokens.device} and the model on {self.embedding.device}; move one to the other")
+
+    def _check_state(self, state: ModelState, batch: int) -> None:
         if len(state.layers) != len(self.blocks):
             raise ValueError(f"the state has {len(state.layers)} layers and the model {len(self.blocks)}; use a state that this model made")
-        for tensors in state.layers:
-            for tensor in tensors.values():
+        dtype = self.compute_dtype or self.embedding.dtype
+        for layer, tensors in zip(self.plan.layers, state.layers):
+            entries = layer.state()
+            if tensors.keys() != entries.keys():
+                raise ValueError(f"layer {layer.index} keeps {sorted(entries)} and the state has {sorted(tensors)}; use a state that this model made")
+            for name, tensor in tensors.items():
                 if tensor.shape[0] != batch:
                     raise ValueError(f"the state was made for batch {tensor.shape[0]} and the tokens have batch {batch}; make a new state")
+                if tensor.device != self.embedding.device:
+                    raise ValueError(f"the state is on {tensor.device} and the model on {self.embedding.device}; make a new state")
+                if entries[name].role == "compute" and tensor.dtype != dtype:
+                    raise ValueError(f"the state holds {tensor.dtype} and the model computes in {dtype}; make a new state")
+
+    def _make_room(self, state: ModelState, batch: int, seq_len: int) -> None:
+        self._check_state(state, batch)
         if state.length + seq_len <= state.capacity:
             return
         state.capacity = max(state.length + seq_len, 2 * state.capacity)
