@@ -235,8 +235,15 @@ class LIV(nn.Module):
 
     def forward(self, x: Tensor, state: State | None = None, given: Features | None = None, offset: int = 0) -> tuple[Tensor, State | None]:
         """x [B, T, D] -> y [B, T, D]. Whole, in chunks or token by token (with `state`) it is the same map."""
+        self._check_input(x)
         y, state, _ = self.share(x, state, given, offset)
         return y, state
+
+    def _check_input(self, x: Tensor) -> None:
+        if x.dim() != 3 or x.shape[2] != self.config.d_model:
+            raise ValueError(f"x has shape {list(x.shape)} and this operator takes [batch, tokens, {self.config.d_model}]")
+        if x.device != self.out.device:
+            raise ValueError(f"x is on {x.device} and the operator on {self.out.device}; move one to the other")
 
     def output(self, y: Tensor) -> Tensor:
         """W_out; a differential operator subtracts its second branch here: W_a y_a - lambda W_b y_b."""
