@@ -14,7 +14,7 @@ from torch import Tensor
 from star.liv.functional import no_future
 
 DELTA_CHUNK = 64  # tokens
-DELTA_CHUNK_SMALL = 32  # on a CPU (measured)
+DELTA_CHUNK_ON = {"cpu": 32}  # measured
 
 
 def delta_reference(c: Tensor, b: Tensor, v: Tensor, g: Tensor | None, beta: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -45,9 +45,9 @@ def delta_parallel(
 ) -> tuple[Tensor, Tensor | None]:
     """The whole sequence, chunk by chunk, any length.
 
-    With s the cumulative log decay in a chunk and D_ij = e^(s_i - s_j) for j <= i, the chunk writes the rows of
-    R = M (V - e^s B S), M = (I + strictly lower(beta B B^T D))^-1 beta, reads Y = e^s C S + (C B^T D) R, and passes on
-    S <- e^(s_Q) S + (e^(s_Q - s) B)^T R. All but S is computed at once. No exponent is positive.
+    With s the cumulative log decay in a chunk, (I + L) [U W] = beta [V, B e^s], L = strictly lower(beta B B^T e^(s_i - s_j)),
+    the chunk writes U - W S, so that Y = C e^s S + A (U - W S) with A = lower(C B^T e^(s_i - s_j)) and
+    S <- e^(s_Q) S + (B e^(s_Q - s))^T (U - W S). No exponent is positive.
 
     Args: c, b [B, T, H, N]; v [B, T, H, P]; g [B, T, H], log decays <= 0, or None for none; beta [B, T, H] in (0, 2);
         memory [B, H, N, P], the state before.
@@ -57,59 +57,34 @@ def delta_parallel(
     dtype = torch.promote_types(v.dtype, torch.float32)
     if seq_len == 0:
         return v, memory
-    chunk = min(DELTA_CHUNK_SMALL if v.device.type == "cpu" else DELTA_CHUNK, seq_len)
-    n_chunks = -(-seq_len // chunk)
+    chunk = min(DELTA_CHUNK_ON.get(v.device.type, DELTA_CHUNK), seq_len)
+    n_chunks, state_size = -(-seq_len // chunk), b.shape[-1]
     c, b, v_, beta = (delta_chunks(t, n_chunks, chunk, dtype) for t in (c, b, v, beta[..., None]))  # [B, H, n, Q, .]
-    lower, scores = (b @ b.transpose(-1, -2)) * beta, c @ b.transpose(-1, -2)  # [B, H, n, Q, Q]
+    weighted = b * beta
+    lower, scores = weighted @ b.transpose(-1, -2), c @ b.transpose(-1, -2)  # [B, H, n, Q, Q]
     if g is None:
-        scores, seen, stored, read, kept = scores.tril(), b, b, c, beta.new_ones(1, 1, n_chunks, 1, 1)
+        scores, write, store, read, kept = scores.tril(), weighted, b, c, [1.0] * n_chunks
     else:
         sums = delta_chunks(g[..., None], n_chunks, chunk, dtype).cumsum(-2)  # [B, H, n, Q, 1]
-        decay = (sums + no_future(chunk, sums)).sub_(sums.transpose(-1, -2)).exp_()
-        lower, scores = lower * decay, scores * decay
+        decay = (sums + no_future(chunk, sums)).sub_(sums.transpose(-1, -2)).exp_()  # [B, H, n, Q, Q]
         grown, end = sums.exp(), sums[..., -1:, :]
-        seen, stored, read, kept = b * grown, b * (end - sums).exp(), c * grown, end.exp()
-    # The solver reads only what is strictly below the diagonal. Solving for M costs less than solving for M V and M B.
-    solved = torch.linalg.solve_triangular(lower, torch.diag_embed(beta[..., 0]), upper=False, unitriangular=True)
-    start = v_.new_zeros(batch, heads, b.shape[-1], width) if memory is None else memory.to(dtype)
-    states, rows = DeltaStates.apply(solved @ v_, solved @ seen, stored, kept.expand(batch, heads, -1, -1, -1), start)
-    y = read @ states[:, :, :-1] + scores @ rows
+        lower, scores = lower * decay, scores * decay
+        write, store, read, kept = weighted * grown, b * (end - sums).exp(), c * grown, end.exp().unbind(2)
+    # The solver reads what is strictly below the diagonal.
+    solved = torch.linalg.solve_triangular(lower, torch.cat([v_ * beta, write], dim=-1), upper=False, unitriangular=True)
+    u, w = solved.split([width, state_size], -1)
+
+    # The state at the start of every chunk, by one affine map after the other.
+    state = v_.new_zeros(batch, heads, state_size, width) if memory is None else memory.to(dtype)
+    states = []
+    for n, (u_n, w_n, store_n) in enumerate(zip(u.unbind(2), w.unbind(2), store.transpose(-1, -2).unbind(2))):
+        states.append(state)
+        if keep_memory or n < n_chunks - 1:
+            state = kept[n] * state + store_n @ (u_n - w_n @ state)
+    states = torch.stack(states, dim=2)
+    y = read @ states + scores @ (u - w @ states)
     y = y.permute(0, 2, 3, 1, 4).reshape(batch, n_chunks * chunk, heads, width)[:, :seq_len].to(v.dtype)
-    return y, states[:, :, -1] if keep_memory else None
-
-
-class DeltaStates(torch.autograd.Function):
-    """R_n = U_n - W_n S_n and S_(n+1) = k_n S_n + B_n^T R_n, chunk after chunk, the backward too.
-
-    U [B, H, n, Q, P]; W, B [B, H, n, Q, N]; k [B, H, n, 1, 1]; start S_0 [B, H, N, P] -> S [B, H, n + 1, N, P], R like U.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(u: Tensor, w: Tensor, b: Tensor, k: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-        states, rows = [start], []
-        for u_n, w_n, b_n, k_n in zip(*(t.unbind(2) for t in (u, w, b, k))):
-            rows.append(u_n - w_n @ states[-1])
-            states.append(k_n * states[-1] + b_n.transpose(-1, -2) @ rows[-1])
-        return torch.stack(states, dim=2), torch.stack(rows, dim=2)
-
-    @staticmethod
-    def setup_context(ctx, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.save_for_backward(*inputs[1:4], *output)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, d_states: Tensor, d_rows: Tensor) -> tuple[Tensor, ...]:
-        w, b, k, states, rows = ctx.saved_tensors
-        total, d_u = [d_states[:, :, -1]], []
-        for n in range(w.shape[2] - 1, -1, -1):
-            d_u.append(d_rows[:, :, n] + b[:, :, n] @ total[-1])
-            total.append(d_states[:, :, n] + k[:, :, n] * total[-1] - w[:, :, n].transpose(-1, -2) @ d_u[-1])
-        total, d_u = torch.stack(total[::-1], dim=2), torch.stack(d_u[::-1], dim=2)
-        past, after = states[:, :, :-1], total[:, :, 1:]
-        d_w, d_b = -d_u @ past.transpose(-1, -2), rows @ after.transpose(-1, -2)
-        return d_u, d_w, d_b, (after * past).sum((-2, -1), keepdim=True), total[:, :, 0]
+    return y, state if keep_memory else None
 
 
 def delta_chunks(x: Tensor, n_chunks: int, chunk: int, dtype: torch.dtype) -> Tensor:
