@@ -155,13 +155,13 @@ def replay(algorithm: Algorithm, events: Sequence[Event], run: Path, meta: dict)
     for event in events:
         data = event.data
         if event.kind == "ask" and data["generation"] is not None:
-            batch = algorithm.ask()
+            batch = algorithm.ask(data["wanted"])
             same = batch is not None and [child.id for child in batch.offspring] == [p["id"] for p in data["proposals"]]
         elif event.kind == "tell":
-            algorithm.tell([Told(id, tuple(F), tuple(G)) for id, F, G in data["told"]])
+            algorithm.tell([Told(id, tuple(F), tuple(G), fidelity) for id, F, G, fidelity in data["told"]])
             same = True
         elif event.kind == "exhausted":
-            algorithm.ask()
+            algorithm.ask(data["wanted"])
             continue
         else:
             continue

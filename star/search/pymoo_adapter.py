@@ -37,8 +37,9 @@ class PymooAlgorithm:
         seed = np.random.SeedSequence([config.seed, 0])
         algorithm.setup(self.problem, termination=NoTermination(), seed=seed)
 
-    def ask(self) -> Batch | None:
+    def ask(self, n: int) -> Batch | None:
         self.variation.reset_counts()
+        self.algorithm.n_offsprings = n
         population = self.algorithm.ask()
         if population is None or len(population) == 0:
             return None
