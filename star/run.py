@@ -124,6 +124,10 @@ class Run:
             rows.append(row)
         return rows
 
+    def repeats(self) -> dict[str, list[dict]]:
+        """Fresh measurements by `star rescore`, by candidate: repeat, seed, status, objectives (None unless ok), metrics, ..."""
+        return {id: list(rows) for id, rows in self._record.repeats.items()}
+
     def curve(self, id: str) -> list[dict]:
         """Learning curve of a candidate's last attempt: step, tokens, train_loss, val_loss, seconds."""
         curves = read_curves(self.path, id)

@@ -57,6 +57,14 @@ class Candidates:
             "keep_weights": self.config.keep != "none",
         }
 
+    def repeat(self, proposal: Proposal, repeat: int) -> dict:
+        """The job that measures a settled candidate once more: another seed, the whole budget, nothing kept."""
+        seed = policy.candidate_seed(self.config.seed, proposal.id, -1 - repeat)  # attempts count from 0 upwards
+        job = self.job(proposal, (), len(self.config.search.rungs), Path())
+        recipe = job["recipe"] | {"seed": seed}
+        fresh = {"attempt": -1 - repeat, "seed": seed, "recipe": recipe}
+        return job | fresh | {"stop_tokens": None, "checkpoint": None, "directory": None, "keep_weights": False}
+
     def ended(self, proposal: Proposal, outcome: Outcome, tries: Sequence[str], stage: int) -> tuple[str, dict]:
         """The event that an outcome is: "rung" if it trained well up to a rung, else "finish"."""
         status, reason = outcome.status, outcome.reason

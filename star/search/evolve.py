@@ -44,7 +44,7 @@ def evolve(run: str | Path, config: RunConfig, engine: Engine | None = None, cal
     run, emit = Path(run), Emitter(callbacks)
     resumed = exists(run)
     if resumed:
-        _check_same(run, read_meta(run), config)
+        check_same(run, read_meta(run), config)
     space = make_space(config)
     algorithm = load_algorithm(space, config)
     baselines = make_baselines(space, config)
@@ -59,7 +59,7 @@ def evolve(run: str | Path, config: RunConfig, engine: Engine | None = None, cal
         store = Store(run, meta | {"packages": packages()}, journal=config.journal)
         stack.callback(store.close)
         stored = store.meta()
-        _check_same(run, stored, config, corpus)  # again: another process may have been faster
+        check_same(run, stored, config, corpus)  # again: another process may have been faster
         if stored["config"] != config.to_json():
             store.set_meta("config", config.to_json())  # resumable settings may change
         events = store.events()
@@ -173,7 +173,7 @@ def replay(algorithm: Algorithm, events: Sequence[Event], run: Path, meta: dict)
             )
 
 
-def _check_same(run: Path, meta: dict, config: RunConfig, corpus: dict | None = None) -> None:
+def check_same(run: Path, meta: dict, config: RunConfig, corpus: dict | None = None) -> None:
     """Raises UserError, saying what differs, unless this configuration is that of the run."""
     if meta["star"] != star.__version__:
         raise UserError(
