@@ -93,7 +93,7 @@ def test_order_of_completion_changes_nothing_with_rungs(tmp_path, rungs):
 
 @pytest.mark.parametrize("rungs", ["0.5,0.25", "0.5,0.5"])
 def test_rungs_must_rise(rungs):
-    with pytest.raises(UserError, match="search.rungs is .* it must rise"):
+    with pytest.raises(UserError, match=r"search.rungs is .* it must rise"):
         config(search__rungs=rungs)
 
 
@@ -145,7 +145,7 @@ def test_interrupted_anywhere_with_rungs(tmp_path, asynchronous):
     run(tmp_path / "plain", settings)
     for left in (0, 1, 5, 8, 9, 13, 21, 34):
         path = tmp_path / str(left)
-        for attempt in range(200):
+        for _attempt in range(200):
             try:
                 evolve(path, settings, engine=Interrupted(TABULAR, 3, left, left + 1))
                 break
@@ -160,7 +160,7 @@ def test_interrupted_anywhere_with_rungs(tmp_path, asynchronous):
         if not asynchronous:
             assert history(path) == history(tmp_path / "plain")
         if left == 0:
-            assert attempt > 10
+            assert _attempt > 10
 
 
 def test_what_operators_brought(tmp_path):

@@ -15,7 +15,6 @@ from star.config import RunConfig
 from star.engine import Engine
 from star.errors import UserError
 from star.run import Run
-from star.search import policy
 from star.search.candidate import Candidates, finite
 from star.search.events import Callback, Emitter
 from star.search.evolve import check_same, make_engine, packages
