@@ -277,6 +277,22 @@ def test_a_first_generation_of_failures_ends_the_run_and_can_be_tried_again(tmp_
     assert {c.status for c in Run(tmp_path).candidates()} == {"ok"} and len(Run(tmp_path).candidates()) == 48
 
 
+def test_a_run_that_only_fails_gives_up_and_goes_on_when_called_again(tmp_path):
+    events = []
+    settings = config(search__generations=12)
+
+    def broken(event):
+        events.append(event)
+        if sum(e["kind"] == "candidate_end" for e in events) == 20:
+            engine.function = "fakes:hopeless"  # say, a driver that broke in the middle of the run
+
+    engine = InProcess("star.assess.evaluations.tabular:assess")
+    with pytest.raises(RunFailed, match=r"All 2\d candidates in a row failed; 2\d of them: failed \(RuntimeError: no candidate"):
+        evolve(tmp_path, settings, engine=engine, callbacks=[broken])
+    assert 20 + 24 <= len([c for c in Run(tmp_path).candidates() if c.order is not None]) < 20 + 24 + 8
+    assert run(tmp_path, settings).status == "finished" and len(Run(tmp_path).candidates()) == 96
+
+
 def test_a_failing_display_does_not_end_the_run(tmp_path):
     def broken(event):
         raise KeyError("no such column")

@@ -22,6 +22,7 @@ from star.search.pacing import make_pacing
 from star.store import CandidateFiles, Proposal, Record, Store
 from star.store.database import disk_full
 
+MOST_FAILURES = 3  # generations' worth of candidates that fail one after the other before the run gives up
 LOW_DISK = 200 * 2**20  # bytes; a generation that begins with less says so
 
 
@@ -49,6 +50,7 @@ class Loop:
         self.proposals: dict[str, Proposal] = {}
         self.running: dict[str, Proposal] = {}
         self.stopped = False
+        self.failing: list[str] = []  # candidates that failed since one last succeeded, in this session
         engine.on_progress = self._progress
         for proposal in record.proposals:
             self._note(proposal)
@@ -100,7 +102,9 @@ class Loop:
         if self.stopped:
             return False
         if self._first_generation_failed():
-            raise RunFailed(self._commonest_failure())
+            raise RunFailed(self._commonest_failure(list(self.record.asked), "of the first generation"))
+        if len(self.failing) >= MOST_FAILURES * self.config.search.population:
+            raise RunFailed(self._commonest_failure(self.failing, "in a row"))
         waiting, peers = self.pacing.judged(self.record)
         if waiting:
             self._commit(self._judge(waiting, peers))
@@ -218,6 +222,8 @@ class Loop:
                 events.append(("curve", {"id": proposal.id, "attempt": data["attempt"], "points": finite(curve)}))
         self._commit(events)
         for proposal, finish in finishes:
+            if finish["final"]:
+                self.failing = [*self.failing, proposal.id] if finish["status"] not in ("ok", "infeasible") else []
             fields = {key: value for key, value in finish.items() if key not in ("id", "traceback")}
             on_front = proposal.id in self.front.ids
             self.emit("candidate_end", **_about(proposal), **fields, on_front=on_front, **self.budget())
@@ -264,15 +270,15 @@ class Loop:
         failed = [r is not None and r.status not in ("ok", "infeasible", "stopped") for r in results]
         return self.record.n_told == 0 and bool(failed) and all(failed)
 
-    def _commonest_failure(self) -> str:
-        failures = [self.record.results[id] for id in self.record.asked]
+    def _commonest_failure(self, ids: Sequence[str], which: str) -> str:
+        failures = [self.record.results[id] for id in ids]
         texts = [f"{failure.status} ({failure.reason})" for failure in failures]
         text, count = collections.Counter(texts).most_common(1)[0]
         trace = failures[texts.index(text)].traceback
         lines = [
-            f"All {len(failures)} candidates of the first generation failed; {count} of them: {text}.",
+            f"All {len(failures)} candidates {which} failed; {count} of them: {text}.",
             *([trace.rstrip()] if trace else []),
-            f"Mend the cause and run the same command again: it tries the candidates of {self.run_path} once more.",
+            f"Mend the cause and run the same command again: it goes on with {self.run_path} from here.",
         ]
         return "\n\n".join(lines)
 
