@@ -53,6 +53,7 @@ class SearchConfig:
     asynchronous: bool = setting(False, "ask for a new genome whenever a worker is free: no idle workers, but not repeatable")
     rungs: tuple[float, ...] = setting((), "shares of the training budget at which only the best go on; none: train all to the end", 1e-3, 0.999)
     promote: float = setting(0.5, "share of the candidates at a rung that go on", 0.01, 1)
+    screen: int = setting(1, "offspring proposed for each one trained; a surrogate chooses among them. 1: no surrogate", 1, 1000)
     tournament: int = setting(2, "genomes that compete to become a parent, by rank, then crowding", 1)
     crossover_probability: float = setting(0.9, "share of matings that exchange genes", 0, 1)
     crossover_points: int = setting(2, "cuts of the k-point crossover", 1)

@@ -10,6 +10,7 @@ from star.config import RunConfig
 from star.errors import UserError
 from star.genome import Genome, Space
 from star.search import algorithms
+from star.search.surrogate import Surrogate
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,10 @@ class Algorithm(Protocol):
         """A hash of the whole state: population and generator."""
 
 
-def load_algorithm(space: Space, config: RunConfig) -> Algorithm:
-    """Raises UserError for an unknown name."""
+def load_algorithm(space: Space, config: RunConfig, surrogate: Surrogate | None = None) -> Algorithm:
+    """surrogate: looks over offspring, `config.search.screen` for each one asked. Raises UserError for an unknown name."""
     legal = sorted(module.name for module in pkgutil.iter_modules(algorithms.__path__))
     name = config.search.algorithm
     if name not in legal:
         raise UserError(f"search.algorithm is {name!r}; it must be one of {', '.join(legal)}")
-    return importlib.import_module(f"{algorithms.__name__}.{name}").create(space, config)
+    return importlib.import_module(f"{algorithms.__name__}.{name}").create(space, config, surrogate)

@@ -19,6 +19,7 @@ from star.genome import Genome, Space, find_genome
 from star.search.algorithm import Algorithm, Told, load_algorithm
 from star.search.events import Callback, Emitter
 from star.search.loop import Loop
+from star.search.surrogate import make_surrogate
 from star.store import Event, Record, RunLock, Store
 from star.store.database import exists, read_meta
 
@@ -46,11 +47,11 @@ def evolve(run: str | Path, config: RunConfig, engine: Engine | None = None, cal
     if resumed:
         check_same(run, read_meta(run), config)
     space = make_space(config)
-    algorithm = load_algorithm(space, config)
     baselines = make_baselines(space, config)
     evaluation = load_evaluation(config.evaluation)
     load_objectives(config.objectives.names)  # a wrong name is an error before anything is created
     corpus = evaluation.prepare(config)
+    algorithm = load_algorithm(space, config, make_surrogate(config, corpus["vocab_size"]))
     run.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         lock = RunLock(run)
