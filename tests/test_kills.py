@@ -24,7 +24,7 @@ from star.run import Run
 from star.search import evolve
 from star.store import CandidateFiles, Store, read_events
 
-SMALL = {"search__population": 4, "search__generations": 3, "search__baselines": ("transformer++",)}
+SMALL = {"search__population": 4, "search__generations": 4, "search__baselines": ("transformer++",)}
 needs_async = pytest.mark.skipif(not hasattr(SearchConfig(), "asynchronous"), reason="this version has no steady state")
 MODES = [
     pytest.param({}, 2, id="generational"),
@@ -40,6 +40,12 @@ def fast(tmp_path):
         return
     with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
         yield Path(directory)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imported(tmp_path_factory):
+    """Whatever a run imports on its way is imported before the many forks, not in each of them."""
+    evolve(tmp_path_factory.mktemp("imports") / "run", config(**SMALL), engine=InProcess("jobs:counted"))
 
 
 def child(function, *args) -> int:
