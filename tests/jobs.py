@@ -67,7 +67,7 @@ def counted(job: dict, report) -> dict:
     from star.assess.evaluations import tabular
 
     with open(Path(job["directory"]).parents[2] / "assessed", "a") as file:
-        file.write(f"{job['id']} {job['attempt']}\n")
+        file.write(f"{job['id']} {job['attempt']} {job['rung']}\n")
     return tabular.assess(job, report)
 
 
