@@ -50,6 +50,10 @@ class SearchConfig:
     population: int = setting(8, "genomes that survive each generation", 2, 100_000)
     generations: int = setting(5, "generations, the initial population included", 1, resumable=True)
     offspring: int = setting(0, "genomes trained per generation after the first; 0: as many as the population", 0)
+    asynchronous: bool = setting(False, "ask for a new genome whenever a worker is free: no idle workers, but not repeatable")
+    rungs: tuple[float, ...] = setting((), "shares of the training budget at which only the best go on; none: train all to the end", 1e-3, 0.999)
+    promote: float = setting(0.5, "share of the candidates at a rung that go on", 0.01, 1)
+    screen: int = setting(1, "offspring proposed for each one trained; a surrogate chooses among them. 1: no surrogate", 1, 1000)
     tournament: int = setting(2, "genomes that compete to become a parent, by rank, then crowding", 1)
     crossover_probability: float = setting(0.9, "share of matings that exchange genes", 0, 1)
     crossover_points: int = setting(2, "cuts of the k-point crossover", 1)
@@ -98,6 +102,9 @@ class RunConfig:
     def __post_init__(self):
         for key, setting_, value in _settings(self):
             _check(key, setting_, value)
+        rungs = self.search.rungs
+        if list(rungs) != sorted(set(rungs)):
+            raise UserError(f"search.rungs is {', '.join(map(str, rungs))}; it must rise, such as 0.125,0.5")
 
     @property
     def offspring(self) -> int:

@@ -7,6 +7,7 @@ Nothing here writes.
 """
 
 import math
+import time
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +28,8 @@ class Candidate:
 
     origin: "initial", "seed", "offspring" or "baseline". name: of a baseline or seed. parents: ids of candidates.
     operators: what changed it ("crossover", "mutation"). repaired: whether variation had left it invalid.
-    status: "pending", "running", or how it ended: "ok", "infeasible", "oom", "diverged", "timeout", "failed", "lost".
+    status: "pending", "running", or how it ended: "ok", "infeasible", "stopped" (not promoted from a rung), "oom",
+        "diverged", "timeout", "failed", "lost".
     objectives: by name, None unless ok. metrics: val_loss_se, tokens, seconds, tokens_per_second, peak_memory, ...
     costs: what the plan alone tells. order: place in the order of completion, None until then.
     """
@@ -67,8 +69,7 @@ class Run:
     def refresh(self) -> None:
         """Take in what has been recorded since the last look."""
         for event in read_events(self.path, after=self._record.last_seq):
-            self._record.apply(event.kind, event.data)
-            self._record.last_seq = event.seq
+            self._record.take(event)
         self.__dict__.pop("_candidates", None)
 
     def candidates(self, origin: str | None = None) -> list[Candidate]:
@@ -123,6 +124,10 @@ class Run:
             rows.append(row)
         return rows
 
+    def repeats(self) -> dict[str, list[dict]]:
+        """Fresh measurements by `star rescore`, by candidate: repeat, seed, status, objectives (None unless ok), metrics, ..."""
+        return {id: list(rows) for id, rows in self._record.repeats.items()}
+
     def curve(self, id: str) -> list[dict]:
         """Learning curve of a candidate's last attempt: step, tokens, train_loss, val_loss, seconds."""
         curves = read_curves(self.path, id)
@@ -134,7 +139,31 @@ class Run:
 
     def statistics(self) -> list[dict]:
         """Of each generation: generated, repaired, duplicates (counts of genomes that variation made)."""
-        return [{key: value for key, value in ask.items() if key != "digest"} for ask in self._record.asks]
+        generations = dict.fromkeys(ask["generation"] for ask in self._record.asks)
+        return [{"generation": generation} | self._record.counts(generation) for generation in generations]
+
+    def operators(self) -> list[dict]:
+        """What each variation operator brought, and the initial population for comparison.
+
+        Rows: operator; generated, repaired, duplicates (genomes that it had a part in); assessed, of which ended ok;
+        improved: those that were on the front when they ended. A genome that went through two operators counts for both.
+        """
+        names = dict.fromkeys(["initial", *(name for ask in self._record.asks for name in ask["by_operator"])])
+        zero = {"generated": 0, "repaired": 0, "duplicates": 0, "assessed": 0, "ok": 0, "improved": 0}
+        rows = {name: {"operator": name} | zero for name in names}
+        for ask in self._record.asks:
+            for name, counts in ask["by_operator"].items():
+                for key, number in counts.items():
+                    rows[name][key] += number
+        front = self._front([])
+        for candidate in self._settled(every=True):
+            joined = bool(candidate.objectives) and front.add(candidate.id, candidate.objectives)
+            for name in candidate.operators or ["initial"]:
+                row = rows.setdefault(name, {"operator": name} | zero)
+                row["assessed"] += 1
+                row["ok"] += candidate.status == "ok"
+                row["improved"] += joined
+        return list(rows.values())
 
     def status(self) -> dict:
         """Counts by outcome, progress, what runs now, and the time that is left (seconds; None if it cannot be told)."""
@@ -143,27 +172,24 @@ class Run:
         done, pending, running = len(record.results), counts.get("pending", 0), counts.get("running", 0)
         baselines = len(self.candidates("baseline"))
         total = done + pending + running if record.exhausted else max(self.config.candidates + baselines, done)
-        recent = [result.seconds for result in list(record.results.values())[-20:]]
         workers = record.sessions[-1]["workers"] if record.sessions else 1
-        mean = sum(recent) / len(recent) if recent else None
+        active, good = is_held(self.path), ("ok", "infeasible", "stopped")
         return {
             "done": done,
             "pending": pending,
             "running": running,
-            "failed": sum(r.status not in ("ok", "infeasible") for r in record.results.values()),
+            "failed": sum(r.status not in good for r in record.results.values()),
             "total": total,
             "finished": done >= total or (record.exhausted and done == total),
-            "active": is_held(self.path),
+            "active": active,
             "generation": max(record.generation, 0),
             "generations": self.config.search.generations,
-            "eta_seconds": mean and mean * (total - done) / workers,
+            "eta_seconds": record.eta(total - done, workers) if record.results else None,
+            "workers": workers,
+            "idle": record.idle(time.time() if active else None),
             "counts": counts,
-            "failures": [
-                {"id": r.id, "status": r.status, "reason": r.reason}
-                for r in record.results.values()
-                if r.status not in ("ok", "infeasible")
-            ],
-            "progress": read_progress(self.path / "progress") if is_held(self.path) else {},
+            "failures": [{"id": r.id, "status": r.status, "reason": r.reason} for r in record.results.values() if r.status not in good],
+            "progress": read_progress(self.path / "progress") if active else {},
             "baselines": self.corpus["baselines"],
             "corpus": self.corpus["name"],
         }

@@ -53,6 +53,6 @@ def history(path) -> list[tuple]:
     """All asks and tells of a run with the algorithm's state after each, to the last bit."""
     told = []
     for event in read_events(path):
-        if event.kind in ("ask", "tell") and event.data["generation"] is not None:
+        if event.kind in ("ask", "tell") and event.data["digest"] is not None:
             told.append((event.kind, event.data["digest"], repr(event.data.get("told")), repr(event.data.get("proposals"))))
     return told

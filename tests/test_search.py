@@ -53,10 +53,10 @@ class Losing(InProcess):
         return outcomes
 
 
-def drive(algorithm, generations: int, fails=lambda id: False, n_objectives: int = 3):
+def drive(algorithm, generations: int, fails=lambda id: False, n_objectives: int = 3, n: int = 8):
     """Ask and tell with random numbers as objectives; yields each batch."""
     for _ in range(generations):
-        batch = algorithm.ask()
+        batch = algorithm.ask(n)
         if batch is None:
             return
         yield batch
@@ -127,7 +127,7 @@ def test_integers_stay_integers_and_nothing_is_asked_twice():
     settings = config(search__population=16, search__mutation_probability=0.05)
     algorithm, seen = algorithm_for(settings), set()
     counts = {"generated": 0, "repaired": 0, "duplicates": 0}
-    for batch in drive(algorithm, 60):
+    for batch in drive(algorithm, 60, n=16):
         assert len(batch.offspring) == 16
         for child in batch.offspring:
             assert child.id == child.genome.id and child.id not in seen
@@ -161,7 +161,7 @@ def test_tournaments_prefer_feasible_then_rank_then_crowding():
 
 def test_seeds_are_in_the_first_generation():
     settings = config(search__seeds=("transformer++", "transformer++", "striped-mamba"))
-    batch = algorithm_for(settings).ask()
+    batch = algorithm_for(settings).ask(8)
     assert [child.origin for child in batch.offspring] == ["seed"] * 2 + ["initial"] * 6
     assert batch.offspring[0].genome.text == "-".join(["10000-90000"] * 3)
     with pytest.raises(UserError, match=r"search.seeds: lfm2-350m: genome .* class"):
@@ -233,7 +233,7 @@ def test_failures_are_recorded_never_on_the_front_and_cost_only_themselves(tmp_p
 
 
 def _numbers(told: str) -> list[float]:
-    return [x for _, F, G in (eval(told) or []) for x in (*F, *G)]
+    return [x for _, F, G, _ in (eval(told) or []) for x in (*F, *G)]
 
 
 def test_retry_policy():
@@ -275,6 +275,22 @@ def test_a_first_generation_of_failures_ends_the_run_and_can_be_tried_again(tmp_
     assert "Traceback" in text
     assert run(tmp_path, config()).status == "finished"
     assert {c.status for c in Run(tmp_path).candidates()} == {"ok"} and len(Run(tmp_path).candidates()) == 48
+
+
+def test_a_run_that_only_fails_gives_up_and_goes_on_when_called_again(tmp_path):
+    events = []
+    settings = config(search__generations=12)
+
+    def broken(event):
+        events.append(event)
+        if sum(e["kind"] == "candidate_end" for e in events) == 20:
+            engine.function = "fakes:hopeless"  # say, a driver that broke in the middle of the run
+
+    engine = InProcess("star.assess.evaluations.tabular:assess")
+    with pytest.raises(RunFailed, match=r"All 2\d candidates in a row failed; 2\d of them: failed \(RuntimeError: no candidate"):
+        evolve(tmp_path, settings, engine=engine, callbacks=[broken])
+    assert 20 + 24 <= len([c for c in Run(tmp_path).candidates() if c.order is not None]) < 20 + 24 + 8
+    assert run(tmp_path, settings).status == "finished" and len(Run(tmp_path).candidates()) == 96
 
 
 def test_a_failing_display_does_not_end_the_run(tmp_path):

@@ -264,8 +264,8 @@ def test_record_folds_attempts_into_results():
     record.apply("ask", {"generation": 0, "proposals": [proposal]})
     record.apply("start", {"id": "ab"})
     assert record.started == {"ab"} and list(record.asked) == ["ab"]
-    record.apply("finish", {"id": "ab", "attempt": 0, "status": "failed", "final": False})
-    record.apply("finish", {"id": "ab", "attempt": 1, "status": "ok", "objectives": {"loss": 1.0}, "final": True})
+    record.apply("finish", {"id": "ab", "attempt": 0, "status": "failed", "seconds": 1.0, "final": False})
+    record.apply("finish", {"id": "ab", "attempt": 1, "status": "ok", "objectives": {"loss": 1.0}, "seconds": 1.0, "final": True})
     record.apply("an event of a later version", {})
     assert record.tries == {"ab": ["failed"]} and record.results["ab"].status == "ok" and not record.started
     record.apply("tell", {"generation": 0, "told": [["ab", [1.0], [0.0]]]})

@@ -87,11 +87,31 @@ def status_lines(run: Run) -> list[str]:
         lines.append(f"  {id}: step {progress.get('step', 0)} of {progress.get('steps', '?')}, validation loss {loss}")
     if status["active"] and status["eta_seconds"] is not None:
         lines.append(f"about {format_seconds(status['eta_seconds'])} left")
+    stopped = status["counts"].get("stopped", 0)
+    if stopped:
+        lines.append(f"{stopped} candidates were stopped at a rung, having trained {', '.join(f'{r:.0%}' for r in run.config.search.rungs)} of the budget at most")
+    if status["idle"] is not None:
+        lines.append(f"workers were idle {status['idle']:.0%} of the time ({status['workers']} workers)")
+    lines += _operator_lines(run)
     for failure in status["failures"][:10]:
         lines.append(f"  {failure['id']}: {failure['status']}: {failure['reason']}")
     if len(status["failures"]) > 10:
         lines.append(f"  and {len(status['failures']) - 10} more failures")
     return lines
+
+
+def _operator_lines(run: Run) -> list[str]:
+    """What each variation operator took and brought."""
+    rows = [row for row in run.operators() if row["assessed"]]
+    if not rows:
+        return []
+    lines = ["", f"{'variation':<14}{'assessed':>9}{'joined the front':>18}{'repaired':>10}{'duplicates':>12}"]
+    for row in rows:
+        joined = f"{row['improved']} ({row['improved'] / row['assessed']:.0%})"
+        made = row["generated"]
+        shares = [f"{row[key] / made:.0%}" if made else "" for key in ("repaired", "duplicates")]
+        lines.append(f"{row['operator']:<14}{row['assessed']:>9}{joined:>18}{shares[0]:>10}{shares[1]:>12}")
+    return [*lines, ""]
 
 
 def summary_lines(run: Run) -> list[str]:

@@ -3,13 +3,14 @@
 import importlib
 import pkgutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from star.config import RunConfig
 from star.errors import UserError
 from star.genome import Genome, Space
 from star.search import algorithms
+from star.search.surrogate import Surrogate
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Offspring:
     parents: tuple[str, ...] = ()
     operators: tuple[str, ...] = ()
     repaired: bool = False
+    predicted: dict | None = None
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Batch:
     generated: int
     repaired: int
     duplicates: int
+    by_operator: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -39,30 +42,32 @@ class Told:
     """The result of one genome. F: finite, minimised, one number per objective.
 
     G: one number per constraint and last one for failure; the genome is feasible if none is above 0.
+    fidelity: the share of the training budget that F was measured after; 0 if it was not measured.
     """
 
     id: str
     F: tuple[float, ...]
     G: tuple[float, ...]
+    fidelity: float = 1.0
 
 
 class Algorithm(Protocol):
     """Everything random comes from one generator, so that repeating the same asks and tells repeats the state."""
 
-    def ask(self) -> Batch | None:
-        """New genomes, none of which was asked before; None once there are no more."""
+    def ask(self, n: int) -> Batch | None:
+        """n new genomes, or fewer if there are no more, none of which was asked before; None once there are none."""
 
     def tell(self, told: Sequence[Told]) -> None:
-        """Results of genomes asked before."""
+        """Results of genomes asked before, of any of them, in any order."""
 
     def digest(self) -> str:
         """A hash of the whole state: population and generator."""
 
 
-def load_algorithm(space: Space, config: RunConfig) -> Algorithm:
-    """Raises UserError for an unknown name."""
+def load_algorithm(space: Space, config: RunConfig, surrogate: Surrogate | None = None) -> Algorithm:
+    """surrogate: looks over offspring, `config.search.screen` for each one asked. Raises UserError for an unknown name."""
     legal = sorted(module.name for module in pkgutil.iter_modules(algorithms.__path__))
     name = config.search.algorithm
     if name not in legal:
         raise UserError(f"search.algorithm is {name!r}; it must be one of {', '.join(legal)}")
-    return importlib.import_module(f"{algorithms.__name__}.{name}").create(space, config)
+    return importlib.import_module(f"{algorithms.__name__}.{name}").create(space, config, surrogate)

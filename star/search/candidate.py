@@ -11,7 +11,7 @@ from star.cost import costs as costs_of
 from star.engine import Outcome
 from star.genome import Genome, to_json
 from star.search import policy
-from star.store import Proposal
+from star.store import Proposal, Rung
 
 
 class Candidates:
@@ -31,9 +31,11 @@ class Candidates:
         broken = {} if origin == "baseline" else policy.violations(values, self.config.objectives)
         return Proposal(genome.id, to_json(genome), origin, costs=values, violations=broken, **lineage)
 
-    def job(self, proposal: Proposal, tries: Sequence[str], directory: Path) -> dict:
-        """What `star.assess.evaluations` says a job is."""
+    def job(self, proposal: Proposal, tries: Sequence[str], stage: int, directory: Path) -> dict:
+        """What `star.assess.evaluations` says a job is. stage: the rung to train up to; the number of rungs: to the end."""
         attempt = policy.attempt_number(tries)
+        rungs = () if proposal.origin == "baseline" else self.config.search.rungs
+        tokens = self.config.training.tokens
         seed = policy.candidate_seed(self.config.seed, proposal.id, attempt)
         recipe = dataclasses.asdict(self.config.training) | {"seed": seed}
         recipe["batch_size"] = max(1, recipe["batch_size"] >> tries.count("oom"))  # the same tokens in smaller batches
@@ -46,34 +48,47 @@ class Candidates:
             "corpus": self.config.data.corpus,
             "fingerprint": self.corpus["fingerprint"],
             "recipe": recipe,
+            "rung": stage,
+            "stop_tokens": max(1, round(rungs[stage] * tokens)) if stage < len(rungs) else None,
+            "checkpoint": str(directory.absolute() / f"checkpoint-{attempt}.safetensors") if rungs else None,
             "threads": self.config.engine.threads,
             "timeout": self.config.engine.timeout or None,
             "directory": str(directory.absolute()),
             "keep_weights": self.config.keep != "none",
         }
 
-    def finish(self, proposal: Proposal, outcome: Outcome, tries: Sequence[str]) -> dict:
-        """Data of the "finish" event."""
+    def repeat(self, proposal: Proposal, repeat: int) -> dict:
+        """The job that measures a settled candidate once more: another seed, the whole budget, nothing kept."""
+        seed = policy.candidate_seed(self.config.seed, proposal.id, -1 - repeat)  # attempts count from 0 upwards
+        job = self.job(proposal, (), len(self.config.search.rungs), Path())
+        recipe = job["recipe"] | {"seed": seed}
+        fresh = {"attempt": -1 - repeat, "seed": seed, "recipe": recipe}
+        return job | fresh | {"stop_tokens": None, "checkpoint": None, "directory": None, "keep_weights": False}
+
+    def ended(self, proposal: Proposal, outcome: Outcome, tries: Sequence[str], stage: int) -> tuple[str, dict]:
+        """The event that an outcome is: "rung" if it trained well up to a rung, else "finish"."""
         status, reason = outcome.status, outcome.reason
         metrics = finite((outcome.result or {}).get("metrics") or {})
         objectives = self.measure(proposal, metrics) if status == "ok" else None
         if status == "ok" and objectives is None:
             status, reason = "diverged", "an objective is not finite"
+        facts = {"id": proposal.id, "attempt": policy.attempt_number(tries), "metrics": metrics, "objectives": objectives}
+        facts |= {"seconds": outcome.seconds, "worker": outcome.worker}
+        rungs = () if proposal.origin == "baseline" else self.config.search.rungs
+        if status == "ok" and stage < len(rungs):
+            return "rung", facts | {"rung": stage}
         final = policy.settles(status, tries)
         if final and status == "lost":
             reason += f"; given up after {tries.count('lost') + 1} times"
-        return {
-            "id": proposal.id,
-            "attempt": policy.attempt_number(tries),
-            "status": status,
-            "reason": reason,
-            "traceback": outcome.traceback,
-            "metrics": metrics,
-            "objectives": objectives,
-            "seconds": outcome.seconds,
-            "worker": outcome.worker,
-            "final": final,
-        }
+        return "finish", facts | {"status": status, "reason": reason, "traceback": outcome.traceback, "final": final}
+
+    def stop(self, proposal: Proposal, rung: Rung) -> dict:
+        """Data of the "finish" event of a candidate that is not promoted from a rung."""
+        share = self.config.search.rungs[rung.rung]
+        reason = f"not among the best {self.config.search.promote:.0%} after {share:.0%} of the training budget"
+        fields = {"id": proposal.id, "attempt": rung.attempt, "status": "stopped", "reason": reason, "traceback": None}
+        metrics = rung.metrics | {"fidelity": share}
+        return fields | {"metrics": metrics, "objectives": None, "seconds": 0.0, "worker": rung.worker, "final": True}
 
     def measure(self, proposal: Proposal, metrics: Mapping) -> dict[str, float] | None:
         """All objectives of a trained candidate; None if one of them is no finite number."""

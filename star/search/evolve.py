@@ -19,6 +19,7 @@ from star.genome import Genome, Space, find_genome
 from star.search.algorithm import Algorithm, Told, load_algorithm
 from star.search.events import Callback, Emitter
 from star.search.loop import Loop
+from star.search.surrogate import make_surrogate
 from star.store import Event, Record, RunLock, Store
 from star.store.database import exists, read_meta
 
@@ -44,13 +45,13 @@ def evolve(run: str | Path, config: RunConfig, engine: Engine | None = None, cal
     run, emit = Path(run), Emitter(callbacks)
     resumed = exists(run)
     if resumed:
-        _check_same(run, read_meta(run), config)
+        check_same(run, read_meta(run), config)
     space = make_space(config)
-    algorithm = load_algorithm(space, config)
     baselines = make_baselines(space, config)
     evaluation = load_evaluation(config.evaluation)
     load_objectives(config.objectives.names)  # a wrong name is an error before anything is created
     corpus = evaluation.prepare(config)
+    algorithm = load_algorithm(space, config, make_surrogate(config, corpus["vocab_size"]))
     run.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         lock = RunLock(run)
@@ -59,7 +60,7 @@ def evolve(run: str | Path, config: RunConfig, engine: Engine | None = None, cal
         store = Store(run, meta | {"packages": packages()}, journal=config.journal)
         stack.callback(store.close)
         stored = store.meta()
-        _check_same(run, stored, config, corpus)  # again: another process may have been faster
+        check_same(run, stored, config, corpus)  # again: another process may have been faster
         if stored["config"] != config.to_json():
             store.set_meta("config", config.to_json())  # resumable settings may change
         events = store.events()
@@ -155,13 +156,13 @@ def replay(algorithm: Algorithm, events: Sequence[Event], run: Path, meta: dict)
     for event in events:
         data = event.data
         if event.kind == "ask" and data["generation"] is not None:
-            batch = algorithm.ask()
+            batch = algorithm.ask(data["wanted"])
             same = batch is not None and [child.id for child in batch.offspring] == [p["id"] for p in data["proposals"]]
         elif event.kind == "tell":
-            algorithm.tell([Told(id, tuple(F), tuple(G)) for id, F, G in data["told"]])
+            algorithm.tell([Told(id, tuple(F), tuple(G), fidelity) for id, F, G, fidelity in data["told"]])
             same = True
         elif event.kind == "exhausted":
-            algorithm.ask()
+            algorithm.ask(data["wanted"])
             continue
         else:
             continue
@@ -173,7 +174,7 @@ def replay(algorithm: Algorithm, events: Sequence[Event], run: Path, meta: dict)
             )
 
 
-def _check_same(run: Path, meta: dict, config: RunConfig, corpus: dict | None = None) -> None:
+def check_same(run: Path, meta: dict, config: RunConfig, corpus: dict | None = None) -> None:
     """Raises UserError, saying what differs, unless this configuration is that of the run."""
     if meta["star"] != star.__version__:
         raise UserError(

@@ -18,9 +18,11 @@ from star.search import policy
 from star.search.algorithm import Algorithm
 from star.search.candidate import Candidates, finite, infeasible
 from star.search.events import Emitter
+from star.search.pacing import make_pacing
 from star.store import CandidateFiles, Proposal, Record, Store
 from star.store.database import disk_full
 
+MOST_FAILURES = 3  # generations' worth of candidates that fail one after the other before the run gives up
 LOW_DISK = 200 * 2**20  # bytes; a generation that begins with less says so
 
 
@@ -41,13 +43,14 @@ class Loop:
         self.run_path, self.config, self.emit = run, config, emit
         self.store, self.record, self.algorithm, self.engine = store, record, algorithm, engine
         self.candidates = Candidates(config, corpus)
+        self.pacing = make_pacing(config)
         self.objectives = self.candidates.objectives
         self.files = CandidateFiles(run)
         self.front = Front(self.objectives)
         self.proposals: dict[str, Proposal] = {}
         self.running: dict[str, Proposal] = {}
         self.stopped = False
-        self.seconds = collections.deque((r.seconds for r in record.results.values()), maxlen=20)  # to estimate the rest
+        self.failing: list[str] = []  # candidates that failed since one last succeeded, in this session
         engine.on_progress = self._progress
         for proposal in record.proposals:
             self._note(proposal)
@@ -58,7 +61,7 @@ class Loop:
         if not self.record.asks:
             rows = [self.candidates.propose(genome, "baseline", name=name) for name, genome in baselines]
             asked = {"generation": None, "digest": None, "proposals": [dataclasses.asdict(row) for row in rows]}
-            self._commit([("ask", asked), *self._ask()])
+            self._commit([("ask", asked), *self._ask(self.pacing.wanted(self.record, self.engine.slots))])
         elif self._first_generation_failed():
             self._commit([("retry", {"ids": list(self.record.asked)})])
         self._collect(self._left_behind())
@@ -90,61 +93,75 @@ class Loop:
         if not self.record.exhausted:
             baselines = sum(p.origin == "baseline" for p in self.proposals.values())
             total = max(total, self.config.candidates + baselines)
-        mean = sum(self.seconds) / max(len(self.seconds), 1)
-        workers = max(1, min(self.engine.slots, self.config.search.population))
-        return {"done": done, "total": total, "eta_seconds": mean * (total - done) / workers}
+        return {"done": done, "total": total, "eta_seconds": self.record.eta(total - done, self.engine.slots)}
 
     # Ask and tell.
 
     def _advance(self) -> bool:
-        """Tell a generation that is complete and ask for the next, as one transaction. Whether anything was done."""
-        asked, results = list(self.record.asked), self.record.results
-        if self.stopped or any(id not in results for id in asked):
-            return False
-        more = len(self.record.asks) < self.config.search.generations and not self.record.exhausted
-        if not asked and not more:
+        """The next step that needs no worker, as one transaction: judge at a rung, or tell and ask. Whether there was one."""
+        if self.stopped:
             return False
         if self._first_generation_failed():
-            raise RunFailed(self._commonest_failure())
-        events = self._tell(asked) if asked else []
-        self._commit(events + (self._ask() if more else []))
-        if asked:
-            self._generation_end()
+            raise RunFailed(self._commonest_failure(list(self.record.asked), "of the first generation"))
+        if len(self.failing) >= MOST_FAILURES * self.config.search.population:
+            raise RunFailed(self._commonest_failure(self.failing, "in a row"))
+        waiting, peers = self.pacing.judged(self.record)
+        if waiting:
+            self._commit(self._judge(waiting, peers))
+            return True
+        due = self.pacing.due(self.record)
+        wanted = 0 if self.record.exhausted else self.pacing.wanted(self.record, self.engine.slots)
+        if not due and not wanted:
+            return False
+        complete = self.pacing.completes(self.record, len(due)) if due else None
+        events = self._tell(due, complete) if due else []
+        self._commit(events + (self._ask(wanted) if wanted else []))
+        if complete is not None:
+            self._generation_end(complete)
         return True
 
-    def _tell(self, asked: Sequence[str]) -> list[tuple[str, dict]]:
-        told = policy.told([self.proposals[id] for id in asked], self.record.results, self.objectives)
-        self.algorithm.tell(told)
-        rows = [[t.id, t.F, t.G] for t in told]
-        data = {"generation": self.record.told_generations, "told": rows, "digest": self.algorithm.digest()}
-        good = [values for id in asked if (values := self.record.results[id].objectives)]
-        if self.record.frame is None and good:
-            frame = Frame.of(good, self.objectives)
-            return [("tell", data), ("reference", dataclasses.asdict(frame))]
-        return [("tell", data)]
+    def _judge(self, waiting: Sequence[str], peers: Sequence[str]) -> list[tuple[str, dict]]:
+        """Which of the candidates that wait at a rung go on. The others are settled: they never join the front."""
+        rung = self.record.stage(waiting[0])
+        reached = {id: rungs[rung] for id, rungs in self.record.rungs.items() if len(rungs) > rung}
+        F = {id: [o.scaled(result.objectives[o.name]) for o in self.objectives] for id, result in reached.items()}
+        good = policy.promoted(waiting, peers, F, self.config.search.promote)
+        stopped = [self.candidates.stop(self.proposals[id], reached[id]) for id in waiting if id not in good]
+        return [("promote", {"ids": good}), *(("finish", finish) for finish in stopped)]
 
-    def _ask(self) -> list[tuple[str, dict]]:
-        batch = self.algorithm.ask()
+    def _tell(self, due: Sequence[str], complete: int | None) -> list[tuple[str, dict]]:
+        told = policy.told([self.proposals[id] for id in due], self.record.results, self.objectives)
+        self.algorithm.tell(told)
+        rows = [[t.id, t.F, t.G, t.fidelity] for t in told]
+        events = [("tell", {"generation": complete, "told": rows, "digest": self.algorithm.digest()})]
+        if self.record.frame is None and complete is not None:
+            initial = [p.id for p in self.proposals.values() if p.origin != "baseline" and p.generation == 0]
+            good = [r.objectives for id in initial if (r := self.record.results.get(id)) and r.objectives]
+            events += [("reference", dataclasses.asdict(Frame.of(good, self.objectives)))] if good else []
+        return events
+
+    def _ask(self, wanted: int) -> list[tuple[str, dict]]:
+        batch = self.algorithm.ask(wanted)
         if batch is None:
             self.emit("message", level="info", text="The search space is exhausted: all its genomes were assessed.")
-            return [("exhausted", {})]
-        generation = self.record.generation + 1
+            return [("exhausted", {"wanted": wanted})]
         rows = [
             self.candidates.propose(
                 child.genome,
                 child.origin,
-                generation=generation,
+                generation=self.pacing.generation(self.record, i),
                 parents=child.parents,
                 operators=child.operators,
                 repaired=child.repaired,
+                predicted=child.predicted,
             )
-            for child in batch.offspring
+            for i, child in enumerate(batch.offspring)
         ]
         broken = [row for row in rows if row.infeasible and row.id not in self.proposals]
-        self._remark(len(rows), len(broken), self.config.offspring if generation else self.config.search.population)
-        counts = {"generated": batch.generated, "repaired": batch.repaired, "duplicates": batch.duplicates}
+        self._remark(len(rows), len(broken), wanted)
+        counts = {key: getattr(batch, key) for key in ("generated", "repaired", "duplicates", "by_operator")}
         fields = {"proposals": [dataclasses.asdict(row) for row in rows], "digest": self.algorithm.digest()}
-        asked = {"generation": generation, **fields, **counts}
+        asked = {"generation": self.pacing.generation(self.record), "wanted": wanted, **fields, **counts}
         return [("ask", asked), *(("finish", infeasible(row)) for row in broken)]
 
     def _remark(self, proposed: int, broken: int, wanted: int) -> None:
@@ -160,16 +177,17 @@ class Loop:
     def _waiting(self) -> list[Proposal]:
         """To be run, in order. Baselines last: they fill workers that would idle at the end of a generation."""
         ids = [*self.record.asked, *(p.id for p in self.proposals.values() if p.origin == "baseline")]
-        return [self.proposals[id] for id in ids if id not in self.record.results and id not in self.running]
+        done = self.record.results
+        return [self.proposals[id] for id in ids if id not in done and id not in self.running and not self.record.waits(id)]
 
     def _job(self, proposal: Proposal) -> dict:
         tries = self.record.tries.get(proposal.id, [])
-        return self.candidates.job(proposal, tries, self.files.directory(proposal.id))
+        return self.candidates.job(proposal, tries, self.record.stage(proposal.id), self.files.directory(proposal.id))
 
     def _submit(self) -> None:
         free = max(self.engine.slots - len(self.running), 0)
         batch = [(proposal, self._job(proposal)) for proposal in self._waiting()[:free]]
-        self._commit([("start", {key: job[key] for key in ("id", "attempt", "seed")}) for _, job in batch])
+        self._commit([("start", {key: job[key] for key in ("id", "attempt", "seed", "rung")}) for _, job in batch])
         for proposal, job in batch:
             self.running[proposal.id] = proposal
             self.engine.submit(proposal.id, job)
@@ -180,7 +198,7 @@ class Loop:
         found = []
         for proposal in self._waiting():
             job = self._job(proposal)
-            result = self.files.result(proposal.id, job["attempt"], job["seed"])
+            result = self.files.result(proposal.id, job["attempt"], job["seed"], job["rung"])
             if result is not None:
                 self.running[proposal.id] = proposal
                 seconds = (result.get("metrics") or {}).get("seconds") or 0.0
@@ -195,14 +213,17 @@ class Loop:
         events, finishes = [], []
         for outcome in ended:
             proposal = self.running.pop(outcome.job_id)
-            finish = self.candidates.finish(proposal, outcome, self.record.tries.get(proposal.id, []))
-            finishes.append((proposal, finish))
-            events.append(("finish", finish))
+            tries, stage = self.record.tries.get(proposal.id, []), self.record.stage(proposal.id)
+            kind, data = self.candidates.ended(proposal, outcome, tries, stage)
+            events.append((kind, data))
+            if kind == "finish":
+                finishes.append((proposal, data))
             if curve := (outcome.result or {}).get("curve"):
-                events.append(("curve", {"id": proposal.id, "attempt": finish["attempt"], "points": finite(curve)}))
+                events.append(("curve", {"id": proposal.id, "attempt": data["attempt"], "points": finite(curve)}))
         self._commit(events)
         for proposal, finish in finishes:
-            self.seconds.append(finish["seconds"])
+            if finish["final"]:
+                self.failing = [*self.failing, proposal.id] if finish["status"] not in ("ok", "infeasible") else []
             fields = {key: value for key, value in finish.items() if key not in ("id", "traceback")}
             on_front = proposal.id in self.front.ids
             self.emit("candidate_end", **_about(proposal), **fields, on_front=on_front, **self.budget())
@@ -246,23 +267,22 @@ class Loop:
 
     def _first_generation_failed(self) -> bool:
         results = [self.record.results.get(id) for id in self.record.asked]
-        failed = [r is not None and r.status not in ("ok", "infeasible") for r in results]
-        return self.record.told_generations == 0 and bool(failed) and all(failed)
+        failed = [r is not None and r.status not in ("ok", "infeasible", "stopped") for r in results]
+        return self.record.n_told == 0 and bool(failed) and all(failed)
 
-    def _commonest_failure(self) -> str:
-        failures = [self.record.results[id] for id in self.record.asked]
+    def _commonest_failure(self, ids: Sequence[str], which: str) -> str:
+        failures = [self.record.results[id] for id in ids]
         texts = [f"{failure.status} ({failure.reason})" for failure in failures]
         text, count = collections.Counter(texts).most_common(1)[0]
         trace = failures[texts.index(text)].traceback
         lines = [
-            f"All {len(failures)} candidates of the first generation failed; {count} of them: {text}.",
+            f"All {len(failures)} candidates {which} failed; {count} of them: {text}.",
             *([trace.rstrip()] if trace else []),
-            f"Mend the cause and run the same command again: it tries the candidates of {self.run_path} once more.",
+            f"Mend the cause and run the same command again: it goes on with {self.run_path} from here.",
         ]
         return "\n\n".join(lines)
 
-    def _generation_end(self) -> None:
-        generation = self.record.told_generations - 1
+    def _generation_end(self, generation: int) -> None:
         values = [self.record.results[id].objectives for id in self.front.ids]
         best = {o.name: min((v[o.name] for v in values), key=o.scaled) for o in self.objectives} if values else {}
         frame = Frame(**self.record.frame) if self.record.frame else None
@@ -273,7 +293,7 @@ class Loop:
             front=list(self.front.ids),
             hypervolume=frame.hypervolume(self.front) if frame else None,
             best=best,
-            **{key: self.record.asks[generation][key] for key in ("generated", "repaired", "duplicates")},
+            **self.record.counts(generation),
             **self.budget(),
         )
 

@@ -18,13 +18,14 @@ from pymoo.core.sampling import Sampling
 from star.config import SearchConfig
 from star.errors import UserError
 from star.genome import Space, find_genome
+from star.search.surrogate import Surrogate
 
 
 class Variation:
     """The operators of one search, made new for each algorithm (pymoo's defaults are shared between instances)."""
 
-    def __init__(self, space: Space, config: SearchConfig):
-        self.space, self.config = space, config
+    def __init__(self, space: Space, config: SearchConfig, surrogate: Surrogate | None = None):
+        self.space, self.config, self.surrogate = space, config, surrogate
         self.counts: dict[str, int] = {}
         self.reset_counts()
         self.sampling = SampleAndSeed(space, seed_vectors(space, config.seeds))
@@ -38,10 +39,22 @@ class Variation:
             KPointCrossover(cuts, self.config.crossover_points, prob=self.config.crossover_probability),
             GeneMutation(self.space.values, self.config.mutation_probability),
             LinkMutation(self.space, self.config.link_probability),
+            self,
             repair=self.repair,
             eliminate_duplicates=self.unseen,
             n_max_iterations=100,
         )
+
+    def screen(self, offspring: Population, n: int, rng: np.random.Generator) -> Population:
+        """The n of these from which the surrogate expects most."""
+        chosen, predicted = self.surrogate.choose([self.space.decode(x) for x in offspring.get("X")], n, rng)
+        offspring = offspring[chosen]
+        offspring.set("predicted", predicted)
+        return offspring
+
+    def wider(self) -> int:
+        """How many offspring to propose for each one that is wanted."""
+        return self.config.screen if self.surrogate is not None and self.surrogate.ready else 1
 
     def reset_counts(self) -> None:
         self.counts.update(generated=0, repaired=0, duplicates=0)
@@ -159,9 +172,14 @@ class LinkMutation(Mutation):
 class TracedMating(Mating):
     """Selection, crossover, mutations; notes for every child its parents and the operators that changed it."""
 
-    def __init__(self, selection, crossover, mutation, link, **kwargs):
+    def __init__(self, selection, crossover, mutation, link, variation, **kwargs):
         super().__init__(selection, crossover, mutation, **kwargs)
-        self.link = link
+        self.link, self.variation = link, variation
+
+    def do(self, problem, pop, n_offsprings, random_state=None, **kwargs):
+        wider = self.variation.wider()
+        offspring = super().do(problem, pop, n_offsprings * wider, random_state=random_state, **kwargs)
+        return self.variation.screen(offspring, n_offsprings, random_state) if len(offspring) > n_offsprings else offspring
 
     def _do(self, problem, pop, n_offsprings, parents=None, random_state=None, **kwargs):
         n_matings = math.ceil(n_offsprings / self.crossover.n_offsprings)

@@ -1,8 +1,11 @@
 """What follows from an outcome: another attempt or not, which seed, and what the algorithm is told."""
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+
+import numpy as np
 
 from star.assess import Objective
 from star.config import ObjectivesConfig
@@ -42,22 +45,47 @@ def violations(costs: Mapping[str, float], config: ObjectivesConfig) -> dict[str
     return {name: costs[name] / bound - 1.0 for name, bound in bounds.items()}
 
 
+def promoted(waiting: Sequence[str], peers: Sequence[str], F: Mapping[str, Sequence[float]], share: float) -> list[str]:
+    """Those of `waiting` that are among the best `share` of waiting and peers at this rung; at least one of a full pool.
+
+    F: scaled objectives of all that ever reached the rung. Best: by non-dominated rank among all of them, then least
+    crowded (Deb et al., 2002), so that a generation is also judged by what went before.
+    """
+    from pymoo.operators.survival.rank_and_crowding.metrics import calc_crowding_distance
+    from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
+
+    ids = list(F)
+    values = np.array([F[id] for id in ids], dtype=float)
+    key: dict[str, tuple[float, float, str]] = {}
+    for rank, members in enumerate(NonDominatedSorting().do(values)):
+        crowding = calc_crowding_distance(values[members])
+        key |= {ids[i]: (rank, -distance, ids[i]) for i, distance in zip(members, crowding, strict=True)}
+    pool = sorted({*waiting, *peers}, key=key.__getitem__)
+    best = set(pool[: math.ceil(share * len(pool))])
+    return [id for id in waiting if id in best]
+
+
 def told(proposals: Sequence[Proposal], results: Mapping[str, Result], objectives: Sequence[Objective]) -> list[Told]:
     """Results as numbers, in the order of the proposals.
 
     pymoo needs finite numbers: where an objective was not measured it gets the worst measured in this batch, which
-    decides nothing, since the genome is told to be infeasible.
+    decides nothing, since the genome is told to be infeasible. So is one that was stopped at a rung, the less so the
+    further it came: losses of different budgets are never compared.
     """
     scaled = [_scaled(proposal, results[proposal.id], objectives) for proposal in proposals]
     worst = [max((row[k] for row in scaled if row[k] is not None), default=0.0) for k in range(len(objectives))]
     batch = []
     for proposal, row in zip(proposals, scaled, strict=True):
+        result = results[proposal.id]
         F = tuple(worst[k] if value is None else value for k, value in enumerate(row))
-        failed = results[proposal.id].status not in ("ok", "infeasible")
-        batch.append(Told(proposal.id, F, (*proposal.violations.values(), 1.0 if failed else 0.0)))
+        fidelity = result.metrics.get("fidelity", 1.0) if result.status in ("ok", "stopped") else 0.0
+        short = 0.0 if result.status in ("ok", "infeasible") else 1.0 - fidelity
+        batch.append(Told(proposal.id, F, (*proposal.violations.values(), short), fidelity))
     return batch
 
 
 def _scaled(proposal: Proposal, result: Result, objectives: Sequence[Objective]) -> list[float | None]:
-    values = result.objectives or proposal.costs
+    """By objective; of one that was stopped, what it measured at its rung."""
+    measured = {o.name: o.measure(result.metrics) for o in objectives if not o.cheap} if result.status == "stopped" else {}
+    values = result.objectives or {**proposal.costs, **measured}
     return [objective.scaled(values[objective.name]) if objective.name in values else None for objective in objectives]

@@ -37,8 +37,9 @@ class PymooAlgorithm:
         seed = np.random.SeedSequence([config.seed, 0])
         algorithm.setup(self.problem, termination=NoTermination(), seed=seed)
 
-    def ask(self) -> Batch | None:
+    def ask(self, n: int) -> Batch | None:
         self.variation.reset_counts()
+        self.algorithm.n_offsprings = n
         population = self.algorithm.ask()
         if population is None or len(population) == 0:
             return None
@@ -48,8 +49,8 @@ class PymooAlgorithm:
             self.pending[id] = individual
             self.variation.unseen.ids.add(id)
             origin, parents, operators, repaired = individual.get("origin", "parents", "operators", "repaired")
-            genome = self.space.decode(individual.X)
-            offspring.append(Offspring(id, genome, origin, tuple(parents), tuple(operators), bool(repaired)))
+            genome, predicted = self.space.decode(individual.X), individual.get("predicted")
+            offspring.append(Offspring(id, genome, origin, tuple(parents), tuple(operators), bool(repaired), predicted))
         return Batch(tuple(offspring), **self.variation.counts)
 
     def tell(self, told: Sequence[Told]) -> None:
@@ -57,6 +58,9 @@ class PymooAlgorithm:
         F, G = np.array([result.F for result in told]), np.array([result.G for result in told])
         self.algorithm.evaluator.eval(StaticProblem(self.problem, F=F, G=G), infills)
         self.algorithm.tell(infills=infills)
+        if self.variation.surrogate is not None:
+            genomes = [self.space.decode(x) for x in infills.get("X")]
+            self.variation.surrogate.tell(genomes, F, (G <= 0).all(axis=1))
 
     def digest(self) -> str:
         """Of population (X, F, G, rank, crowding), pending genomes, number of genomes seen, and generator."""

@@ -12,7 +12,7 @@ whole run but for the weights. Paths are never stored, so a run can be moved and
 from star.store.database import Event, Store, read_events, read_meta
 from star.store.files import CandidateFiles, write_json
 from star.store.lock import RunLock
-from star.store.record import Proposal, Record, Result
+from star.store.record import Proposal, Record, Result, Rung
 
 __all__ = [
     "CandidateFiles",
@@ -21,6 +21,7 @@ __all__ = [
     "Record",
     "Result",
     "RunLock",
+    "Rung",
     "Store",
     "read_events",
     "read_meta",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 WEIGHTS = "weights.safetensors"
 RESULT = "result.json"
+CHECKPOINTS = "checkpoint-*.safetensors"  # one for each attempt that waits at a rung
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -40,18 +41,19 @@ class CandidateFiles:
         path = self.root / id / WEIGHTS
         return path if path.exists() else None
 
-    def result(self, id: str, attempt: int, seed: int) -> dict | None:
-        """What a worker finished writing for this attempt, if its coordinator died before recording it."""
+    def result(self, id: str, attempt: int, seed: int, rung: int = 0) -> dict | None:
+        """What a worker finished writing for this attempt and rung, if its coordinator died before recording it."""
         try:
             data = json.loads((self.root / id / RESULT).read_text())
         except (OSError, ValueError):  # missing, or torn by something other than us: the attempt is run again
             return None
-        if not isinstance(data, dict) or (data.get("attempt"), data.get("seed")) != (attempt, seed):
+        if not isinstance(data, dict) or (data.get("attempt"), data.get("seed"), data.get("rung", 0)) != (attempt, seed, rung):
             return None
         return data
 
     def clean(self, keep_weights: Container[str], untouched: Container[str]) -> None:
-        """Remove what the record makes superfluous: results of settled candidates, and weights that need not be kept.
+        """Remove what the record makes superfluous: results and checkpoints of settled candidates, and weights that
+        need not be kept.
 
         untouched: candidates that are not settled, whose files may be needed yet.
         """
@@ -59,6 +61,7 @@ class CandidateFiles:
             if directory.name in untouched:
                 continue
             if directory.name in keep_weights:
-                (directory / RESULT).unlink(missing_ok=True)
+                for path in (directory / RESULT, *directory.glob(CHECKPOINTS)):
+                    path.unlink(missing_ok=True)
             else:
                 shutil.rmtree(directory, ignore_errors=True)

@@ -3,17 +3,24 @@
 Events, in the order in which they can happen (data keys; `?` may be missing or null):
 
     session    workers, star, packages                  a coordinator began to work on the run
-    ask        generation?, proposals, digest?, duplicates, generated, repaired
-               the algorithm proposed genomes (generation null, digest null: baselines, not from the algorithm)
-    start      id, attempt, seed                        an attempt was handed to the engine
+    ask        generation?, wanted, proposals, digest?, duplicates, generated, repaired, by_operator
+               the algorithm was asked for `wanted` genomes and proposed these (generation, digest null: baselines)
+    start      id, attempt, seed, rung                  an attempt was handed to the engine
+    rung       id, attempt, rung, objectives, metrics, seconds, worker
+               an attempt has trained up to a rung short of the full budget, and waits there
+    promote    ids                                      these go on from the rung they wait at
     finish     id, attempt, status, reason, traceback?, metrics, objectives?, seconds, worker, final
                an attempt ended; final: the candidate is settled, otherwise it will be attempted again
+               (status "stopped", final: it was not promoted from the rung it waited at)
     curve      id, attempt, points                      learning curve of that attempt
     reference  reference, ideal                         hypervolume frame, scaled objectives by name; once
-    tell       generation, told: [[id, F, G], ...], digest
-               the algorithm was told results, in this order and with these numbers
+    tell       generation?, told: [[id, F, G, fidelity], ...], digest
+               the algorithm was told results, in this order and with these numbers (generation: the one that is
+               complete with it, if any)
     retry      ids                                      settled failures are to be attempted again
     exhausted                                           the algorithm has no new genome left
+    repeat     id, repeat, seed, status, reason, objectives?, metrics, seconds, worker
+               a settled candidate was measured once more with a fresh seed; its result above stays what it is
 
 `ask` and `tell` in recorded order rebuild the algorithm exactly; `digest` is its state after the event.
 """
@@ -31,6 +38,7 @@ class Proposal:
     origin: "initial", "seed", "offspring" or "baseline". name: of a baseline or seed. parents: ids.
     operators: those that changed something. repaired: variation had left it invalid.
     costs: what the plan alone tells (objectives, constrained quantities). violations: by constraint, > 0 where broken.
+    predicted: [mean, sd] of scaled objectives by name, where a surrogate chose the genome.
     """
 
     id: str
@@ -43,6 +51,7 @@ class Proposal:
     repaired: bool = False
     costs: dict = field(default_factory=dict)
     violations: dict = field(default_factory=dict)
+    predicted: dict | None = None
 
     @property
     def infeasible(self) -> bool:
@@ -65,6 +74,19 @@ class Result:
     order: int = 0
 
 
+@dataclass(frozen=True)
+class Rung:
+    """A candidate's result after a part of the training budget. rung: its index, from 0."""
+
+    id: str
+    attempt: int
+    rung: int
+    objectives: dict
+    metrics: dict
+    seconds: float = 0.0
+    worker: str = ""
+
+
 class Record:
     """What has happened so far. Apply further events as they are recorded."""
 
@@ -73,43 +95,99 @@ class Record:
         self.results: dict[str, Result] = {}  # settled candidates, in order of completion
         self.n_settled = 0
         self.tries: dict[str, list[str]] = {}  # statuses of attempts that did not settle their candidate
+        self.rungs: dict[str, list[Rung]] = {}  # results at rungs, lowest first
+        self.promotions: dict[str, int] = {}  # how many rungs a candidate was allowed to go beyond
+        self.repeats: dict[str, list[dict]] = {}  # data of "repeat" events
+        self.seconds: dict[str, float] = {}  # that workers spent on a candidate, all attempts and rungs
         self.started: set[str] = set()  # handed to the engine and not ended, as far as recorded
         self.asked: dict[str, None] = {}  # proposed by the algorithm and not yet told, in order
         self.asks: list[dict] = []  # statistics of each ask, without its proposals
+        self.n_asked = self.n_told = 0  # candidates of the algorithm
         self.told_generations = 0
         self.frame: dict | None = None  # data of the "reference" event
         self.exhausted = False
-        self.sessions: list[dict] = []
+        self.sessions: list[dict] = []  # with "began" and "last" (Unix seconds) and "busy" (seconds of all workers)
         self.last_seq = 0
         for event in events:
-            self.apply(event.kind, event.data)
-            self.last_seq = event.seq
+            self.take(event)
+
+    def take(self, event: Event) -> None:
+        """Apply an event that was read back, which unlike a new one has its time and place."""
+        self.apply(event.kind, event.data)
+        self.last_seq = event.seq
+        if self.sessions:
+            self.sessions[-1].setdefault("began", event.time)
+            self.sessions[-1]["last"] = event.time
 
     def apply(self, kind: str, data: dict) -> None:
         handler = getattr(self, f"_{kind}", None)  # kinds that do not concern this state are skipped
         if handler is not None:
             handler(data)
+        if kind in ("rung", "finish", "repeat"):
+            self.seconds[data["id"]] = self.seconds.get(data["id"], 0.0) + data["seconds"]
+            if self.sessions:
+                self.sessions[-1]["busy"] += data["seconds"]
 
     @property
     def generation(self) -> int:
         """The generation being worked on, from 0; -1 before the first."""
-        return len(self.asks) - 1
+        return self.asks[-1]["generation"] if self.asks else -1
+
+    def stage(self, id: str) -> int:
+        """The rung that a candidate trains for next; the number of rungs if it trains to the end."""
+        return self.promotions.get(id, 0)
+
+    def waits(self, id: str) -> bool:
+        """Whether a candidate has come to a rung, and whether it goes on is yet to be decided."""
+        return id not in self.results and len(self.rungs.get(id, ())) > self.stage(id)
+
+    def counts(self, generation: int) -> dict[str, int]:
+        """What it took to propose a generation: genomes generated, of which needed repair, of which were duplicates."""
+        asks = [ask for ask in self.asks if ask["generation"] == generation]
+        return {key: sum(ask[key] for ask in asks) for key in ("generated", "repaired", "duplicates")}
+
+    def eta(self, left: int, workers: int) -> float:
+        """Seconds for `left` more candidates, if they take as long as the last twenty did."""
+        recent = [self.seconds.get(id, 0.0) for id in list(self.results)[-20:]]
+        return sum(recent) / max(len(recent), 1) * left / max(1, min(workers, left))
+
+    def idle(self, now: float | None = None) -> float | None:
+        """Share of the workers' time in which they did nothing, over all sessions; None before there is any.
+
+        now: Unix seconds, if the last session is still going on. Clocks that were set back count for nothing.
+        """
+        present = busy = 0.0
+        for i, session in enumerate(self.sessions):
+            end = session.get("last", 0.0)
+            end = max(end, now) if now is not None and i == len(self.sessions) - 1 else end
+            present += session["workers"] * max(0.0, end - session.get("began", end))
+            busy += session["busy"]
+        return max(0.0, 1.0 - busy / present) if present else None
 
     def _session(self, data: dict) -> None:
-        self.sessions.append(data)
+        self.sessions.append(data | {"busy": 0.0})
         self.started.clear()  # whatever an earlier coordinator had running is running no more
 
     def _ask(self, data: dict) -> None:
         generation = data["generation"]
         for fields in data["proposals"]:
             lists = {"parents": tuple(fields["parents"]), "operators": tuple(fields["operators"])}
-            self.proposals.append(Proposal(**{**fields, **lists, "generation": generation or 0}))
+            self.proposals.append(Proposal(**{**fields, **lists}))
         if generation is not None:
             self.asked.update((fields["id"], None) for fields in data["proposals"])
+            self.n_asked += len(data["proposals"])
             self.asks.append({key: value for key, value in data.items() if key != "proposals"})
 
     def _start(self, data: dict) -> None:
         self.started.add(data["id"])
+
+    def _rung(self, data: dict) -> None:
+        self.started.discard(data["id"])
+        self.rungs.setdefault(data["id"], []).append(Rung(**data))
+
+    def _promote(self, data: dict) -> None:
+        for id in data["ids"]:
+            self.promotions[id] = self.stage(id) + 1
 
     def _finish(self, data: dict) -> None:
         id = data["id"]
@@ -125,9 +203,11 @@ class Record:
         self.frame = data
 
     def _tell(self, data: dict) -> None:
-        for id, _, _ in data["told"]:
+        for id, *_ in data["told"]:
             self.asked.pop(id, None)
-        self.told_generations = data["generation"] + 1
+        self.n_told += len(data["told"])
+        if data["generation"] is not None:
+            self.told_generations = data["generation"] + 1
 
     def _retry(self, data: dict) -> None:
         for id in data["ids"]:
@@ -136,3 +216,6 @@ class Record:
 
     def _exhausted(self, data: dict) -> None:
         self.exhausted = True
+
+    def _repeat(self, data: dict) -> None:
+        self.repeats.setdefault(data["id"], []).append(data)

@@ -10,10 +10,11 @@ from star.genome import Space
 from star.search.algorithm import Algorithm
 from star.search.operators import Variation
 from star.search.pymoo_adapter import PymooAlgorithm
+from star.search.surrogate import Surrogate
 
 
-def create(space: Space, config: RunConfig) -> Algorithm:
-    variation = Variation(space, config.search)
+def create(space: Space, config: RunConfig, surrogate: Surrogate | None = None) -> Algorithm:
+    variation = Variation(space, config.search, surrogate)
     selection = TournamentSelection(func_comp=by_rank_and_crowding, pressure=config.search.tournament)
     algorithm = NSGA2(
         pop_size=config.search.population,
