@@ -57,11 +57,16 @@ class SearchConfig:
     promote: float = setting(0.5, "share of the candidates at a rung that go on", 0.01, 1)
     screen: int = setting(1, "offspring proposed for each one trained; a surrogate chooses among them. 1: no surrogate", 1, 1000)
     tournament: int = setting(2, "genomes that compete to become a parent, by rank, then crowding", 1)
+    crossover: str = setting("kpoint", "kpoint: cut by position, as the paper; aligned: where the parents' LIVs correspond", choices=("kpoint", "aligned"))
     crossover_probability: float = setting(0.9, "share of matings that exchange genes", 0, 1)
     crossover_points: int = setting(2, "cuts of the k-point crossover", 1)
     crossover_inside: bool = setting(False, "also cut inside a LIV, not only between LIVs")
     mutation_probability: float = setting(0.1, "probability that a gene is re-sampled among its legal values", 0, 1)
     link_probability: float = setting(0.2, "share of offspring in which two LIVs of one class are made to share", 0, 1)
+    insert_probability: float = setting(0.0, "share of offspring that get one more LIV", 0, 1)
+    delete_probability: float = setting(0.0, "share of offspring that lose a LIV", 0, 1)
+    swap_probability: float = setting(0.0, "share of offspring in which two LIVs change places", 0, 1)
+    repair: bool = setting(True, "repair what variation left invalid; without it, such offspring are lost")
     seeds: tuple[str, ...] = setting((), "genomes (names, files or text) in the initial population, scaled to the space")
     baselines: tuple[str, ...] = setting(
         ("transformer++", "lfm2-350m"), "genomes trained alike for comparison, scaled to the space; never evolved"
