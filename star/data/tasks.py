@@ -141,11 +141,11 @@ def _empty(task: Task, n: int) -> tuple[np.ndarray, np.ndarray]:
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        Task("recall", _recall, length=48),
-        Task("fuzzy recall", _fuzzy, length=64, symbols=6, motif=2),
-        Task("noisy recall", _recall, length=64, noise=0.3),
-        Task("copying", _copying, length=32, items=6),
-        Task("compression", _compression, length=9),
-        Task("memorisation", _memorisation, length=16, symbols=128),
+        Task("recall", _recall, length=32),
+        Task("fuzzy recall", _fuzzy, length=48, symbols=6, motif=2),
+        Task("noisy recall", _recall, length=40, noise=0.2),
+        Task("copying", _copying, length=24, items=4),
+        Task("compression", _compression, length=8),
+        Task("memorisation", _memorisation, length=16, symbols=512),
     )
 }
