@@ -40,6 +40,7 @@ class SpaceConfig:
     d_models: tuple[int, ...] = setting((64,), "legal widths of the residual stream", 1)
     head_dim: int = setting(16, "width of an attention or recurrence head", 2)
     classes: tuple[int, ...] = setting((), "operator classes by pool id, 0 for an empty slot; empty: the paper's 17", 0)
+    sharing: bool = setting(True, "LIVs may share featurizer weights and computed features")
     norms: tuple[int, ...] = setting((1,), "legal normalisation schemes", 1)
     residuals: tuple[int, ...] = setting((1,), "legal residual schemes", 1)
 
@@ -48,6 +49,7 @@ class SpaceConfig:
 class SearchConfig:
     algorithm: str = setting("nsga2", "search algorithm: a file in star/search/algorithms")
     population: int = setting(8, "genomes that survive each generation", 2, 100_000)
+    initial: int = setting(0, "genomes of the initial population; 0: as many as the population", 0, 100_000)
     generations: int = setting(5, "generations, the initial population included", 1, resumable=True)
     offspring: int = setting(0, "genomes trained per generation after the first; 0: as many as the population", 0)
     asynchronous: bool = setting(False, "ask for a new genome whenever a worker is free: no idle workers, but not repeatable")
@@ -79,8 +81,10 @@ class ObjectivesConfig:
 
 @dataclass(frozen=True)
 class EngineConfig:
-    kind: str = setting("pool", "where candidates are trained", choices=("pool", "inprocess"), resumable=True)
-    workers: int = setting(0, "candidates trained at one time; 0: one per CPU core or GPU", 0, 4096, resumable=True)
+    kind: str = setting("pool", "where candidates are trained", choices=("pool", "inprocess", "ray"), resumable=True)
+    address: str = setting("", 'Ray cluster: "auto" or HOST:PORT; empty: RAY_ADDRESS, else one on this machine', resumable=True)
+    workers: int = setting(0, "candidates trained at one time; 0: as many as CPU cores or GPUs hold", 0, 4096, resumable=True)
+    workers_per_gpu: int = setting(1, "candidates that share a GPU; pays where one leaves most of it idle", 1, 64, resumable=True)
     threads: int = setting(1, "CPU threads of each worker; another number rounds differently", 1, 1024)
     timeout: float = setting(600.0, "seconds after which a candidate is given up; 0: never", 0, resumable=True)
 
@@ -113,9 +117,13 @@ class RunConfig:
         return self.search.offspring or self.search.population
 
     @property
+    def initial(self) -> int:
+        return self.search.initial or self.search.population
+
+    @property
     def candidates(self) -> int:
         """Genomes that the search proposes in all, baselines apart."""
-        return self.search.population + (self.search.generations - 1) * self.offspring
+        return self.initial + (self.search.generations - 1) * self.offspring
 
     def replace(self, changes: Mapping[str, Any]) -> "RunConfig":
         """With some settings changed, by dotted key. Values may be text, as typed on a command line."""

@@ -12,6 +12,8 @@ def job(job: dict, report) -> dict:
     match job["do"]:
         case "ok":
             return {"number": job.get("number"), "pid": os.getpid(), "slot": os.environ.get("SLOT")}
+        case "echo":
+            return job
         case "progress":
             for step in range(1000):
                 time.sleep(0.002)
@@ -45,5 +47,42 @@ def job(job: dict, report) -> dict:
             time.sleep(60)
 
 
+def hopeless(job: dict, report) -> dict:
+    raise RuntimeError("no candidate can work here")
+
+
+def lingering(job: dict, report) -> dict:
+    """The tabular objective, and a file in `pids`, beside the run, that says which process is at it for a moment."""
+    from star.assess.evaluations import tabular
+
+    path = Path(job["directory"]).parents[2] / "pids" / job["id"]
+    path.write_text(str(os.getpid()))
+    time.sleep(0.2)
+    path.unlink()
+    return tabular.assess(job, report)
+
+
+def counted(job: dict, report) -> dict:
+    """The tabular objective, and a line in `assessed`, beside the run."""
+    from star.assess.evaluations import tabular
+
+    with open(Path(job["directory"]).parents[2] / "assessed", "a") as file:
+        file.write(f"{job['id']} {job['attempt']} {job['rung']}\n")
+    return tabular.assess(job, report)
+
+
 def full(job: dict, report) -> dict:
     raise OSError(28, "No space left on device")
+
+
+def running(directory: Path) -> dict[str, int]:
+    """Process ids of jobs at work, by job, where jobs are `fakes.lingering`."""
+    found = {}
+    for path in directory.glob("*"):
+        try:
+            pid = int(path.read_text())
+            os.kill(pid, 0)
+        except (OSError, ValueError):  # over, or not yet begun
+            continue
+        found[path.name] = pid
+    return found

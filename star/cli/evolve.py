@@ -20,6 +20,8 @@ def evolve(
     tokens: Annotated[str | None, typer.Option(metavar="N", help="Training budget of each candidate, such as 65_536.")] = None,
     seed: Annotated[int | None, typer.Option(help="From which every random choice follows.")] = None,
     workers: Annotated[int | None, typer.Option(help="Candidates trained at one time (default: one per CPU core or GPU).")] = None,
+    engine: Annotated[str | None, typer.Option(help="Where candidates are trained: pool (default), inprocess or ray.")] = None,
+    address: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Ray cluster, or auto; without it, Ray on this machine.")] = None,
     asynchronous: Annotated[bool | None, typer.Option("--async/--generations-in-step", help="Ask for a new genome whenever a worker is free: none idles, but the run cannot be repeated, only replayed.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as search.mutation_probability=0.2; may be repeated.")] = None,
 ) -> None:
@@ -42,6 +44,8 @@ def evolve(
         "training.tokens": tokens,
         "seed": seed,
         "engine.workers": workers,
+        "engine.kind": engine,
+        "engine.address": address,
         "search.asynchronous": asynchronous,
     }
     overrides = {key: value for key, value in flags.items() if value is not None} | overrides_of(set_ or [])

@@ -1,10 +1,11 @@
 """Start a run or go on with one: check that it is the same run, rebuild the algorithm from its record, and loop."""
 
 import contextlib
+import functools
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,7 +14,7 @@ import star
 from star.assess import load_objectives
 from star.assess.evaluations import load_evaluation
 from star.config import RunConfig, diff
-from star.engine import Engine, InProcess, ProcessPool
+from star.engine import Engine, InProcess, ProcessPool, Ray
 from star.errors import UserError
 from star.genome import Genome, Space, find_genome
 from star.search.algorithm import Algorithm, Told, load_algorithm
@@ -24,6 +25,7 @@ from star.store import Event, Record, RunLock, Store
 from star.store.database import exists, read_meta
 
 GRACE = 60.0  # seconds that a candidate which watches its own deadline gets before it is killed
+MOST_WORKERS = 4096  # that a steady state keeps busy: it has no generation to wait for
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def evolve(run: str | Path, config: RunConfig, engine: Engine | None = None, cal
         events = store.events()
         replay(algorithm, events, run, stored)
         if engine is None:
-            engine = make_engine(config, f"{evaluation.__name__}:assess", run)
+            engine = make_engine(config, f"{evaluation.__name__}:assess", run, functools.partial(emit, "message", level="info"))
             stack.callback(engine.close)
         record = Record(events)
         loop = Loop(run, config, corpus, store, record, algorithm, engine, emit)
@@ -110,6 +112,7 @@ def make_space(config: RunConfig) -> Space:
         head_dim=settings.head_dim,
         norms=settings.norms,
         residuals=settings.residuals,
+        max_groups=None if settings.sharing else 0,
         **classes,
     )
 
@@ -126,19 +129,34 @@ def make_baselines(space: Space, config: RunConfig) -> list[tuple[str, Genome]]:
     return list(found.values())
 
 
-def make_engine(config: RunConfig, function: str, run: Path) -> Engine:
-    """The engine that the configuration asks for. Workers: one per GPU, or per `threads` CPU cores."""
+def make_engine(config: RunConfig, function: str, run: Path, say: Callable = lambda text: None) -> Engine:
+    """The engine that the configuration asks for. Workers: `workers_per_gpu` on each GPU, or one per `threads` CPU cores.
+
+    No more than a generation keeps busy; `say` is told of workers that are asked for and would stay idle, or do not fit.
+    """
     settings = config.engine
     if settings.kind == "inprocess":
         return InProcess(function, slots=settings.workers or 1)
-    gpus = visible_gpus() if config.training.device in ("auto", "cuda") and config.evaluation == "training" else []
+    busy = MOST_WORKERS if config.search.asynchronous else max(config.search.population, config.offspring)
+    on_gpu = config.training.device in ("auto", "cuda") and config.evaluation == "training"
     threads = {name: str(settings.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    environments = [threads | {"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus] or [threads]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    slots = settings.workers or len(gpus) or max(1, cores // settings.threads)
     timeout = settings.timeout + GRACE if settings.timeout else None
-    slots = min(slots, max(config.search.population, config.offspring))
-    return ProcessPool(function, slots, run / "progress", timeout, environments)
+    if settings.kind == "ray":
+        per_gpu = settings.workers_per_gpu if on_gpu else 0
+        wanted = min(settings.workers, busy)
+        engine = Ray(function, wanted, run, settings.address, timeout, settings.threads, per_gpu, threads)
+        if engine.slots < wanted:
+            say(text=f"engine.workers is {settings.workers}, but the Ray cluster holds {engine.slots} at one time: those are used.")
+        engine.slots = slots = min(engine.slots, busy)
+    else:
+        gpus = visible_gpus() * settings.workers_per_gpu if on_gpu else []
+        environments = [threads | {"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus] or [threads]
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        slots = min(settings.workers or len(gpus) or max(1, cores // settings.threads), busy)
+        engine = ProcessPool(function, slots, run / "progress", timeout, environments)
+    if settings.workers > busy:
+        say(text=f"engine.workers is {settings.workers}, but a generation has {busy} candidates: {slots} workers are used.")
+    return engine
 
 
 def visible_gpus() -> list[str]:
