@@ -80,6 +80,8 @@ class ObjectivesConfig:
     max_parameters: int = setting(0, "no genome with more parameters is trained; 0: no bound", 0)
     max_cache: int = setting(0, "no genome with a larger cache (bytes) is trained; 0: no bound", 0)
     max_flops: int = setting(0, "no genome with more training FLOPs per token is trained; 0: no bound", 0)
+    max_mad: float = setting(0.0, "bound on the mean error on synthetic tasks, checked after training; 0: none", 0, 1)
+    mad_tokens: int = setting(200_000, "tokens to train on for each synthetic task, where an objective or a bound asks for them", 1)
 
 
 @dataclass(frozen=True)

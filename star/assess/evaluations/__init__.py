@@ -6,6 +6,7 @@
     job    {"id", "attempt", "seed", "genome": JSON, "costs": {cheap objective: value}, "corpus", "fingerprint",
             "recipe": {...}, "threads", "timeout": seconds or None, "directory": path or None, "keep_weights",
             of a run with rungs "rung": number, "stop_tokens": int or None for the whole budget, "checkpoint": path or None}
+            if synthetic tasks are asked for "tasks": tokens to train on for each
     report called with {"step", "steps", "tokens", "loss", "val_loss", "tokens_per_second", "eta"}
     result {"status": "ok" | "diverged" | "timeout", "reason", "metrics": {name: number}, "curve": [point, ...]}
 

@@ -22,7 +22,10 @@ def assess(job: dict, report: Report) -> dict:
     total = job.get("recipe", {}).get("tokens", 0)
     stop = job.get("stop_tokens")
     share = 1.0 if stop is None or not total else min(1.0, stop / total)
-    return {"status": "ok", "metrics": {"val_loss": loss_at(job, share), "tokens": round(share * total)}, "curve": []}
+    metrics = {"val_loss": loss_at(job, share), "tokens": round(share * total)}
+    if job.get("tasks"):
+        metrics["mad"] = uniform("tasks", job)
+    return {"status": "ok", "metrics": metrics, "curve": []}
 
 
 def final_loss(job: dict) -> float:
@@ -34,7 +37,11 @@ def final_loss(job: dict) -> float:
 def loss_at(job: dict, share: float) -> float:
     """After this share of the budget: a power law down to the final loss, and an error of the genome's own that dies out."""
     left = share**-0.3 - 1.0  # 0 at the end
-    digest = hashlib.sha256(f"early/{job['id']}".encode()).digest()
-    error = int.from_bytes(digest[:8], "big") / 2**63 - 1.0  # uniform in [-1, 1)
+    error = 2.0 * uniform("early", job) - 1.0
     end = final_loss(job)
     return end + min(1.0, left) * (0.3 * (LOSS_AT_START - end) + RANK_NOISE * error)
+
+
+def uniform(purpose: str, job: dict) -> float:
+    """In [0, 1), from the genome and a word."""
+    return int.from_bytes(hashlib.sha256(f"{purpose}/{job['id']}".encode()).digest()[:8], "big") / 2**64

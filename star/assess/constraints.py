@@ -1,0 +1,42 @@
+"""Upper bounds on objectives: which are known before training, and how far a trained candidate is beyond the others.
+
+A bound is a setting `objectives.max_NAME` above 0. One on a cheap objective is checked before anything is trained; one on
+an objective that must be measured first (`max_mad`) only afterwards, so that breaking it costs the training.
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields
+
+from star.assess.objectives import load_objectives
+from star.config import ObjectivesConfig
+
+
+def bounds(config: ObjectivesConfig) -> dict[str, float]:
+    """Objective -> its upper bound, in the order of the settings."""
+    names = [f.name.removeprefix("max_") for f in fields(config) if f.name.startswith("max_") and getattr(config, f.name)]
+    return {name: float(getattr(config, f"max_{name}")) for name in names}
+
+
+def measured_bounds(config: ObjectivesConfig) -> dict[str, float]:
+    """Those that only a trained candidate can be held to."""
+    found = bounds(config)
+    return {o.name: found[o.name] for o in load_objectives(tuple(found) or ("loss",)) if not o.cheap and o.name in found}
+
+
+def measured_violations(metrics: Mapping[str, float], config: ObjectivesConfig) -> dict[str, float]:
+    """How far beyond each bound of `measured_bounds`, in units of the bound; broken where above 0.
+
+    0 where nothing was measured: a candidate that failed is infeasible for that reason already.
+    """
+    limits = measured_bounds(config)
+    values = {o.name: o.measure(metrics) for o in load_objectives(tuple(limits) or ("loss",)) if o.name in limits}
+    return {name: values[name] / limit - 1.0 if _measured(values[name]) else 0.0 for name, limit in limits.items()}
+
+
+def tasks_tokens(config: ObjectivesConfig) -> int | None:
+    """What a job is to spend on each synthetic task (job["tasks"]); None unless an objective or a bound asks for them."""
+    return config.mad_tokens if "mad" in config.names or config.max_mad else None
+
+
+def _measured(value: object) -> bool:
+    return isinstance(value, int | float) and value == value
