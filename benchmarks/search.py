@@ -199,7 +199,7 @@ def run_evolve(settings: dict, seed: int, budget: float) -> list[tuple[float, st
     config = load_config("laptop", overrides=fixed | PAPER | settings)
     rungs, promote = (*config.search.rungs, 1.0), config.search.promote
     shares = [rungs[0]] + [(b - a) * promote ** (i + 1) for i, (a, b) in enumerate(zip(rungs, rungs[1:]))]
-    generations = math.ceil(budget / sum(shares) / config.search.population) + 1
+    generations = math.ceil(budget / sum(shares) / config.offspring) + 1
     with tempfile.TemporaryDirectory() as folder:
         config = config.replace({"search.generations": generations})
         evolve(Path(folder) / "run", config, engine=InProcess(f"{__name__ if __name__ != '__main__' else 'search'}:assess"))
@@ -240,7 +240,7 @@ def run_optuna(sampler: str, landscape: Landscape, seed: int, budget: float) -> 
     found: list[tuple[float, str | None]] = []
     seen: set[str] = set()
     worst = landscape.box[1]
-    for _ in range(20 * int(budget)):  # architectures that are proposed again are free, but not for ever
+    for _ in range(4 * int(budget)):  # architectures that are proposed again are free, but not for ever
         trial = study.ask()
         id = landscape.snap([trial.suggest_categorical(f"gene{i}", list(range(n))) for i, n in enumerate(landscape.legal)])
         study.tell(trial, list(worst if id is None else landscape.F[id]))

@@ -40,6 +40,7 @@ class SpaceConfig:
     d_models: tuple[int, ...] = setting((64,), "legal widths of the residual stream", 1)
     head_dim: int = setting(16, "width of an attention or recurrence head", 2)
     classes: tuple[int, ...] = setting((), "operator classes by pool id, 0 for an empty slot; empty: the paper's 17", 0)
+    sharing: bool = setting(True, "LIVs may share featurizer weights and computed features")
     norms: tuple[int, ...] = setting((1,), "legal normalisation schemes", 1)
     residuals: tuple[int, ...] = setting((1,), "legal residual schemes", 1)
 

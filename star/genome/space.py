@@ -30,7 +30,8 @@ class Space:
     Args:
         n_slots: LIV slots; the greatest depth. d_models: legal widths. head_dim: of every head.
         classes: pool ids that a slot may hold (0 for empty); those that do not fit every width are refused.
-        norms, residuals: legal block schemes. max_groups: sharing groups of each kind, by default half the slots.
+        norms, residuals: legal block schemes. max_groups: sharing groups of each kind, by default half the slots;
+        0: nothing is shared.
     """
 
     n_slots: int
@@ -70,8 +71,9 @@ class Space:
     @cached_property
     def values(self) -> list[np.ndarray]:
         """Legal values of each position."""
-        groups = range((self.max_groups or max(1, self.n_slots // 2)) + 1)
-        slot = [self.classes, groups, range(3), groups, range(self._n_strategies + 1)]
+        groups = range(1 + (max(1, self.n_slots // 2) if self.max_groups is None else self.max_groups))
+        strategies = (range(3), range(self._n_strategies + 1)) if len(groups) > 1 else (range(1), range(1))
+        slot = [self.classes, groups, strategies[0], groups, strategies[1]]
         header = [range(len(self.d_models)), self.norms, self.residuals]
         return [np.array(list(v), dtype=np.int64) for v in header + slot * self.n_slots]
 

@@ -87,8 +87,8 @@ class RecurrenceConfig(ReadoutConfig):
         """As executed, per head and token: scores and their product with v in a chunk of Q, states in and out."""
         state, width = self.state_size, self.head_dim
         if self.delta:
-            chunk = min(DELTA_CHUNK, seq_len)  # two score matrices, the triangular solve, five products with the state
-            return self.heads * (4 * chunk * state + chunk * (state + width) + 2 * chunk * width + 10 * state * width)
+            chunk = min(DELTA_CHUNK, seq_len)  # two score matrices, one inverse, two products in the chunk, three with the state
+            return self.heads * (4 * chunk * state + chunk * chunk + 4 * chunk * width + 6 * state * width)
         chunk = min(VECTOR_BLOCK if self.decay == "vector" else SSD_CHUNK, seq_len)
         scores = 2 * chunk * state * self.branches * (self.n_groups if self.decay != "vector" else self.n_heads)
         return scores + self.heads * width * (2 * chunk + 4 * state)

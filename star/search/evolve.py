@@ -112,6 +112,7 @@ def make_space(config: RunConfig) -> Space:
         head_dim=settings.head_dim,
         norms=settings.norms,
         residuals=settings.residuals,
+        max_groups=None if settings.sharing else 0,
         **classes,
     )
 

@@ -8,9 +8,10 @@ on a CPU with the same number of threads. Imports `star.data`, and of a model on
 `parameter_groups`.
 """
 
+from star.training.checkpoint import CheckpointError
 from star.training.evaluation import evaluate
 from star.training.recipe import LAPTOP, Recipe
 from star.training.schedule import learning_rate_factor
 from star.training.train import TrainingResult, train
 
-__all__ = ["LAPTOP", "Recipe", "TrainingResult", "evaluate", "learning_rate_factor", "train"]
+__all__ = ["LAPTOP", "CheckpointError", "Recipe", "TrainingResult", "evaluate", "learning_rate_factor", "train"]

@@ -17,9 +17,13 @@ from torch import nn
 from star.errors import UserError
 
 
+class CheckpointError(UserError):
+    """A checkpoint is there but cannot be continued from: of another run, beyond the stop asked for, or damaged."""
+
+
 def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict, progress: dict) -> None:
     """identity: what a run must agree in to go on from here; progress: JSON-able, returned by `load_checkpoint`."""
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items() if name not in _aliases(model)}
     for index, param in enumerate(_params(optimizer)):
         for key, tensor in optimizer.state[param].items():
             tensors[f"optimizer.{index}.{key}"] = tensor
@@ -39,25 +43,33 @@ def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict) -> dict:
-    """Put the saved state into `model` and `optimizer`; returns the saved progress. UserError for a file of another run."""
+    """Put the saved state into `model` and `optimizer`; returns the saved progress. Raises CheckpointError."""
     try:
         with safe_open(path, framework="pt") as file:
             facts = {key: json.loads(text) for key, text in (file.metadata() or {}).items()}
             for key, wanted in identity.items():
                 found = facts["identity"].get(key)
                 if found != wanted:
-                    raise UserError(
+                    raise CheckpointError(
                         f"The checkpoint {path} is of another run: its {key} is {found}, not {wanted}; remove it to start afresh."
                     )
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-            model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")})
+            weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
+            model.load_state_dict(weights | {name: weights[owner] for name, owner in _aliases(model).items()})
             for index, param in enumerate(_params(optimizer)):
                 prefix = f"optimizer.{index}."
                 state = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
                 optimizer.state[param] = {key: tensor.to(param.device) for key, tensor in state.items()}
             return facts["progress"]
     except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        raise UserError(f"The checkpoint {path} cannot be read ({str(error).splitlines()[0]}); remove it to start afresh.") from error
+        raise CheckpointError(f"The checkpoint {path} cannot be read ({str(error).splitlines()[0]}); remove it to start afresh.") from error
+
+
+def _aliases(model: nn.Module) -> dict[str, str]:
+    """Names of tensors that LIVs share -> the first name of the same tensor, under which alone it is saved."""
+    owners: dict[int, str] = {}
+    state = model.state_dict(keep_vars=True)
+    return {name: owners[id(tensor)] for name, tensor in state.items() if owners.setdefault(id(tensor), name) != name}
 
 
 def _params(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:

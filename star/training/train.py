@@ -12,7 +12,7 @@ from torch import nn
 
 from star.data import Batches, Corpus, validation_blocks
 from star.errors import UserError
-from star.training.checkpoint import load_checkpoint, save_checkpoint
+from star.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from star.training.device import peak_memory, reset_peak_memory, resolve_device, resolve_dtype
 from star.training.evaluation import evaluate
 from star.training.optim import build_optimizer, set_learning_rate
@@ -44,13 +44,17 @@ def train(
     on_progress: Callable[[dict], None] | None = None,
     deadline: float | None = None,
     checkpoint: str | Path | None = None,
+    stop_tokens: int | None = None,
 ) -> TrainingResult:
     """Train `model` in place on `corpus.train`, and judge it on a fixed sample of `corpus.validation`.
 
     on_progress: called at most twice a second with step, steps, tokens, loss, val_loss, tokens_per_second, eta (s).
     deadline: a moment of `time.monotonic()`; training that passes it ends with status "timeout".
     checkpoint: a file, written after every evaluation. Where it exists training goes on from it,
-        on a CPU to the same bits as if it had never stopped; a checkpoint of another run is a UserError.
+        on a CPU to the same bits as if it had never stopped; a checkpoint of another run is a CheckpointError.
+    stop_tokens: a rung: after so many tokens (rounded up to whole batches) the model is judged and saved, and training
+        ends with status "ok". The schedule stays that of the whole budget, and a run that goes on from there to the
+        end has the bits and the curve of one that never stopped: a point measured only for the stop is not kept.
 
     A loss that is not finite, or that rises past the unigram level late in training (see `divergence`), ends
     training with status "diverged" at the evaluation that sees it. Running out of memory is not caught here:
@@ -65,7 +69,8 @@ def train(
     device = resolve_device(recipe.device)
     reset_peak_memory(device)
     try:
-        return _train(_Run(model, corpus, recipe, device), on_progress, deadline, Path(checkpoint) if checkpoint else None)
+        run = _Run(model, corpus, recipe, device, stop_tokens)
+        return _train(run, on_progress, deadline, Path(checkpoint) if checkpoint else None)
     except torch.OutOfMemoryError as error:
         error.add_note(
             f"while training {sum(param.numel() for param in model.parameters()):,} parameters on {device} with batches of "
@@ -93,11 +98,12 @@ def divergence(curve: list[dict], progress: float, unigram: float, uniform: floa
 class _Run:
     """A training run at some step: all that changes while it goes on."""
 
-    def __init__(self, model: nn.Module, corpus: Corpus, recipe: Recipe, device: torch.device):
+    def __init__(self, model: nn.Module, corpus: Corpus, recipe: Recipe, device: torch.device, stop_tokens: int | None = None):
         self.model = model.to(device).train()
         self.model.compute_dtype = resolve_dtype(recipe.dtype, device)  # of activations; parameters stay float32
         self.recipe, self.device, self.steps = recipe, device, recipe.steps
         self.tokens_per_step = recipe.batch_size * recipe.seq_len
+        self.stop = self.steps if stop_tokens is None else min(self.steps, max(1, -(-stop_tokens // self.tokens_per_step)))
         self.params = [param for param in model.parameters() if param.requires_grad]
         self.optimizer = build_optimizer(model, recipe)
         self.batches = Batches(corpus.train, recipe.batch_size, recipe.seq_len, recipe.seed)
@@ -153,7 +159,6 @@ class _Run:
         """Add a point to the learning curve."""
         steps = self.step - (self.curve[-1]["step"] if self.curve else 0)
         train_loss = self.loss_sum.item() / steps  # waits for the device, so that the clock is right
-        self.loss_sum.zero_()
         started = time.monotonic()
         self.model.eval()
         val_loss, self.val_loss_se = evaluate(self.model, *self.sample)
@@ -162,16 +167,19 @@ class _Run:
         point = {"step": self.step, "tokens": self.tokens, "train_loss": train_loss, "val_loss": val_loss, "seconds": self.seconds}
         self.curve.append({key: value if math.isfinite(value) else None for key, value in point.items()})
 
+    def diverged(self) -> str:
+        return divergence(self.curve, self.step / self.steps, self.unigram, self.uniform)
+
     def progress(self, loss: float) -> dict:
         seconds_per_step = self.seconds / self.step
         return {
             "step": self.step,
-            "steps": self.steps,
+            "steps": self.stop,
             "tokens": self.tokens,
             "loss": loss,
             "val_loss": self.curve[-1]["val_loss"] if self.curve else None,
             "tokens_per_second": self.tokens_per_second,
-            "eta": seconds_per_step * (self.steps - self.step),
+            "eta": seconds_per_step * (self.stop - self.step),
         }
 
     def result(self, status: str, reason: str = "") -> TrainingResult:
@@ -190,10 +198,16 @@ class _Run:
 
     def save(self, path: Path) -> None:
         progress = {name: getattr(self, name) for name in ("step", "curve", "val_loss_se", "evaluation_seconds", "peak_memory")}
-        save_checkpoint(path, self.model, self.optimizer, self.identity, progress | {"earlier_seconds": self.seconds})
+        progress |= {"earlier_seconds": self.seconds, "loss_sum": self.loss_sum.item()}
+        save_checkpoint(path, self.model, self.optimizer, self.identity, progress)
 
     def restore(self, path: Path) -> None:
-        for name, value in load_checkpoint(path, self.model, self.optimizer, self.identity).items():
+        progress = load_checkpoint(path, self.model, self.optimizer, self.identity)
+        if progress["step"] > self.stop:
+            tokens, wanted = (step * self.tokens_per_step for step in (progress["step"], self.stop))
+            raise CheckpointError(f"The checkpoint {path} is after {tokens:,} tokens, beyond the stop at {wanted:,}; remove it to start afresh.")
+        self.loss_sum.fill_(progress.pop("loss_sum"))
+        for name, value in progress.items():
             setattr(self, name, value)
 
 
@@ -201,19 +215,25 @@ def _train(run: _Run, on_progress: Callable[[dict], None] | None, deadline: floa
     if checkpoint and checkpoint.exists():
         run.restore(checkpoint)
     reported = time.monotonic()
-    while run.step < run.steps:
+    while run.step < run.stop:
         loss = run.advance()
         if run.step in run.evaluations:
             run.evaluate()
-            reason = divergence(run.curve, run.step / run.steps, run.unigram, run.uniform)
-            if reason:
+            run.loss_sum.zero_()
+            if reason := run.diverged():
                 return run.result("diverged", reason)
             if checkpoint:
                 run.save(checkpoint)
         now = time.monotonic()
-        if deadline is not None and now > deadline and run.step < run.steps:
-            return run.result("timeout", f"out of time after {run.tokens:,} of {run.steps * run.tokens_per_step:,} tokens")
+        if deadline is not None and now > deadline and run.step < run.stop:
+            return run.result("timeout", f"out of time after {run.tokens:,} of {run.stop * run.tokens_per_step:,} tokens")
         if on_progress and now - reported >= PROGRESS_SECONDS:
             reported = now
             on_progress(run.progress(loss.item()))
+    if run.step not in run.evaluations:
+        if checkpoint:
+            run.save(checkpoint)  # before the point that only the stop asks for: who goes on has the curve without it
+        run.evaluate()
+        if reason := run.diverged():
+            return run.result("diverged", reason)
     return run.result("ok")

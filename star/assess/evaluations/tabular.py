@@ -1,8 +1,12 @@
 """A free stand-in for training: a loss computed from the genome's hash and costs. For tests and engine benchmarks."""
 
+import hashlib
 import math
 
 from star.engine.protocol import Report
+
+LOSS_AT_START = 5.5  # of a learning curve, roughly that of a uniform guess over bytes
+RANK_NOISE = 0.6  # how far a curve's beginning may be from what its end foretells
 
 
 def prepare(config) -> dict:
@@ -10,8 +14,27 @@ def prepare(config) -> dict:
 
 
 def assess(job: dict, report: Report) -> dict:
-    """Larger models and caches are better on the whole; the hash of the genome decides between equals."""
+    """Larger models and caches are better on the whole; the hash of the genome decides between equals.
+
+    At a rung, a point of a learning curve that ends at that value and whose beginning ranks genomes badly.
+    """
+    report({"step": 1, "steps": 1, "loss": final_loss(job)})
+    total = job.get("recipe", {}).get("tokens", 0)
+    stop = job.get("stop_tokens")
+    share = 1.0 if stop is None or not total else min(1.0, stop / total)
+    return {"status": "ok", "metrics": {"val_loss": loss_at(job, share), "tokens": round(share * total)}, "curve": []}
+
+
+def final_loss(job: dict) -> float:
     luck = int(job["id"], 16) / 16 ** len(job["id"])  # uniform in [0, 1)
     scale = sum(math.log10(1.0 + value) for value in job["costs"].values())
-    report({"step": 1, "steps": 1, "loss": luck})
-    return {"status": "ok", "metrics": {"val_loss": 4.0 - 0.1 * scale + 0.5 * luck, "tokens": 0}, "curve": []}
+    return 4.0 - 0.1 * scale + 0.5 * luck
+
+
+def loss_at(job: dict, share: float) -> float:
+    """After this share of the budget: a power law down to the final loss, and an error of the genome's own that dies out."""
+    left = share**-0.3 - 1.0  # 0 at the end
+    digest = hashlib.sha256(f"early/{job['id']}".encode()).digest()
+    error = int.from_bytes(digest[:8], "big") / 2**63 - 1.0  # uniform in [-1, 1)
+    end = final_loss(job)
+    return end + min(1.0, left) * (0.3 * (LOSS_AT_START - end) + RANK_NOISE * error)
