@@ -21,6 +21,7 @@ import argparse
 import contextlib
 import csv
 import functools
+import itertools
 import json
 import math
 import multiprocessing
@@ -198,7 +199,7 @@ def run_evolve(settings: dict, seed: int, budget: float) -> list[tuple[float, st
     fixed |= {"space.d_models": (32,), "space.head_dim": 8, "space.classes": (1, 5, 7, 9), "space.sharing": False}
     config = load_config("laptop", overrides=fixed | PAPER | settings)
     rungs, promote = (*config.search.rungs, 1.0), config.search.promote
-    shares = [rungs[0]] + [(b - a) * promote ** (i + 1) for i, (a, b) in enumerate(zip(rungs, rungs[1:]))]
+    shares = [rungs[0]] + [(b - a) * promote ** (i + 1) for i, (a, b) in enumerate(itertools.pairwise(rungs))]
     generations = math.ceil(budget / sum(shares) / config.offspring) + 1
     with tempfile.TemporaryDirectory() as folder:
         config = config.replace({"search.generations": generations})

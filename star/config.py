@@ -49,6 +49,7 @@ class SpaceConfig:
 class SearchConfig:
     algorithm: str = setting("nsga2", "search algorithm: a file in star/search/algorithms")
     population: int = setting(8, "genomes that survive each generation", 2, 100_000)
+    initial: int = setting(0, "genomes of the initial population; 0: as many as the population", 0, 100_000)
     generations: int = setting(5, "generations, the initial population included", 1, resumable=True)
     offspring: int = setting(0, "genomes trained per generation after the first; 0: as many as the population", 0)
     asynchronous: bool = setting(False, "ask for a new genome whenever a worker is free: no idle workers, but not repeatable")
@@ -114,9 +115,13 @@ class RunConfig:
         return self.search.offspring or self.search.population
 
     @property
+    def initial(self) -> int:
+        return self.search.initial or self.search.population
+
+    @property
     def candidates(self) -> int:
         """Genomes that the search proposes in all, baselines apart."""
-        return self.search.population + (self.search.generations - 1) * self.offspring
+        return self.initial + (self.search.generations - 1) * self.offspring
 
     def replace(self, changes: Mapping[str, Any]) -> "RunConfig":
         """With some settings changed, by dotted key. Values may be text, as typed on a command line."""

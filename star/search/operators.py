@@ -77,8 +77,10 @@ class SampleAndSeed(Sampling):
     def __init__(self, space: Space, seeds: np.ndarray):
         super().__init__()
         self.space, self.seeds = space, seeds
+        self.n_samples: int | None = None  # if another number than the population is to be drawn
 
     def do(self, problem, n_samples, *args, random_state=None, **kwargs):
+        n_samples = self.n_samples or n_samples
         rows: dict[bytes, np.ndarray] = {}
         origins = []
         for x in self.seeds:

@@ -21,13 +21,17 @@ Config.warnings["not_compiled"] = False  # pymoo prints this to standard output;
 
 
 class PymooAlgorithm:
-    """Drives `algorithm` by setup, ask and tell. The loop owns the budget, so pymoo's own termination is off."""
+    """Drives `algorithm` by setup, ask and tell. The loop owns the budget, so pymoo's own termination is off.
 
-    def __init__(self, algorithm: Pymoo, variation: Variation, config: RunConfig):
+    n_objectives: how many of the objectives, from the first on, the algorithm sees; all by default.
+    """
+
+    def __init__(self, algorithm: Pymoo, variation: Variation, config: RunConfig, n_objectives: int | None = None):
+        self.n_objectives = n_objectives or len(config.objectives.names)
         self.algorithm, self.variation, self.space = algorithm, variation, variation.space
         self.problem = Problem(
             n_var=self.space.n_var,
-            n_obj=len(config.objectives.names),
+            n_obj=self.n_objectives,
             n_ieq_constr=len(constraint_names(config.objectives)) + 1,
             xl=self.space.lower,
             xu=self.space.upper,
@@ -39,7 +43,7 @@ class PymooAlgorithm:
 
     def ask(self, n: int) -> Batch | None:
         self.variation.reset_counts()
-        self.algorithm.n_offsprings = n
+        self.algorithm.n_offsprings = self.variation.sampling.n_samples = n  # of offspring; the first time, of samples
         population = self.algorithm.ask()
         if population is None or len(population) == 0:
             return None
@@ -56,7 +60,7 @@ class PymooAlgorithm:
     def tell(self, told: Sequence[Told]) -> None:
         infills = Population.create(*(self.pending.pop(result.id) for result in told))
         F, G = np.array([result.F for result in told]), np.array([result.G for result in told])
-        self.algorithm.evaluator.eval(StaticProblem(self.problem, F=F, G=G), infills)
+        self.algorithm.evaluator.eval(StaticProblem(self.problem, F=F[:, : self.n_objectives], G=G), infills)
         self.algorithm.tell(infills=infills)
         if self.variation.surrogate is not None:
             genomes = [self.space.decode(x) for x in infills.get("X")]

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtr
 
 from star.assess import Objective, load_objectives
 from star.config import RunConfig
@@ -158,7 +158,7 @@ def _integral(t: float, mean: np.ndarray, sd: np.ndarray) -> np.ndarray:
     if t == -np.inf:
         return np.zeros_like(mean)
     z = (t - mean) / sd
-    return sd * (z * norm.cdf(z) + norm.pdf(z))
+    return sd * (z * ndtr(z) + np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi))
 
 
 def _dominated(F: np.ndarray, row: np.ndarray) -> bool:
