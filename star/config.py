@@ -147,6 +147,34 @@ class RunConfig:
         return RunConfig().replace(_flatten(data))
 
 
+# The paper's search (STAR, section 5 and appendix): 5,000 steps of 64 x 4,096 tokens, k-point crossover, and nothing of ours.
+PAPER: dict[str, Any] = {
+    "space.slots": 24,
+    "space.d_models": (768,),
+    "space.head_dim": 64,
+    "search.population": 16,
+    "search.generations": 18,
+    "search.baselines": ("transformer++", "striped-mamba"),
+    "search.initial": 0,
+    "search.offspring": 0,
+    "search.screen": 1,
+    "search.rungs": (),
+    "search.crossover": "kpoint",
+    "search.link_probability": 0.0,
+    "search.insert_probability": 0.0,
+    "search.delete_probability": 0.0,
+    "search.swap_probability": 0.0,
+    "training.tokens": 1_310_720_000,
+    "training.batch_size": 64,
+    "training.seq_len": 4096,
+    "training.learning_rate": 8e-4,
+    "training.betas": (0.9, 0.95),
+    "training.schedule": "cosine",
+    "training.warmup": 0.1,  # 500 steps
+    "training.eval_tokens": 16_777_216,
+    "engine.timeout": 172_800.0,
+}
+
 # What each preset changes in the defaults above, which are the laptop's.
 PRESETS: dict[str, dict[str, Any]] = {
     "laptop": {"training.tokens": 65_536},
@@ -176,23 +204,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "training.eval_tokens": 1_048_576,
         "engine.timeout": 3600.0,
     },
-    "paper": {
-        "space.slots": 24,
-        "space.d_models": (768,),
-        "space.head_dim": 64,
-        "search.population": 16,
-        "search.generations": 18,
-        "search.baselines": ("transformer++", "striped-mamba"),
-        "training.tokens": 1_310_720_000,  # 5,000 steps of 64 x 4,096
-        "training.batch_size": 64,
-        "training.seq_len": 4096,
-        "training.learning_rate": 8e-4,
-        "training.betas": (0.9, 0.95),
-        "training.schedule": "cosine",
-        "training.warmup": 0.1,  # 500 steps
-        "training.eval_tokens": 16_777_216,
-        "engine.timeout": 172_800.0,
-    },
+    "paper": PAPER,
+    "paper-quality": PAPER | {"objectives.names": ("loss",)},
+    "paper-size": PAPER | {"objectives.names": ("loss", "parameters")},
+    "paper-cache": PAPER | {"objectives.names": ("loss", "cache")},
 }
 
 
