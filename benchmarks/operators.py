@@ -109,12 +109,15 @@ def clock(call: Callable[[], None], setting: Setting) -> float:
 
 
 def training(module: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> Callable[[], None]:
-    """Forward and backward into weights and inputs."""
+    """Forward and backward into weights and inputs, for a gradient of the output that is a tensor of its own as in a model."""
+    gradients: list[torch.Tensor] = []
 
     def call() -> None:
         y = module(*inputs)
         y = y[0] if isinstance(y, tuple) else y
-        y.sum().backward()
+        if not gradients:
+            gradients.append(torch.randn_like(y, memory_format=torch.contiguous_format))
+        y.backward(gradients[0])
         for tensor in (*inputs, *(module.parameters() if isinstance(module, torch.nn.Module) else ())):
             tensor.grad = None
 
@@ -214,9 +217,11 @@ def against_calls(setting: Setting, seconds: float) -> list[Row]:
 
     def fft(u, *modes):
         kernel = torch.fft.rfft(modal_kernel(*modes, u.shape[1]).float(), 2 * u.shape[1])
-        return torch.fft.irfft(torch.fft.rfft(u.float().transpose(1, 2), 2 * u.shape[1]) * kernel, 2 * u.shape[1])[..., : u.shape[1]]
+        return torch.fft.irfft(torch.fft.rfft(u.float().transpose(1, 2), 2 * u.shape[1]) * kernel, 2 * u.shape[1])[..., : u.shape[1]].transpose(1, 2)
 
-    add("GConv-2 core", "FFT convolution", lambda u, *m: modal_convolution(u, *m, keep_state=False)[0], fft, u, *modes)
+    for length in sorted({*(n for n in (32, 64, 96, 128, 256) if n < seq_len), seq_len}):  # where the chunk form overtakes
+        u = setting.randn(batch, length, d)
+        add(f"GConv-2 core, T={length}", "FFT convolution", lambda u, *m: modal_convolution(u, *m, keep_state=False)[0], fft, u, *modes)
     return rows
 
 
