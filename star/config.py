@@ -48,14 +48,14 @@ class SpaceConfig:
 @dataclass(frozen=True)
 class SearchConfig:
     algorithm: str = setting("nsga2", "search algorithm: a file in star/search/algorithms")
-    population: int = setting(8, "genomes that survive each generation", 2, 100_000)
-    initial: int = setting(0, "genomes of the initial population; 0: as many as the population", 0, 100_000)
-    generations: int = setting(5, "generations, the initial population included", 1, resumable=True)
-    offspring: int = setting(0, "genomes trained per generation after the first; 0: as many as the population", 0)
+    population: int = setting(8, "genomes of the initial population", 2, 100_000)
+    parents: int = setting(32, "genomes that survive as possible parents; 0: as many as the population", 0, 100_000)
+    generations: int = setting(9, "generations, the initial population included", 1, resumable=True)
+    offspring: int = setting(4, "genomes trained per generation after the first; 0: as many as the population", 0)
     asynchronous: bool = setting(False, "ask for a new genome whenever a worker is free: no idle workers, but not repeatable")
     rungs: tuple[float, ...] = setting((), "shares of the training budget at which only the best go on; none: train all to the end", 1e-3, 0.999)
     promote: float = setting(0.5, "share of the candidates at a rung that go on", 0.01, 1)
-    screen: int = setting(1, "offspring proposed for each one trained; a surrogate chooses among them. 1: no surrogate", 1, 1000)
+    screen: int = setting(32, "offspring proposed for each one trained; a surrogate chooses among them. 1: no surrogate", 1, 1000)
     tournament: int = setting(2, "genomes that compete to become a parent, by rank, then crowding", 1)
     crossover: str = setting("kpoint", "kpoint: cut by position, as the paper; aligned: where the parents' LIVs correspond", choices=("kpoint", "aligned"))
     crossover_probability: float = setting(0.9, "share of matings that exchange genes", 0, 1)
@@ -122,13 +122,13 @@ class RunConfig:
         return self.search.offspring or self.search.population
 
     @property
-    def initial(self) -> int:
-        return self.search.initial or self.search.population
+    def parents(self) -> int:
+        return self.search.parents or self.search.population
 
     @property
     def candidates(self) -> int:
         """Genomes that the search proposes in all, baselines apart."""
-        return self.initial + (self.search.generations - 1) * self.offspring
+        return self.search.population + (self.search.generations - 1) * self.offspring
 
     def replace(self, changes: Mapping[str, Any]) -> "RunConfig":
         """With some settings changed, by dotted key. Values may be text, as typed on a command line."""
@@ -155,7 +155,7 @@ PAPER: dict[str, Any] = {
     "search.population": 16,
     "search.generations": 18,
     "search.baselines": ("transformer++", "striped-mamba"),
-    "search.initial": 0,
+    "search.parents": 0,
     "search.offspring": 0,
     "search.screen": 1,
     "search.rungs": (),
@@ -194,7 +194,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "space.d_models": (256, 512),
         "space.head_dim": 64,
         "search.population": 16,
-        "search.generations": 12,
+        "search.offspring": 8,
+        "search.generations": 23,
         "search.baselines": ("transformer++", "striped-mamba", "lfm2-350m"),
         "training.tokens": 20_000_000,
         "training.batch_size": 32,
