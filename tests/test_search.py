@@ -234,7 +234,7 @@ def test_failures_are_recorded_never_on_the_front_and_cost_only_themselves(tmp_p
 
 
 def _numbers(told: str) -> list[float]:
-    return [x for _, F, G, _ in (eval(told) or []) for x in (*F, *G)]
+    return [x for _, F, G, *_ in (eval(told) or []) for x in (*F, *G)]
 
 
 def test_retry_policy():

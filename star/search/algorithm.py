@@ -43,12 +43,14 @@ class Told:
 
     G: one number per constraint and last one for failure; the genome is feasible if none is above 0.
     fidelity: the share of the training budget that F was measured after; 0 if it was not measured.
+    rungs: the objectives at each rung that it came to, scaled.
     """
 
     id: str
     F: tuple[float, ...]
     G: tuple[float, ...]
     fidelity: float = 1.0
+    rungs: tuple[tuple[float, ...], ...] = ()
 
 
 class Algorithm(Protocol):
@@ -59,6 +61,12 @@ class Algorithm(Protocol):
 
     def tell(self, told: Sequence[Told]) -> None:
         """Results of genomes asked before, of any of them, in any order."""
+
+    def promising(self, ids: Sequence[str], F: Sequence[Sequence[float]], rung: int) -> Sequence[float] | None:
+        """What is to be gained by training these pending genomes to the end, given their objectives at a rung.
+
+        None from an algorithm that cannot tell. Changes nothing in its state.
+        """
 
     def digest(self) -> str:
         """A hash of the whole state: population and generator."""

@@ -207,7 +207,8 @@ def replay(algorithm: Algorithm, events: Sequence[Event], run: Path, meta: dict)
             batch = algorithm.ask(data["wanted"])
             same = batch is not None and [child.id for child in batch.offspring] == [p["id"] for p in data["proposals"]]
         elif event.kind == "tell":
-            algorithm.tell([Told(id, tuple(F), tuple(G), fidelity) for id, F, G, fidelity in data["told"]])
+            told = [(id, tuple(F), tuple(G), fidelity, tuple(map(tuple, rungs))) for id, F, G, fidelity, rungs in data["told"]]
+            algorithm.tell([Told(*row) for row in told])
             same = True
         elif event.kind == "exhausted":
             algorithm.ask(data["wanted"])

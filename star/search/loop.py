@@ -48,6 +48,7 @@ class Loop:
         self.files = CandidateFiles(run)
         self.front = Front(self.objectives)
         self.proposals: dict[str, Proposal] = {}
+        self.n_baselines = 0  # that the search has not proposed too
         self.running: dict[str, Proposal] = {}
         self.stopped = False
         self.failing: list[str] = []  # candidates that failed since one last succeeded, in this session
@@ -91,8 +92,7 @@ class Loop:
         """How far the run is: done and total count candidates, baselines included."""
         done, total = len(self.record.results), len(self.proposals)
         if not self.record.exhausted:
-            baselines = sum(p.origin == "baseline" for p in self.proposals.values())
-            total = max(total, self.config.candidates + baselines)
+            total = max(total, self.config.candidates + self.n_baselines)
         return {"done": done, "total": total, "eta_seconds": self.record.eta(total - done, self.engine.slots)}
 
     # Ask and tell.
@@ -124,15 +124,19 @@ class Loop:
         """Which of the candidates that wait at a rung go on. The others are settled: they never join the front."""
         rung = self.record.stage(waiting[0])
         reached = {id: rungs[rung] for id, rungs in self.record.rungs.items() if len(rungs) > rung}
-        F = {id: [o.scaled(result.objectives[o.name]) for o in self.objectives] for id, result in reached.items()}
-        good = policy.promoted(waiting, peers, F, self.config.search.promote)
+        F = {id: policy.scaled_objectives(result, self.objectives) for id, result in reached.items()}
+        gains = None
+        if not peers:  # peers that are told already are beyond what the algorithm can judge again
+            expected = self.algorithm.promising(waiting, [F[id] for id in waiting], rung)
+            gains = None if expected is None else dict(zip(waiting, map(float, expected), strict=True))
+        good = policy.promoted(waiting, peers, F, self.config.search.promote, gains)
         stopped = [self.candidates.stop(self.proposals[id], reached[id]) for id in waiting if id not in good]
         return [("promote", {"ids": good}), *(("finish", finish) for finish in stopped)]
 
     def _tell(self, due: Sequence[str], complete: int | None) -> list[tuple[str, dict]]:
-        told = policy.told([self.proposals[id] for id in due], self.record.results, self.objectives, self.config.objectives)
+        told = policy.told([self.proposals[id] for id in due], self.record.results, self.record.rungs, self.objectives, self.config.objectives)
         self.algorithm.tell(told)
-        rows = [[t.id, t.F, t.G, t.fidelity] for t in told]
+        rows = [[t.id, t.F, t.G, t.fidelity, t.rungs] for t in told]
         events = [("tell", {"generation": complete, "told": rows, "digest": self.algorithm.digest()})]
         if self.record.frame is None and complete is not None:
             initial = [p.id for p in self.proposals.values() if p.origin != "baseline" and p.generation == 0]
@@ -254,7 +258,9 @@ class Loop:
 
     def _note(self, proposal: Proposal) -> None:
         """A baseline that the search proposes too is the search's from then on; its result serves for both."""
-        if proposal.id not in self.proposals or self.proposals[proposal.id].origin == "baseline":
+        earlier = self.proposals.get(proposal.id)
+        if earlier is None or earlier.origin == "baseline":
+            self.n_baselines += (proposal.origin == "baseline") - (earlier is not None)
             self.proposals[proposal.id] = proposal
             self._consider(proposal.id)
 

@@ -73,8 +73,9 @@ class SteadyState:
         self.config = config
 
     def due(self, record: Record) -> list[str]:
-        if not record.n_told and not any(record.results[id].objectives for id in record.asked if id in record.results):
-            return []  # not before one has succeeded: a first generation of failures ends the run
+        ended = {record.results[id].status for id in record.asked if id in record.results}
+        if not record.n_told and not ended & {"ok", "infeasible", "stopped"}:
+            return []  # not while all that ended have failed: a first generation of failures ends the run
         settled = [id for id in record.asked if id in record.results]
         return sorted(settled, key=lambda id: record.results[id].order)
 

@@ -103,7 +103,12 @@ class PlainAlgorithm:
             self.settle(member)
         if self.surrogate is not None and members:
             F, good = np.array([m.F for m in members]), np.array([m.violation == 0 for m in members])
-            self.surrogate.tell([self.space.decode(m.x) for m in members], F, good)
+            self.surrogate.tell([self.space.decode(m.x) for m in members], F, good, [t.rungs for t in told])
+
+    def promising(self, ids: Sequence[str], F: Sequence[Sequence[float]], rung: int) -> Sequence[float] | None:
+        if self.surrogate is None:
+            return None
+        return self.surrogate.promising([self.space.decode(self.pending[id]) for id in ids], np.array(F), rung)
 
     def mutate(self, x: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
         """Another vector, and the operators that made it so: at least one gene changes."""

@@ -10,7 +10,7 @@ from star.assess import Objective
 from star.assess.constraints import bounds, measured_bounds, measured_violations
 from star.config import ObjectivesConfig
 from star.search.algorithm import Told
-from star.store import Proposal, Result
+from star.store import Proposal, Result, Rung
 
 # Attempts beyond the first. Diverging and running out of time are results of the genome and are never repeated;
 # an exception may be bad luck; out of memory is tried again at half the batch; a lost worker is no fault of the genome.
@@ -45,12 +45,23 @@ def violations(costs: Mapping[str, float], config: ObjectivesConfig) -> dict[str
     return {name: costs[name] / bound - 1.0 for name, bound in bounds(config).items() if name not in measured}
 
 
-def promoted(waiting: Sequence[str], peers: Sequence[str], F: Mapping[str, Sequence[float]], share: float) -> list[str]:
+def promoted(
+    waiting: Sequence[str],
+    peers: Sequence[str],
+    F: Mapping[str, Sequence[float]],
+    share: float,
+    gains: Mapping[str, float] | None = None,
+) -> list[str]:
     """Those of `waiting` that are among the best `share` of waiting and peers at this rung; at least one of a full pool.
 
-    F: scaled objectives of all that ever reached the rung. Best: by non-dominated rank among all of them, then least
-    crowded (Deb et al., 2002), so that a generation is also judged by what went before.
+    F: scaled objectives of all that ever reached the rung. Best: those of whom a surrogate expects most (`gains` of waiting
+    and peers); without one, by non-dominated rank among all of F, then least crowded (Deb et al., 2002), so that a
+    generation is also judged by what went before.
     """
+    if gains is not None:
+        pool = sorted({*waiting, *peers}, key=lambda id: (-gains[id], id))
+        best = set(pool[: math.ceil(share * len(pool))])
+        return [id for id in waiting if id in best]
     from pymoo.operators.survival.rank_and_crowding.metrics import calc_crowding_distance
     from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
@@ -66,7 +77,11 @@ def promoted(waiting: Sequence[str], peers: Sequence[str], F: Mapping[str, Seque
 
 
 def told(
-    proposals: Sequence[Proposal], results: Mapping[str, Result], objectives: Sequence[Objective], config: ObjectivesConfig
+    proposals: Sequence[Proposal],
+    results: Mapping[str, Result],
+    rungs: Mapping[str, Sequence[Rung]],
+    objectives: Sequence[Objective],
+    config: ObjectivesConfig,
 ) -> list[Told]:
     """Results as numbers, in the order of the proposals.
 
@@ -83,8 +98,13 @@ def told(
         fidelity = result.metrics.get("fidelity", 1.0) if result.status in ("ok", "stopped") else 0.0
         short = 0.0 if result.status in ("ok", "infeasible") else 1.0 - fidelity
         broken = (*proposal.violations.values(), *measured_violations(result.metrics, config).values())
-        batch.append(Told(proposal.id, F, (*broken, short), fidelity))
+        reached = tuple(scaled_objectives(rung, objectives) for rung in rungs.get(proposal.id, ()))
+        batch.append(Told(proposal.id, F, (*broken, short), fidelity, reached))
     return batch
+
+
+def scaled_objectives(rung: Rung, objectives: Sequence[Objective]) -> tuple[float, ...]:
+    return tuple(objective.scaled(rung.objectives[objective.name]) for objective in objectives)
 
 
 def _scaled(proposal: Proposal, result: Result, objectives: Sequence[Objective]) -> list[float | None]:

@@ -64,7 +64,12 @@ class PymooAlgorithm:
         self.algorithm.tell(infills=infills)
         if self.variation.surrogate is not None:
             genomes = [self.space.decode(x) for x in infills.get("X")]
-            self.variation.surrogate.tell(genomes, F, (G <= 0).all(axis=1))
+            self.variation.surrogate.tell(genomes, F, (G <= 0).all(axis=1), [result.rungs for result in told])
+
+    def promising(self, ids: Sequence[str], F: Sequence[Sequence[float]], rung: int) -> Sequence[float] | None:
+        if self.variation.surrogate is None:
+            return None
+        return self.variation.surrogate.promising([self.space.decode(self.pending[id].X) for id in ids], np.array(F), rung)
 
     def digest(self) -> str:
         """Of population (X, F, G, rank, crowding), pending genomes, number of genomes seen, and generator."""

@@ -36,16 +36,29 @@ class Surrogate:
         self.F: list[np.ndarray] = []
         self.groups = np.zeros(0, int)
         self.models: dict[int, GaussianProcess] = {}
+        self.curves: dict[int, Curves] = {}  # by rung
+        self.stopped: list[tuple[int, np.ndarray, np.ndarray]] = []  # rung, inputs, values there
         self.fresh = False  # whether the models have seen all results
 
-    def tell(self, genomes: Sequence, F: np.ndarray, good: np.ndarray) -> None:
-        """Results F [n, m], scaled. good [n]: trained to the end and within all bounds; the others teach nothing."""
-        kept = [genome for genome, keep in zip(genomes, good, strict=True) if keep]
-        if kept:
-            X, self.groups, _ = self.describe(kept)
-            self.X += list(X)
-            self.F += list(np.asarray(F)[np.asarray(good, bool)])
-            self.fresh = False
+    def tell(self, genomes: Sequence, F: np.ndarray, good: np.ndarray, rungs: Sequence[Sequence[Sequence[float]]] = ()) -> None:
+        """Results F [n, m], scaled. good [n]: trained to the end and within all bounds.
+
+        rungs: of each, the objectives that it had at the rungs it came to [r, m]. Those that were stopped at one teach
+        what they would have come to, judging by those that went on. All other failures teach nothing.
+        """
+        if not len(genomes):
+            return
+        X, self.groups, _ = self.describe(genomes)
+        for i, (x, f, ok) in enumerate(zip(X, np.asarray(F, float), good, strict=True)):
+            reached = [np.asarray(row, float) for row in rungs[i]] if i < len(rungs) else []
+            if ok:
+                self.X.append(x)
+                self.F.append(f)
+                for rung, at in enumerate(reached):
+                    self.curves.setdefault(rung, Curves(self.modelled)).add(x, at, f)
+            elif reached:
+                self.stopped.append((len(reached) - 1, x, reached[-1]))
+        self.fresh = False
 
     @property
     def ready(self) -> bool:
@@ -89,10 +102,29 @@ class Surrogate:
             predictions.append({self.names[k]: [float(F[i, k]), sds[k]] for k in self.modelled})
         return chosen, predictions
 
+    def promising(self, genomes: Sequence, F: np.ndarray, rung: int) -> np.ndarray | None:
+        """Expected gain [n] of training these to the end, given their objectives F [n, m] at a rung; None: too early to tell."""
+        curves = self.curves.get(rung)
+        if curves is None or not curves.ready or not self.ready:
+            return None
+        X, groups, exact = self.describe(genomes)
+        mean, sd = curves.predict(X, F, groups)
+        points = np.where(np.isnan(exact), mean, exact)
+        told = np.array(self.F)
+        low, high = told.min(axis=0), told.max(axis=0)
+        span = np.where(high > low, high - low, 1.0)
+        first = self.modelled[0]
+        return expected_gain((points - low) / span, sd[:, first] / span[first], first, (_non_dominated(told) - low) / span)
+
     def _fit(self) -> None:
         if self.fresh:
             return
         X, F = np.array(self.X), np.array(self.F)
+        for rung, curves in self.curves.items():
+            mine = [(x, f) for at, x, f in self.stopped if at == rung]
+            if mine and curves.ready:
+                inputs, values = (np.array(part) for part in zip(*mine, strict=True))
+                X, F = np.vstack([X, inputs]), np.vstack([F, curves.predict(inputs, values, self.groups)[0]])
         if len(X) > MOST:
             on_front = [i for i in range(len(F)) if not _dominated(F, F[i])]
             keep = sorted({*on_front[-MOST // 2 :], *range(len(X) - MOST // 2, len(X))})
@@ -101,6 +133,44 @@ class Surrogate:
             start = self.models[k].theta if k in self.models else None
             self.models[k] = fit(X, _winsorised(F[:, k]), self.groups, start)
         self.fresh = True
+
+
+class Curves:
+    """What a candidate comes to in the end, given what it had at a rung: a process whose inputs include the value there."""
+
+    def __init__(self, modelled: Sequence[int]):
+        self.modelled = modelled
+        self.X: list[np.ndarray] = []
+        self.at: list[np.ndarray] = []
+        self.end: list[np.ndarray] = []
+        self.models: dict[int, GaussianProcess] | None = None
+
+    def add(self, x: np.ndarray, at: np.ndarray, end: np.ndarray) -> None:
+        self.X.append(x)
+        self.at.append(at)
+        self.end.append(end)
+        self.models = None
+
+    @property
+    def ready(self) -> bool:
+        return len(self.X) >= LEAST
+
+    def predict(self, X: np.ndarray, at: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and sd [n, m] at the end; objectives that are not modelled stay as they are, with sd 0.
+
+        What is modelled is the change from the rung to the end, which is alike for all but the quick starters and the late.
+        """
+        wider = np.append(groups, groups.max() + 1)
+        if self.models is None:
+            known, ends = np.array(self.at), np.array(self.end)
+            inputs = np.array(self.X)
+            self.models = {k: fit(np.column_stack([inputs, known[:, k]]), ends[:, k] - known[:, k], wider) for k in self.modelled}
+        mean, sd = np.array(at, float), np.zeros(np.shape(at))
+        for k, model in self.models.items():
+            change, covariance = model.predict(np.column_stack([X, mean[:, k]]))
+            mean[:, k] += change
+            sd[:, k] = np.sqrt(np.maximum(np.diag(covariance), 0.0) + model.noise)
+        return mean, sd
 
 
 def make_surrogate(config: RunConfig, vocab_size: int) -> Surrogate | None:

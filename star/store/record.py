@@ -14,7 +14,7 @@ Events, in the order in which they can happen (data keys; `?` may be missing or 
                (status "stopped", final: it was not promoted from the rung it waited at)
     curve      id, attempt, points                      learning curve of that attempt
     reference  reference, ideal                         hypervolume frame, scaled objectives by name; once
-    tell       generation?, told: [[id, F, G, fidelity], ...], digest
+    tell       generation?, told: [[id, F, G, fidelity, rungs], ...], digest
                the algorithm was told results, in this order and with these numbers (generation: the one that is
                complete with it, if any)
     retry      ids                                      settled failures are to be attempted again
