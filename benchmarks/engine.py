@@ -104,6 +104,7 @@ def settings(**changes):
     from star.config import load_config
 
     fixed = {"evaluation": "tabular", "search.baselines": (), "space.slots": 6}
+    fixed |= {"search.parents": 0, "search.offspring": 0, "search.screen": 1}  # plain NSGA-II: the engine, not the surrogate
     return load_config("laptop", overrides=fixed | {key.replace("__", "."): value for key, value in changes.items()})
 
 
