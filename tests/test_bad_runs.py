@@ -55,6 +55,8 @@ def test_more_workers_than_a_generation_keeps_busy(tmp_path):
     assert slots == 4 and said == ["engine.workers is 6, but a generation has 4 candidates: 4 workers are used."]
     assert slots_of(config(**small, engine__workers=6, search__offspring=6), tmp_path) == (6, [])
     assert slots_of(config(**small, engine__workers=6, search__asynchronous=True), tmp_path) == (6, []), "no generation to wait for"
+    slots, said = slots_of(config(**small, engine__workers=4, search__offspring=2), tmp_path)
+    assert slots == 4 and said == ["4 workers, but a generation after the first has 2 candidates: raise search.offspring or use --async."]
     events = []
     evolve(tmp_path / "run", config(**small, engine__workers=5, search__generations=1), callbacks=[events.append])
     assert "engine.workers is 5" in next(event["text"] for event in events if event["kind"] == "message")

@@ -162,7 +162,7 @@ def make_baselines(space: Space, config: RunConfig) -> list[tuple[str, Genome]]:
 def make_engine(config: RunConfig, function: str, run: Path, say: Callable = lambda text: None) -> Engine:
     """The engine that the configuration asks for. Workers: `workers_per_gpu` on each GPU, or one per `threads` CPU cores.
 
-    No more than a generation keeps busy; `say` is told of workers that are asked for and would stay idle, or do not fit.
+    No more than a generation keeps busy; `say` is told of workers that would stay idle or do not fit.
     """
     settings = config.engine
     if settings.kind == "inprocess":
@@ -186,6 +186,9 @@ def make_engine(config: RunConfig, function: str, run: Path, say: Callable = lam
         engine = ProcessPool(function, slots, run / "progress", timeout, environments)
     if settings.workers > busy:
         say(text=f"engine.workers is {settings.workers}, but a generation has {busy} candidates: {slots} workers are used.")
+    if slots > config.offspring and config.search.generations > 1 and not config.search.asynchronous:
+        text = f"{slots} workers, but a generation after the first has {config.offspring} candidates: raise search.offspring or use --async."
+        say(text=text)
     return engine
 
 
