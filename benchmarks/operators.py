@@ -1,15 +1,16 @@
 """How fast is each operator, forward and backward and in decoding, against the fastest thing a user could install for it?
 
-    python benchmarks/operators.py [--width 256] [--seq-len 1024] [--batch 4] [--device cpu|cuda] [--out benchmarks/results]
+    python benchmarks/operators.py [--width 256] [--seq-len 1024] [--batch 4] [--device cpu|cuda] [--compile] [--out benchmarks/results]
 
 Arms, timed in turn (A B A B ...) in one process, so that the drift of a noisy machine cancels in the ratio:
 - a module against a module: transformers' Llama, Lfm2, Mamba-2, Qwen3-Next and RecurrentGemma layers of the same shape;
 - a core against a bare call: SDPA for attention, `F.conv1d` or an FFT for convolutions;
-- the core of a recurrence against its own token loop;
+- the core of a recurrence against its own token loop, and on a GPU against fla's kernel where one is installed;
 - a language model against transformers' for one decoded token after `seq_len`, caches included.
 
 Prints ratio = peer / ours (above 1: ours is faster), median with the 10 % and 90 % quantiles of the paired ratios, and writes
-operators-DEVICE-dWIDTH-tLEN.json. Weights are random: speed does not depend on them. Needs the extra `bench`.
+operators-DEVICE-dWIDTH-tLEN.json and the table as .txt. `--compile` compiles modules, ours and theirs, each as one block.
+Weights are random: speed does not depend on them. Needs the extra `bench`.
 """
 
 from __future__ import annotations
@@ -34,15 +35,18 @@ from transformers.models.recurrent_gemma.modeling_recurrent_gemma import Recurre
 
 import star
 from star.genome import POOL, Gene, Genome
+from star.liv import backends
 from star.liv.attention import softmax_attention
 from star.liv.convolution import modal_convolution, modal_kernel
 from star.liv.delta import delta_parallel, delta_reference
+from star.liv.elementwise import scan_parallel, scan_reference
 from star.liv.functional import short_convolution
 from star.liv.ssd import ssd_parallel, ssd_reference
 from star.liv.vector_gate import vector_gate_parallel, vector_gate_reference
 
 HEAD_DIM = 64
 VOCAB = 256
+LOOP_STATES = 700e6  # bytes of states that a token loop keeps for its backward, two or three times over
 CLASS = {c.name: i for i, c in enumerate(POOL, start=1)}
 CORES = {
     "scalar": (ssd_parallel, ssd_reference),
@@ -57,6 +61,7 @@ class Setting:
     seq_len: int
     batch: int
     device: str
+    compile: bool = False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -64,6 +69,9 @@ class Setting:
 
     def randn(self, *shape: int) -> torch.Tensor:
         return torch.randn(*shape, device=self.device, dtype=self.dtype).requires_grad_()
+
+    def block(self, module: torch.nn.Module) -> torch.nn.Module:
+        return torch.compile(module, dynamic=False) if self.compile else module
 
 
 @dataclass(frozen=True)
@@ -109,12 +117,15 @@ def clock(call: Callable[[], None], setting: Setting) -> float:
 
 
 def training(module: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> Callable[[], None]:
-    """Forward and backward into weights and inputs."""
+    """Forward and backward into weights and inputs, for a gradient of the output that is a tensor of its own as in a model."""
+    gradients: list[torch.Tensor] = []
 
     def call() -> None:
         y = module(*inputs)
         y = y[0] if isinstance(y, tuple) else y
-        y.sum().backward()
+        if not gradients:
+            gradients.append(torch.randn_like(y, memory_format=torch.contiguous_format))
+        y.backward(gradients[0])
         for tensor in (*inputs, *(module.parameters() if isinstance(module, torch.nn.Module) else ())):
             tensor.grad = None
 
@@ -184,8 +195,8 @@ def against_modules(setting: Setting, seconds: float) -> list[Row]:
     }
     rows = []
     for name, (label, build) in peers.items():
-        theirs = build().to(setting.device, setting.dtype)
-        rows.append(compare(name, label, training(operator(name, setting), x), training(theirs, x), setting, "forward + backward", seconds))
+        ours, theirs = (setting.block(module) for module in (operator(name, setting), build().to(setting.device, setting.dtype)))
+        rows.append(compare(name, label, training(ours, x), training(theirs, x), setting, "forward + backward", seconds))
     return rows
 
 
@@ -214,31 +225,76 @@ def against_calls(setting: Setting, seconds: float) -> list[Row]:
 
     def fft(u, *modes):
         kernel = torch.fft.rfft(modal_kernel(*modes, u.shape[1]).float(), 2 * u.shape[1])
-        return torch.fft.irfft(torch.fft.rfft(u.float().transpose(1, 2), 2 * u.shape[1]) * kernel, 2 * u.shape[1])[..., : u.shape[1]]
+        return torch.fft.irfft(torch.fft.rfft(u.float().transpose(1, 2), 2 * u.shape[1]) * kernel, 2 * u.shape[1])[..., : u.shape[1]].transpose(1, 2)
 
-    add("GConv-2 core", "FFT convolution", lambda u, *m: modal_convolution(u, *m, keep_state=False)[0], fft, u, *modes)
+    for length in sorted({*(n for n in (32, 64, 96, 128, 256) if n < seq_len), seq_len}):  # where the chunk form overtakes
+        u = setting.randn(batch, length, d)
+        add(f"GConv-2 core, T={length}", "FFT convolution", lambda u, *m: modal_convolution(u, *m, keep_state=False)[0], fft, u, *modes)
     return rows
+
+
+# name, what it is computed as, state size, heads per 64 channels of width
+RECURRENCES = (
+    ("Rec-1", "scalar", 16, 1),
+    ("Rec-2", "scalar", 2, 1),
+    ("LinAttn", "none", 64, 1),
+    ("Mamba-2", "shared", 128, 2),
+    ("GLA", "vector", 64, 1),
+    ("DeltaNet", "delta", 64, 1),
+    ("GatedDelta", "gated delta", 64, 1),
+)
+
+
+def recurrence(kind: str, state_size: int, per_width: int, setting: Setting) -> tuple[list[torch.Tensor], bool]:
+    """The tensors that a recurrence mixes with, and whether it has a decay: c, b, v [, g] [, beta]."""
+    batch, seq_len, heads = setting.batch, setting.seq_len, per_width * setting.width // HEAD_DIM
+    v = setting.randn(batch, seq_len, heads, HEAD_DIM)
+    keys = (batch, seq_len, 1 if kind == "shared" else heads, state_size)
+    c, b = (F.normalize(setting.randn(*keys), dim=-1).detach().requires_grad_() for _ in range(2))
+    gates = []
+    if kind not in ("none", "delta"):
+        shape = (batch, seq_len, heads, *([state_size] if kind == "vector" else []))
+        gates.append((-0.1 * torch.rand(*shape, device=setting.device)).requires_grad_())
+    if "delta" in kind:
+        gates.append(torch.rand(batch, seq_len, heads, device=setting.device).requires_grad_())
+    return [c, b, v, *gates], kind not in ("none", "delta")
 
 
 def against_loops(setting: Setting, seconds: float) -> list[Row]:
     """The chunked recurrences against their own token loops, on the same features."""
-    batch, seq_len, heads = setting.batch, setting.seq_len, setting.width // HEAD_DIM
     rows = []
-    for name, state_size, decay in (("Rec-1", 16, 1), ("Rec-2", 2, 1), ("LinAttn", 64, 0), ("GLA", 64, 64), ("DeltaNet", 64, 0), ("GatedDelta", 64, 1)):
-        v = setting.randn(batch, seq_len, heads, HEAD_DIM)
-        c, b = (F.normalize(setting.randn(batch, seq_len, heads, state_size), dim=-1).detach().requires_grad_() for _ in range(2))
-        shape = (batch, seq_len, heads) if decay == 1 else (batch, seq_len, heads, decay)
-        g = [(-0.1 * torch.rand(*shape, device=setting.device)).requires_grad_()] if decay else []
-        beta = [torch.rand(batch, seq_len, heads, device=setting.device).requires_grad_()] if "Delta" in name else []
-        parallel, loop = CORES["delta" if beta else "vector" if decay > 1 else "scalar"]
-        inputs = (c, b, v, *g, *beta)
-        ours, theirs = training(core(parallel, bool(g), False), *inputs), training(core(loop, bool(g)), *inputs)
+    for name, kind, state_size, per_width in RECURRENCES:
+        inputs, gated = recurrence(kind, state_size, per_width, setting)
+        if 4 * state_size * inputs[2].numel() > LOOP_STATES:  # a state for every token
+            print(f"{name}: the states of its token loop do not fit the memory of a laptop")
+            continue
+        parallel, loop = CORES[kind.removeprefix("gated ") if kind in ("vector", "delta", "gated delta") else "scalar"]
+        ours, theirs = training(core(parallel, gated, False), *inputs), training(core(loop, gated), *inputs)
         rows.append(compare(f"{name} core", "its token loop", ours, theirs, setting, "forward + backward", seconds / 2))
+    u, g = setting.randn(setting.batch, setting.seq_len, setting.width), -0.1 * torch.rand(setting.batch, setting.seq_len, setting.width)
+    inputs = u.detach().float().requires_grad_(), g.to(setting.device).requires_grad_()
+    rows.append(compare("RG-LRU core", "its token loop", training(scan_parallel, *inputs), training(scan_reference, *inputs), setting, "forward + backward", seconds / 2))
+    return rows
+
+
+def against_fla(setting: Setting, seconds: float) -> list[Row]:
+    """The same against fla's kernels, each after its probe; one that is missing or wrong here is printed with the reason."""
+    rows = []
+    for name, kind, state_size, per_width in RECURRENCES if setting.device == "cuda" else ():
+        inputs, gated = recurrence(kind, state_size, per_width, setting)
+        kernel = kind if kind in backends.KERNELS else "scalar"
+        parallel, _ = CORES[kernel.removeprefix("gated ")]
+        form = backends.fastest(kernel, parallel, inputs[1], inputs[2])
+        if form is parallel:
+            print(f"{name}: {backends.explain()[-1]}")
+            continue
+        ours, theirs = (training(core(f, gated, False), *inputs) for f in (parallel, form))
+        rows.append(compare(f"{name} core", "fla", ours, theirs, setting, "forward + backward", seconds))
     return rows
 
 
 def core(form: Callable, gated: bool, *keep_state: bool) -> Callable[..., torch.Tensor]:
-    """A recurrence as a function of its tensors: c, b, v, the decay if there is one, the beta of a delta rule."""
+    """A recurrence as a function of the tensors of `recurrence`."""
 
     def call(c, b, v, *rest):
         gates = rest if gated else (None, *rest)
@@ -301,6 +357,7 @@ def main() -> None:
     parser.add_argument("--seq-len", type=int, default=1024)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--compile", action="store_true", help="compile modules")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=4.0, help="time for each comparison")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
@@ -308,21 +365,35 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     transformers.logging.set_verbosity_error()
-    setting = Setting(args.width, args.seq_len, args.batch, args.device)
-    device = torch.cuda.get_device_name() if args.device == "cuda" else f"{platform.processor() or platform.machine()} CPU, {args.threads} thread(s)"
-    print(f"width {args.width}, {args.seq_len} tokens, batch {args.batch}, {setting.dtype}, {device}, torch {torch.__version__}\n")
-    print(f"{'operator':20}{'what':20}{'peer':42}{'ours ms':>9}{'peer ms':>9}   peer / ours")
+    setting = Setting(args.width, args.seq_len, args.batch, args.device, args.compile)
+    device = torch.cuda.get_device_name() if args.device == "cuda" else f"{cpu_name()}, {args.threads} thread(s)"
+    lines: list[str] = []
+
+    def show(line: str) -> None:
+        lines.append(line)
+        print(line, flush=True)
+
+    show(f"width {args.width}, {args.seq_len} tokens, batch {args.batch}, {setting.dtype}, {device}, torch {torch.__version__}\n")
+    show(f"{'operator':22}{'what':20}{'peer':42}{'ours ms':>9}{'peer ms':>9}   peer / ours")
     rows: list[Row] = []
-    for part in (against_modules, against_calls, against_loops, decoding):
+    for part in (against_modules, against_calls, against_loops, against_fla, decoding):
         for row in part(setting, args.seconds):
             rows.append(row)
             slower = "  slower" if row.ratio < 0.95 else ""
-            print(f"{row.operator:20}{row.what:20}{row.peer:42}{row.ours_ms:9.2f}{row.peer_ms:9.2f}   {row.ratio:.2f} [{row.low:.2f}, {row.high:.2f}]{slower}", flush=True)
+            show(f"{row.operator:22}{row.what:20}{row.peer:42}{row.ours_ms:9.2f}{row.peer_ms:9.2f}   {row.ratio:.2f} [{row.low:.2f}, {row.high:.2f}]{slower}")
     args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / f"operators-{args.device}-d{args.width}-t{args.seq_len}.json"
+    path = args.out / f"operators-{args.device}-d{args.width}-t{args.seq_len}{'-compiled' if args.compile else ''}.json"
     about = {"device": device, "torch": torch.__version__, "transformers": transformers.__version__, "dtype": str(setting.dtype)}
     path.write_text(json.dumps(about | {"setting": asdict(setting), "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+    path.with_suffix(".txt").write_text("\n".join(lines) + "\n")
     print(f"\n{path}")
+
+
+def cpu_name() -> str:
+    """Such as "AMD EPYC, x86_64 CPU"."""
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return ", ".join([*names[:1], f"{platform.machine()} CPU"])
 
 
 if __name__ == "__main__":

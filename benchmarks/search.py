@@ -40,17 +40,20 @@ SHARED = Path(__file__).parent.parent.parent / "shared" / "data" / "tables"
 PAPER = {
     "search.algorithm": "nsga2", "search.population": 16, "search.generations": 18, "search.tournament": 2,
     "search.crossover_points": 2, "search.crossover_probability": 0.9, "search.mutation_probability": 0.1,
-    "search.link_probability": 0.0,
+    "search.link_probability": 0.0, "search.parents": 0, "search.offspring": 0, "search.screen": 1,
 }  # fmt: skip
 EVALUATIONS = 288  # 16 x 18, the paper's budget in full trainings
-RUNGS = {"search.rungs": (0.125,), "search.promote": 0.25}
+RUNGS = {"search.rungs": (0.25,), "search.promote": 0.5}
 SCREEN = {"search.screen": 8}
+STAR = {"search.population": 8, "search.parents": 32, "search.offspring": 4, "search.screen": 32}
 ARMS: dict[str, dict] = {
     "paper": {},
     "paper + steady state": {"search.asynchronous": True, "engine.workers": 2},
     "paper + rungs": RUNGS,
     "paper + screening": SCREEN,
-    "star": SCREEN | RUNGS,
+    "paper + aligned": {"search.crossover": "aligned"},
+    "paper + links, depth": {"search.insert_probability": 0.1, "search.delete_probability": 0.1, "search.swap_probability": 0.1},
+    "star": STAR,
     "genetic algorithm": {"search.algorithm": "ga"},
     "firefly": {"search.algorithm": "firefly"},
     "aging evolution": {"search.algorithm": "aging"},
@@ -142,6 +145,14 @@ class Hwgpt:
         self.segments = [slice(3 + 2 * i, 5 + 2 * i) for i in range(12)]
         self.cuts = np.array([s.start for s in self.segments])
         self.names = [f"gene{i}" for i in range(self.n_var)]
+        width, depth, heads, ratios = table["embed_dim"], table["n_layer"], head * active, ratio * active
+        blocks = [
+            [np.log(width), depth, np.log(parameters), table["bias"]],
+            [heads.sum(axis=1), ratios.sum(axis=1), heads.sum(axis=1) / depth, ratios.sum(axis=1) / depth],
+            [*heads.T, *ratios.T],
+        ]
+        self.inputs = np.concatenate([np.array(block).T for block in blocks], axis=1)
+        self.groups = np.repeat(np.arange(3), [len(block) for block in blocks])
         self.weight = np.array([6.0, 6.0, 1.0] + [1.0] * 24)  # width and depth decide most: keep them where the table has them
         self.index = {x.tobytes(): i for i, x in enumerate(self.X)}
 
@@ -154,6 +165,16 @@ class Hwgpt:
     def repair(self, X: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         fixed = np.array([self.X[self.nearest(x)] for x in X])
         return fixed, (fixed != X).any(axis=1)
+
+    def describe(self, rows: list[Row]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What the surrogate sees: perplexity is unknown to it, size and cache are not."""
+        at = [row.row for row in rows]
+        F = self.F[at].copy()
+        F[:, 0] = np.nan
+        return self.inputs[at], self.groups, F
+
+    def encode(self, row: Row) -> np.ndarray:
+        return self.X[row.row]
 
     def decode(self, x: np.ndarray) -> Row:
         return Row(self.index[np.asarray(x, np.int64).tobytes()])
@@ -214,14 +235,17 @@ def run_evolve(settings: dict, seed: int, budget: float) -> list[tuple[float, st
 
 def run_algorithm(settings: dict, seed: int, budget: float) -> list[tuple[float, str | None]]:
     """Ask and tell on the space of the HW-GPT table, where every evaluation is a full one."""
+    from star.assess import load_objectives
     from star.config import load_config
     from star.search.algorithm import Told, load_algorithm
+    from star.search.surrogate import Surrogate
 
     config = load_config("laptop", overrides=PAPER | {"seed": seed} | {k: v for k, v in settings.items() if "rungs" not in k})
     space, found = hwgpt(), []
-    algorithm = load_algorithm(space, config)
+    surrogate = Surrogate(load_objectives(config.objectives.names), space.describe) if config.search.screen > 1 else None
+    algorithm = load_algorithm(space, config, surrogate)
     while len(found) < budget:
-        batch = algorithm.ask(1 if config.search.asynchronous and found else 16)
+        batch = algorithm.ask(2 if config.search.asynchronous and found else config.offspring if found else config.search.population)
         if batch is None:
             break
         algorithm.tell([Told(child.id, tuple(space.F[int(child.id)]), (0.0,)) for child in batch.offspring])

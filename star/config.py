@@ -48,20 +48,25 @@ class SpaceConfig:
 @dataclass(frozen=True)
 class SearchConfig:
     algorithm: str = setting("nsga2", "search algorithm: a file in star/search/algorithms")
-    population: int = setting(8, "genomes that survive each generation", 2, 100_000)
-    initial: int = setting(0, "genomes of the initial population; 0: as many as the population", 0, 100_000)
-    generations: int = setting(5, "generations, the initial population included", 1, resumable=True)
-    offspring: int = setting(0, "genomes trained per generation after the first; 0: as many as the population", 0)
+    population: int = setting(8, "genomes of the initial population", 2, 100_000)
+    parents: int = setting(32, "genomes that survive as possible parents; 0: as many as the population", 0, 100_000)
+    generations: int = setting(9, "generations, the initial population included", 1, resumable=True)
+    offspring: int = setting(4, "genomes trained per generation after the first; 0: as many as the population", 0)
     asynchronous: bool = setting(False, "ask for a new genome whenever a worker is free: no idle workers, but not repeatable")
     rungs: tuple[float, ...] = setting((), "shares of the training budget at which only the best go on; none: train all to the end", 1e-3, 0.999)
     promote: float = setting(0.5, "share of the candidates at a rung that go on", 0.01, 1)
-    screen: int = setting(1, "offspring proposed for each one trained; a surrogate chooses among them. 1: no surrogate", 1, 1000)
+    screen: int = setting(32, "offspring proposed for each one trained; a surrogate chooses among them. 1: no surrogate", 1, 1000)
     tournament: int = setting(2, "genomes that compete to become a parent, by rank, then crowding", 1)
+    crossover: str = setting("kpoint", "kpoint: cut by position, as the paper; aligned: where the parents' LIVs correspond", choices=("kpoint", "aligned"))
     crossover_probability: float = setting(0.9, "share of matings that exchange genes", 0, 1)
     crossover_points: int = setting(2, "cuts of the k-point crossover", 1)
     crossover_inside: bool = setting(False, "also cut inside a LIV, not only between LIVs")
     mutation_probability: float = setting(0.1, "probability that a gene is re-sampled among its legal values", 0, 1)
     link_probability: float = setting(0.2, "share of offspring in which two LIVs of one class are made to share", 0, 1)
+    insert_probability: float = setting(0.0, "share of offspring that get one more LIV", 0, 1)
+    delete_probability: float = setting(0.0, "share of offspring that lose a LIV", 0, 1)
+    swap_probability: float = setting(0.0, "share of offspring in which two LIVs change places", 0, 1)
+    repair: bool = setting(True, "repair what variation left invalid; without it, such offspring are lost")
     seeds: tuple[str, ...] = setting((), "genomes (names, files or text) in the initial population, scaled to the space")
     baselines: tuple[str, ...] = setting(
         ("transformer++", "lfm2-350m"), "genomes trained alike for comparison, scaled to the space; never evolved"
@@ -117,13 +122,13 @@ class RunConfig:
         return self.search.offspring or self.search.population
 
     @property
-    def initial(self) -> int:
-        return self.search.initial or self.search.population
+    def parents(self) -> int:
+        return self.search.parents or self.search.population
 
     @property
     def candidates(self) -> int:
         """Genomes that the search proposes in all, baselines apart."""
-        return self.initial + (self.search.generations - 1) * self.offspring
+        return self.search.population + (self.search.generations - 1) * self.offspring
 
     def replace(self, changes: Mapping[str, Any]) -> "RunConfig":
         """With some settings changed, by dotted key. Values may be text, as typed on a command line."""
@@ -141,6 +146,34 @@ class RunConfig:
     def from_json(data: dict) -> "RunConfig":
         return RunConfig().replace(_flatten(data))
 
+
+# The paper's search (STAR, section 5 and appendix): 5,000 steps of 64 x 4,096 tokens, k-point crossover, and nothing of ours.
+PAPER: dict[str, Any] = {
+    "space.slots": 24,
+    "space.d_models": (768,),
+    "space.head_dim": 64,
+    "search.population": 16,
+    "search.generations": 18,
+    "search.baselines": ("transformer++", "striped-mamba"),
+    "search.parents": 0,
+    "search.offspring": 0,
+    "search.screen": 1,
+    "search.rungs": (),
+    "search.crossover": "kpoint",
+    "search.link_probability": 0.0,
+    "search.insert_probability": 0.0,
+    "search.delete_probability": 0.0,
+    "search.swap_probability": 0.0,
+    "training.tokens": 1_310_720_000,
+    "training.batch_size": 64,
+    "training.seq_len": 4096,
+    "training.learning_rate": 8e-4,
+    "training.betas": (0.9, 0.95),
+    "training.schedule": "cosine",
+    "training.warmup": 0.1,  # 500 steps
+    "training.eval_tokens": 16_777_216,
+    "engine.timeout": 172_800.0,
+}
 
 # What each preset changes in the defaults above, which are the laptop's.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -161,7 +194,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "space.d_models": (256, 512),
         "space.head_dim": 64,
         "search.population": 16,
-        "search.generations": 12,
+        "search.offspring": 8,
+        "search.generations": 23,
         "search.baselines": ("transformer++", "striped-mamba", "lfm2-350m"),
         "training.tokens": 20_000_000,
         "training.batch_size": 32,
@@ -171,23 +205,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "training.eval_tokens": 1_048_576,
         "engine.timeout": 3600.0,
     },
-    "paper": {
-        "space.slots": 24,
-        "space.d_models": (768,),
-        "space.head_dim": 64,
-        "search.population": 16,
-        "search.generations": 18,
-        "search.baselines": ("transformer++", "striped-mamba"),
-        "training.tokens": 1_310_720_000,  # 5,000 steps of 64 x 4,096
-        "training.batch_size": 64,
-        "training.seq_len": 4096,
-        "training.learning_rate": 8e-4,
-        "training.betas": (0.9, 0.95),
-        "training.schedule": "cosine",
-        "training.warmup": 0.1,  # 500 steps
-        "training.eval_tokens": 16_777_216,
-        "engine.timeout": 172_800.0,
-    },
+    "paper": PAPER,
+    "paper-quality": PAPER | {"objectives.names": ("loss",)},
+    "paper-size": PAPER | {"objectives.names": ("loss", "parameters")},
+    "paper-cache": PAPER | {"objectives.names": ("loss", "cache")},
 }
 
 

@@ -40,6 +40,7 @@ def hopeless(job: dict, report) -> dict:
 def config(**overrides) -> RunConfig:
     """A free run: 8 genomes x 6 generations, no training, no baselines unless asked for. Keys: __ for the dot."""
     settings = {"evaluation": "tabular", "search.baselines": (), "search.population": 8, "search.generations": 6}
+    settings |= {"search.parents": 0, "search.offspring": 0, "search.screen": 1}
     settings |= {"space.slots": 6, "engine.kind": "inprocess"}
     return load_config("laptop", overrides=settings | {key.replace("__", "."): value for key, value in overrides.items()})
 

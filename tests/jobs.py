@@ -71,6 +71,17 @@ def counted(job: dict, report) -> dict:
     return tabular.assess(job, report)
 
 
+def heavy(job: dict, report) -> dict:
+    """The tabular objective, with weights, and a result on the disk as training leaves it."""
+    from star.assess.evaluations import tabular
+    from star.store.files import RESULT, WEIGHTS, write_atomically, write_json
+
+    directory, result = Path(job["directory"]), tabular.assess(job, report)
+    write_atomically(directory / WEIGHTS, lambda path: path.write_bytes(b"0" * 1000))
+    write_json(directory / RESULT, {key: job[key] for key in ("id", "attempt", "seed", "rung")} | result)
+    return result
+
+
 def full(job: dict, report) -> dict:
     raise OSError(28, "No space left on device")
 

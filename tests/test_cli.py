@@ -362,7 +362,7 @@ def test_ctrl_c_finishes_cleanly_and_says_how_to_resume(tmp_path, settings):
     lines = []
     for line in child.stdout:
         lines.append(line)
-        if "candidate" in line and "loss" in line:
+        if "candidate" in line and "loss" in line and "%" not in line:  # one has ended
             child.send_signal(signal.SIGINT)
             break
     rest, errors = child.communicate(timeout=60)

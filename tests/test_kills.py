@@ -245,13 +245,15 @@ def workers_of(pid: int) -> list[int]:
     return found
 
 
-def test_real_training_killed_and_resumed(tmp_path):
-    """The smoke preset, smaller still: killed in mid-training, between weights and result, and before the record."""
+@pytest.mark.parametrize("rungs", [(), (0.5,)], ids=["to the end", "rungs"])
+def test_real_training_killed_and_resumed(tmp_path, rungs):
+    """The smoke preset, smaller still: killed in mid-training, around checkpoints, between weights and result, and before the record."""
     text = tmp_path / "text"
     text.mkdir()
     for i in range(40):
         (text / f"{i}.txt").write_text("".join(f"line {i * j % 97} of document {i}\n" for j in range(60)))
     small = {"data.corpus": str(text), "space.slots": 2, "space.classes": (1, 7, 9), "search.population": 3, "search.generations": 2}
+    small |= {"search.rungs": rungs}
     settings = load_config("smoke", overrides=small | {"training.tokens": 1024, "training.eval_tokens": 512, "engine.kind": "inprocess"})
     training = "star.assess.evaluations.training:assess"
     undisturbed, path = tmp_path / "undisturbed" / "run", tmp_path / "killed" / "run"
@@ -275,6 +277,7 @@ def test_real_training_killed_and_resumed(tmp_path):
 
     moments = [("star.training.train", "evaluate", 2), ("star.assess.evaluations.training", "write_atomically", 1)]
     moments += [("star.assess.evaluations.training", "write_json", 1), ("star.engine.inprocess", "Outcome", 1)]
+    moments += [("star.training.train", "save_checkpoint", 1), ("star.training.train", "load_checkpoint", 0)] if rungs else []
     for moment in moments:
         assert child(killed_in, *moment) == -signal.SIGKILL, moment
     assert child(session, path, settings, 1, 40, training) == -signal.SIGKILL

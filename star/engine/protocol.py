@@ -16,7 +16,7 @@ class Outcome:
         "lost" (its worker died: no fault of the job), "disk_full" (nothing can be written: stop, keep the job).
     result: what the function returned; None unless it returned.
     reason: one line for people; empty when ok.
-    seconds: time the job took where it ran.
+    seconds: time its worker was busy with it, measured there; seen from here if the worker could not tell.
     worker: where it ran, for example "worker 1".
     """
 

@@ -131,7 +131,8 @@ class Ray:
 
     def _lost(self, job_id: str, reason: str) -> Outcome:
         task = self._running[job_id]
-        return Outcome(job_id, "lost", reason=reason, seconds=time.monotonic() - task.submitted, worker=task.worker)
+        seconds = time.monotonic() - (task.began or task.submitted)
+        return Outcome(job_id, "lost", reason=reason, seconds=seconds, worker=task.worker)
 
     def _kill(self, task: "_Task") -> None:
         with contextlib.suppress(self.ray.exceptions.RayError):

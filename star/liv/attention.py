@@ -171,12 +171,15 @@ def causal_mask(seq_len: int, visible: int, window: int | None, device: torch.de
 
 
 def rope_table(offset: int, seq_len: int, head_dim: int, theta: float, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and signed sin [T, 1, d] of the rotary embedding (RoFormer, arXiv 2104.09864), in float32 or wider.
-
-    Computed for a power of two of positions and kept, because every layer and every step asks for the same.
-    """
-    dtype = torch.promote_types(dtype, torch.float32)
+    """cos and signed sin [T, 1, d] of the rotary embedding (RoFormer, arXiv 2104.09864), in float32 or wider."""
     n_positions = 1 << max(offset + seq_len - 1, 127).bit_length()
+    cos, sin = rope_positions(n_positions, head_dim, theta, device, torch.promote_types(dtype, torch.float32))
+    return cos[offset : offset + seq_len], sin[offset : offset + seq_len]
+
+
+@torch.compiler.assume_constant_result  # or a compiled layer is compiled again when an eager one has filled the cache
+def rope_positions(n_positions: int, head_dim: int, theta: float, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The tables of positions 0 to `n_positions` - 1, kept because every layer and every step asks for the same."""
     key = (n_positions, head_dim, theta, device, dtype)
     table = ROPE_TABLES.get(key)
     if table is None:
@@ -187,7 +190,7 @@ def rope_table(offset: int, seq_len: int, head_dim: int, theta: float, device: t
             table = (torch.cat([cos, cos], -1).to(device, dtype), torch.cat([-sin, sin], -1).to(device, dtype))
         if type(table[0]) is Tensor and not torch.compiler.is_compiling():  # tracers make tensors that must not be kept
             ROPE_TABLES[key] = table
-    return table[0][offset : offset + seq_len], table[1][offset : offset + seq_len]
+    return table
 
 
 def apply_rope(h: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

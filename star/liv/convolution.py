@@ -25,7 +25,8 @@ from star.liv.genes import Family, GroupSpec, Operator
 
 CONVOLUTION_FILTER = 3  # taps of the optional filters of b, c and h
 MODAL_CHUNK = 64  # tokens
-MODAL_CHUNK_SMALL = 32  # of sequences up to 512 (measured on a CPU)
+MODAL_CHUNK_ON = {"cpu": 32}  # measured
+MODAL_CHUNK_SHORT, MODAL_SHORT = 16, 128  # chunk of sequences up to so many tokens (measured): with it no FFT is faster from about 96 on
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def modal_convolution(
 ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
     """y_t = Re sum_m R_m s_t,m with s_t = lambda s_(t-1) + u_t and lambda = exp(-rate + i angle), any length.
 
-    Chunks of `MODAL_CHUNK` tokens: a Toeplitz matrix per channel inside, the states s between them. Complex numbers are kept
+    By chunks: a Toeplitz matrix per channel inside, the states s between them. Complex numbers are kept
     as two real tensors, and powers of lambda come from float64 exponents, or kernel, prefill and decode drift apart.
 
     Args: u [B, T, W]; poles and residues [W, M]; past: s of the token before u, two of [B, W, M].
@@ -139,55 +140,60 @@ def modal_convolution(
     dtype = torch.promote_types(u.dtype, torch.float32)
     if seq_len == 0:
         return u, past
-    chunk = min(MODAL_CHUNK_SMALL if seq_len <= 512 else MODAL_CHUNK, seq_len)
+    chunk = min(MODAL_CHUNK_SHORT if seq_len <= MODAL_SHORT else MODAL_CHUNK_ON.get(u.device.type, MODAL_CHUNK), seq_len)
     n_chunks = -(-seq_len // chunk)
     missing = n_chunks * chunk - seq_len
     x = (F.pad(u, (0, 0, 0, missing)) if missing else u).to(dtype)
-    x = x.view(batch, n_chunks, chunk, width).flip(2).permute(3, 2, 1, 0).flatten(2)  # [W, Q, n B], last token first
+    x = x.flatten(0, 1).t().contiguous().view(width, batch * n_chunks, chunk)  # one transpose of a matrix: the fast way
 
     powers = mode_powers(log_rate, angle, chunk + 1, dtype)  # [W, M, Q + 1] each
     filters = complex_product(*powers, residue_real[..., None].to(dtype), residue_imag[..., None].to(dtype))
-    # y_i = sum_j K_(i - j) u_j: a Toeplitz matrix, which is the sliding windows of K where tokens j come in reverse.
+    # y_i = sum_j K_(i - j) u_j: a Toeplitz matrix, whose rows from the last to the first are the sliding windows of K.
     kernel = F.pad(filters[0][..., :-1].sum(1), (chunk - 1, 0))
-    y = torch.bmm(kernel.unfold(1, chunk, 1), x)  # [W, Q, n B]
+    toeplitz = kernel.unfold(1, chunk, 1).flip(1)  # [W, Q (j), Q (i)]
     if n_chunks == 1 and past is None and not keep_state:
-        return y.view(width, chunk, 1, batch).permute(3, 2, 1, 0).flatten(1, 2)[:, :seq_len].to(u.dtype), None
+        return from_channels(x @ toeplitz, batch, seq_len).to(u.dtype), None
 
     # The state at the start of every chunk: s <- lambda^Q s + sum_j lambda^(Q - 1 - j) u_j.
-    n_modes = log_rate.shape[1]
-    added = torch.bmm(torch.cat([power[..., :-1] for power in powers], dim=1), x).view(width, 2, n_modes, n_chunks, batch)
+    inward = torch.cat([power[..., :-1] for power in powers], dim=1).flip(2).mT  # [W, Q, 2 M]
+    added = (x @ inward).view(width, batch, n_chunks, 2, -1)
     over = torch.stack([power[..., -1] for power in powers], dim=1)  # lambda^Q, [W, 2, M]
-    start = x.new_zeros(width, 2, n_modes, batch) if past is None else torch.stack(past, dim=-1).to(dtype).permute(1, 3, 2, 0)
-    states = ModeStates.apply(over, added[:, :, :, :-1], start)  # [W, 2, M, n, B]
+    start = torch.zeros_like(added[:, :, 0]) if past is None else torch.stack(past, dim=2).to(dtype).transpose(0, 1)
+    states = ModeStates.apply(over, added[:, :, :-1], start)  # [W, B, n, 2, M]
     # What it adds to y_i is Re sum_m R lambda^(i + 1) s.
-    outward = torch.cat([filters[0][..., 1:], -filters[1][..., 1:]], dim=1).transpose(1, 2)  # [W, Q, 2 M]
-    y = torch.baddbmm(y, outward, states.flatten(1, 2).flatten(2))
-    y = y.view(width, chunk, n_chunks, batch).permute(3, 2, 1, 0).flatten(1, 2)[:, :seq_len].to(u.dtype)
+    outward = torch.cat([filters[0][..., 1:], -filters[1][..., 1:]], dim=1)  # [W, 2 M, Q]
+    y = torch.baddbmm(x @ toeplitz, states.flatten(1, 2).flatten(2), outward)
+    y = from_channels(y, batch, seq_len).to(u.dtype)
     if not keep_state:
         return y, None
     last = chunk - missing  # tokens in the last chunk
-    tail = x.view(width, chunk, n_chunks, batch)[:, missing:, -1]  # [W, last, B]
-    real, imag = complex_product(*states[:, :, :, -1].unbind(1), *(power[..., last, None] for power in powers))
-    real, imag = (torch.baddbmm(part, power[..., :last], tail) for part, power in zip((real, imag), powers))
-    return y, (real.permute(2, 0, 1).detach(), imag.permute(2, 0, 1).detach())
+    tail = x.view(width, batch, n_chunks, chunk)[:, :, -1, :last] @ inward[:, missing:]  # [W, B, 2 M]
+    real, imag = complex_product(*states[:, :, -1].unbind(2), *(power[:, None, :, last] for power in powers))
+    real, imag = (part + new for part, new in zip((real, imag), tail.chunk(2, dim=2)))
+    return y, (real.transpose(0, 1).detach(), imag.transpose(0, 1).detach())
+
+
+def from_channels(y: Tensor, batch: int, seq_len: int) -> Tensor:
+    """[W, B n, Q] -> [B, T, W], without the padding at the end."""
+    return y.flatten(1).t().contiguous().view(batch, -1, y.shape[0])[:, :seq_len]
 
 
 class ModeStates(torch.autograd.Function):
-    """s_0 = start, s_(n+1) = a s_n + added_n for complex numbers, whose real and imaginary parts are dimension 1.
+    """s_0 = start, s_(n+1) = a s_n + added_n for complex numbers, whose real and imaginary parts are the last dimension but one.
 
-    a [W, 2, M], added [W, 2, M, n, B], start [W, 2, M, B] -> s [W, 2, M, n + 1, B], chunk after chunk, the backward too.
+    a [W, 2, M], added [W, B, n, 2, M], start [W, B, 2, M] -> s [W, B, n + 1, 2, M], chunk after chunk, the backward too.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(a: Tensor, added: Tensor, start: Tensor) -> Tensor:
-        a, added, start = (torch.complex(*t.unbind(1)) for t in (a, added, start))
+        a, added, start = (torch.complex(*t.unbind(-2)) for t in (a, added, start))
         states = [start]
         for new in added.unbind(2):
-            states.append(torch.addcmul(new, a[..., None], states[-1]))
+            states.append(torch.addcmul(new, a[:, None], states[-1]))
         states = torch.stack(states, dim=2)
-        return torch.stack([states.real, states.imag], dim=1)
+        return torch.stack([states.real, states.imag], dim=-2)
 
     @staticmethod
     def setup_context(ctx, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
@@ -197,14 +203,15 @@ class ModeStates(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, d_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         a, states = ctx.saved_tensors
-        conjugate = torch.complex(a[:, 0], -a[:, 1])
-        d_states = torch.complex(*d_states.unbind(1)).unbind(2)
+        conjugate = torch.complex(a[:, 0], -a[:, 1])[:, None]
+        d_states = torch.complex(*d_states.unbind(-2)).unbind(2)
         total = [d_states[-1]]
         for d_state in d_states[-2::-1]:
-            total.append(torch.addcmul(d_state, conjugate[..., None], total[-1]))
+            total.append(torch.addcmul(d_state, conjugate, total[-1]))
         total = torch.stack(total[::-1], dim=2)  # of start, then of everything added
-        d_a = (total[:, :, 1:] * torch.complex(states[:, 0], -states[:, 1])[:, :, :-1]).sum((2, 3))
-        return tuple(torch.stack([t.real, t.imag], dim=1) for t in (d_a, total[:, :, 1:], total[:, :, 0]))
+        past = torch.complex(states[..., 0, :], -states[..., 1, :])[:, :, :-1]
+        d_a = (total[:, :, 1:] * past).sum((1, 2))
+        return tuple(torch.stack([t.real, t.imag], dim=-2) for t in (d_a, total[:, :, 1:], total[:, :, 0]))
 
 
 def mode_powers(log_rate: Tensor, angle: Tensor, n_powers: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from star.errors import UserError
+from star.liv.backends import fastest
 from star.liv.base import Features, State, StateEntry, Weight, constant, inverse_softplus, log_uniform, matrix, short_filter
 from star.liv.delta import DELTA_CHUNK, delta_parallel, delta_step
 from star.liv.functional import activate
@@ -153,15 +154,14 @@ class Recurrence(Readout):
         if (config.delta or config.decay == "vector") and config.n_groups < config.n_heads:
             b, c = (t.repeat_interleave(config.n_heads // config.n_groups, dim=2) for t in (b, c))
         if config.delta:
+            name, parallel, step = "delta" if g is None else "gated delta", delta_parallel, delta_step
             inputs = (c, b, value, g, features["beta"], memory)
-            y, memory = delta_step(*inputs) if one else delta_parallel(*inputs, keep)
         elif config.decay == "vector":
-            inputs = (c, b, value, g, memory)
-            y, memory = vector_gate_step(*inputs) if one else vector_gate_parallel(*inputs, keep)
+            name, parallel, step, inputs = "vector", vector_gate_parallel, vector_gate_step, (c, b, value, g, memory)
         else:
             v = value * features["dt"][..., None].to(value.dtype) if "dt" in features else value
-            inputs = (c, b, v, g, memory)
-            y, memory = ssd_step(*inputs) if one else ssd_parallel(*inputs, keep)
+            name, parallel, step, inputs = "scalar", ssd_parallel, ssd_step, (c, b, v, g, memory)
+        y, memory = step(*inputs) if one else fastest(name, parallel, b, value)(*inputs, keep)
         if config.skip:
             y = y + self.skip.to(value.dtype)[:, None] * value
         if keep:

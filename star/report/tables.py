@@ -6,9 +6,11 @@ import csv
 import io
 from typing import TYPE_CHECKING
 
+import numpy as np
 from rich.table import Table
 from rich.text import Text
 
+from star.assess.noise import noise_sd, rescored
 from star.genome import to_json
 from star.report.units import format_seconds, format_value, heading
 
@@ -51,6 +53,79 @@ def _classes(candidate: Candidate) -> str:
         else:
             words.append([name, 1])
     return " ".join(name if count == 1 else f"{name}(x{count})" for name, count in words)
+
+
+def rescore_rows(run: Run) -> list[dict]:
+    """Every candidate that was measured with fresh seeds, best fresh first objective first.
+
+    id, seeds (that ended well), failed; by objective: searched, fresh (mean), se; luck: fresh minus searched, of the first
+    objective; on_front; non_dominated and its probability among all front members (None for one that is not on the front).
+    """
+    repeats, front = run.repeats(), run.front()
+    chosen = front + [c for c in run.candidates() if c.id in repeats and c.objectives and c.id not in {m.id for m in front}]
+    scaled = np.array([[o.scaled(c.objectives[o.name]) for o in run.objectives] for c in chosen])
+    noisy = [k for k, o in enumerate(run.objectives) if not o.cheap]
+    good = {c.id: [row["objectives"] for row in repeats.get(c.id, ()) if row["objectives"]] for c in chosen}
+    fresh = {
+        i: {k: [run.objectives[k].scaled(row[run.objectives[k].name]) for row in good[c.id]] for k in noisy} for i, c in enumerate(chosen) if good[c.id]
+    }
+    pooled = {k: noise_sd([values[k] for values in fresh.values()]) for k in noisy}
+    sd = {k: noise.sd for k, noise in pooled.items() if noise is not None}
+    within = {i: values for i, values in fresh.items() if i < len(front)}
+    among = rescored(scaled[: len(front)], within, sd) if front else []
+    rows = []
+    for i, candidate in enumerate(chosen):
+        if i not in fresh:
+            continue
+        alone = rescored(scaled[i : i + 1], {0: fresh[i]}, sd)[0]
+        rows.append(
+            {
+                "id": candidate.id,
+                "seeds": alone.n,
+                "failed": len(repeats[candidate.id]) - len(good[candidate.id]),
+                "searched": dict(candidate.objectives),
+                "fresh": {o.name: o.unscaled(float(alone.mean[k])) for k, o in enumerate(run.objectives)},
+                "se": {run.objectives[k].name: float(alone.se[k]) for k in noisy},
+                "luck": {run.objectives[k].name: float(alone.luck[k]) for k in noisy},
+                "on_front": i < len(front),
+                "non_dominated": among[i].non_dominated if i < len(front) else None,
+                "probability": among[i].probability if i < len(front) else None,
+            }
+        )
+    first = run.objectives[0]
+    return sorted(rows, key=lambda row: first.scaled(row["fresh"][first.name]))
+
+
+def rescore_table(run: Run) -> tuple[Table, list[str]]:
+    """`rescore_rows` as a table, and what follows from it in sentences."""
+    rows = rescore_rows(run)
+    noisy = [o for o in run.objectives if not o.cheap]
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("id", no_wrap=True)
+    for objective in noisy:
+        for text in (f"{objective.name}\nsearched", "fresh seeds", "luck"):
+            table.add_column(text, justify="right", no_wrap=True)
+    for text in ("seeds", "stays on\nthe front", "probability"):
+        table.add_column(text, justify="right", no_wrap=True)
+    for row in rows:
+        cells = []
+        for objective in noisy:
+            values = (row[key][objective.name] for key in ("searched", "fresh", "se", "luck"))
+            searched, fresh, se, luck = values
+            cells += [f"{searched:.4f}", f"{fresh:.4f} +- {se:.4f}", f"{luck:+.4f}"]
+        stays = {True: "yes", False: "no", None: "not on it"}[row["non_dominated"]]
+        table.add_row(row["id"], *cells, str(row["seeds"]), stays, "" if row["probability"] is None else f"{row['probability']:.2f}")
+    lines = []
+    for objective in noisy:
+        groups = [[r["objectives"][objective.name] for r in rows_ if r["objectives"]] for rows_ in run.repeats().values()]
+        noise = noise_sd(groups)
+        lucks = [row["luck"][objective.name] for row in rows if row["on_front"]]
+        if noise is not None:
+            lines.append(f"noise of {objective.name} between seeds: sd {noise.sd:.4f} (95 % interval {noise.low:.4f} to {noise.high:.4f}, {noise.degrees} degrees of freedom)")
+        if lucks:
+            lines.append(f"front members were measured {np.mean(lucks):+.4f} {objective.unit} too well on average")
+    failed = sum(row["failed"] for row in rows)
+    return table, lines + ([f"{failed} trainings failed"] if failed else [])
 
 
 def front_rows(run: Run) -> list[dict]:

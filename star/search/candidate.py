@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from star.assess import load_objectives
+from star.assess.constraints import measured_bounds, measured_violations, tasks_tokens
 from star.config import RunConfig
 from star.cost import costs as costs_of
 from star.engine import Outcome
@@ -21,7 +22,7 @@ class Candidates:
         self.config, self.corpus = config, corpus
         self.objectives = load_objectives(config.objectives.names)
         bounds = policy.constraint_names(config.objectives)
-        cheap = [o for o in self.objectives if o.cheap] + [o for o in load_objectives(bounds or ("loss",)) if o.cheap]
+        cheap = [o for o in (*self.objectives, *load_objectives(bounds or ("loss",))) if o.cheap]
         self.cheap = tuple({o.name: o for o in cheap}.values())
 
     def propose(self, genome: Genome, origin: str, **lineage) -> Proposal:
@@ -51,6 +52,7 @@ class Candidates:
             "rung": stage,
             "stop_tokens": max(1, round(rungs[stage] * tokens)) if stage < len(rungs) else None,
             "checkpoint": str(directory.absolute() / f"checkpoint-{attempt}.safetensors") if rungs else None,
+            "tasks": tasks_tokens(self.config.objectives),
             "threads": self.config.engine.threads,
             "timeout": self.config.engine.timeout or None,
             "directory": str(directory.absolute()),
@@ -72,6 +74,12 @@ class Candidates:
         objectives = self.measure(proposal, metrics) if status == "ok" else None
         if status == "ok" and objectives is None:
             status, reason = "diverged", "an objective is not finite"
+        broken = {k: by for k, by in measured_violations(metrics, self.config.objectives).items() if by > 0} if status == "ok" else {}
+        if broken and proposal.origin != "baseline":
+            limits = measured_bounds(self.config.objectives)
+            status = "infeasible"
+            reason = " and ".join(f"{name} is {objectives.get(name, limits[name] * (1 + by)):.3g}, above {limits[name]:g}" for name, by in broken.items())
+            objectives = None
         facts = {"id": proposal.id, "attempt": policy.attempt_number(tries), "metrics": metrics, "objectives": objectives}
         facts |= {"seconds": outcome.seconds, "worker": outcome.worker}
         rungs = () if proposal.origin == "baseline" else self.config.search.rungs

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import star
 from star.assess import load_objectives
+from star.assess.constraints import bounds
 from star.assess.evaluations import load_evaluation
 from star.config import RunConfig, diff
+from star.cost import costs as costs_of
 from star.engine import Engine, InProcess, ProcessPool, Ray
 from star.errors import UserError
-from star.genome import Genome, Space, find_genome
+from star.genome import Gene, Genome, Space, find_genome
 from star.search.algorithm import Algorithm, Told, load_algorithm
 from star.search.events import Callback, Emitter
 from star.search.loop import Loop
@@ -53,6 +55,7 @@ def evolve(run: str | Path, config: RunConfig, engine: Engine | None = None, cal
     evaluation = load_evaluation(config.evaluation)
     load_objectives(config.objectives.names)  # a wrong name is an error before anything is created
     corpus = evaluation.prepare(config)
+    check_bounds(space, config, corpus["vocab_size"])
     algorithm = load_algorithm(space, config, make_surrogate(config, corpus["vocab_size"]))
     run.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -115,6 +118,33 @@ def make_space(config: RunConfig) -> Space:
         max_groups=None if settings.sharing else 0,
         **classes,
     )
+
+
+def check_bounds(space: Space, config: RunConfig, vocab_size: int) -> None:
+    """Raises UserError if no genome of the space can meet a bound that is known before training.
+
+    The cheapest genome has as few LIVs as the space allows, all of one class; several bounds that each can be met but
+    not together are not noticed here: the run then reports that its genomes break them.
+    """
+    if not bounds(config.objectives):
+        return
+    least = 1 if 0 in space.classes else space.n_slots
+    cheapest = [
+        Genome((Gene(c),) * least, d_model, space.head_dim, norm, residual, space.rope_theta)
+        for c in space.classes
+        if c
+        for d_model in space.d_models[:1]
+        for norm in space.norms
+        for residual in space.residuals
+    ]
+    found = [costs_of(genome, vocab_size=vocab_size, seq_len=config.objectives.cache_tokens) for genome in cheapest]
+    for objective in load_objectives(tuple(bounds(config.objectives))):
+        bound = bounds(config.objectives)[objective.name]
+        if objective.cheap and (smallest := min(objective.measure(cost) for cost in found)) > bound:
+            raise UserError(
+                f"objectives.max_{objective.name} is {bound:,.0f} and the smallest genome of this space has {smallest:,.0f}; "
+                "raise the bound, or allow narrower models (space.d_models) or fewer LIVs (class 0)"
+            )
 
 
 def make_baselines(space: Space, config: RunConfig) -> list[tuple[str, Genome]]:

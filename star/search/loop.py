@@ -130,7 +130,7 @@ class Loop:
         return [("promote", {"ids": good}), *(("finish", finish) for finish in stopped)]
 
     def _tell(self, due: Sequence[str], complete: int | None) -> list[tuple[str, dict]]:
-        told = policy.told([self.proposals[id] for id in due], self.record.results, self.objectives)
+        told = policy.told([self.proposals[id] for id in due], self.record.results, self.objectives, self.config.objectives)
         self.algorithm.tell(told)
         rows = [[t.id, t.F, t.G, t.fidelity] for t in told]
         events = [("tell", {"generation": complete, "told": rows, "digest": self.algorithm.digest()})]

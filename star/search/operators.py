@@ -5,6 +5,7 @@ Every draw is from the `random_state` that pymoo hands in. Each individual carri
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from pymoo.core.crossover import Crossover
@@ -18,6 +19,7 @@ from pymoo.core.sampling import Sampling
 from star.config import SearchConfig
 from star.errors import UserError
 from star.genome import Space, find_genome
+from star.search.slots import AlignedCrossover, SlotMutation
 from star.search.surrogate import Surrogate
 
 
@@ -26,24 +28,22 @@ class Variation:
 
     def __init__(self, space: Space, config: SearchConfig, surrogate: Surrogate | None = None):
         self.space, self.config, self.surrogate = space, config, surrogate
-        self.counts: dict[str, int] = {}
-        self.reset_counts()
+        self.counts = Counts()
         self.sampling = SampleAndSeed(space, seed_vectors(space, config.seeds))
         self.repair = CountingRepair(space, self.counts)
-        self.unseen = Unseen(space, self.counts)
+        self.unseen = Unseen(space, self.counts, mend=config.repair)
 
     def mating(self, selection) -> "TracedMating":
-        cuts = np.arange(1, self.space.n_var) if self.config.crossover_inside else self.space.cuts
         return TracedMating(
-            selection,
-            KPointCrossover(cuts, self.config.crossover_points, prob=self.config.crossover_probability),
-            GeneMutation(self.space.values, self.config.mutation_probability),
-            LinkMutation(self.space, self.config.link_probability),
-            self,
-            repair=self.repair,
-            eliminate_duplicates=self.unseen,
-            n_max_iterations=100,
+            selection, self.crossover(), mutations(self.space, self.config), self, repair=self.repair, eliminate_duplicates=self.unseen
         )
+
+    def crossover(self) -> Crossover:
+        config = self.config
+        if config.crossover == "aligned":
+            return AlignedCrossover(self.space, config.crossover_points, prob=config.crossover_probability)
+        cuts = np.arange(1, self.space.n_var) if config.crossover_inside else self.space.cuts
+        return KPointCrossover(cuts, config.crossover_points, prob=config.crossover_probability)
 
     def screen(self, offspring: Population, n: int, rng: np.random.Generator) -> Population:
         """The n of these from which the surrogate expects most."""
@@ -56,8 +56,37 @@ class Variation:
         """How many offspring to propose for each one that is wanted."""
         return self.config.screen if self.surrogate is not None and self.surrogate.ready else 1
 
-    def reset_counts(self) -> None:
-        self.counts.update(generated=0, repaired=0, duplicates=0)
+
+class Counts:
+    """Of one ask: genomes generated, of which needed repair, of which were duplicates; in all, and by operator."""
+
+    def __init__(self):
+        self.reset()
+
+    def reset(self) -> None:
+        self.total = {"generated": 0, "repaired": 0, "duplicates": 0}
+        self.by_operator: dict[str, dict[str, int]] = {}
+
+    def add(self, key: str, operators: Sequence[str]) -> None:
+        for row in (self.total, *(self.by_operator.setdefault(name, dict.fromkeys(self.total, 0)) for name in operators)):
+            row[key] += 1
+
+
+def mutations(space: Space, config: SearchConfig) -> dict[str, Mutation]:
+    """By name, in the order in which they are applied; those with probability 0 are left out."""
+    rates = {
+        "insert": config.insert_probability,
+        "delete": config.delete_probability,
+        "swap": config.swap_probability,
+        "mutation": config.mutation_probability,
+        "link": config.link_probability,
+    }
+    made: dict[str, Mutation] = {}
+    for name, rate in rates.items():
+        if rate:
+            kinds = {"mutation": lambda r: GeneMutation(space.values, r), "link": lambda r: LinkMutation(space, r)}
+            made[name] = kinds[name](rate) if name in kinds else SlotMutation(space, name, rate)
+    return made
 
 
 def seed_vectors(space: Space, names: tuple[str, ...]) -> np.ndarray:
@@ -174,9 +203,9 @@ class LinkMutation(Mutation):
 class TracedMating(Mating):
     """Selection, crossover, mutations; notes for every child its parents and the operators that changed it."""
 
-    def __init__(self, selection, crossover, mutation, link, variation, **kwargs):
-        super().__init__(selection, crossover, mutation, **kwargs)
-        self.link, self.variation = link, variation
+    def __init__(self, selection, crossover, mutations: dict[str, Mutation], variation: Variation, **kwargs):
+        super().__init__(selection, crossover, None, n_max_iterations=100, **kwargs)
+        self.mutations, self.variation = mutations, variation
 
     def do(self, problem, pop, n_offsprings, random_state=None, **kwargs):
         wider = self.variation.wider()
@@ -187,26 +216,24 @@ class TracedMating(Mating):
         n_matings = math.ceil(n_offsprings / self.crossover.n_offsprings)
         parents = self.selection(problem, pop, n_matings, n_parents=2, random_state=random_state, **kwargs)
         children = self.crossover(problem, parents, random_state=random_state, **kwargs)
-        crossed = children.get("X").copy()
-        children = self.mutation(problem, children, random_state=random_state, **kwargs)
-        mutated = children.get("X").copy()
-        children = self.link(problem, children, random_state=random_state, **kwargs)
+        stages = [children.get("X").copy()]
+        for mutation in self.mutations.values():
+            children = mutation(problem, children, random_state=random_state, **kwargs)
+            stages.append(children.get("X").copy())
         for i, child in enumerate(children):
             pair = parents[i % n_matings]  # children are ordered: all first ones, then all second ones
-            same = [parent for parent in pair if np.array_equal(parent.X, crossed[i])]
-            operators = [] if same else ["crossover"]
-            operators += [] if np.array_equal(crossed[i], mutated[i]) else ["mutation"]
-            operators += [] if np.array_equal(mutated[i], child.X) else ["link"]
+            same = [parent for parent in pair if np.array_equal(parent.X, stages[0][i])]
+            changed = [name for name, before, after in zip(self.mutations, stages, stages[1:], strict=False) if (before[i] != after[i]).any()]
             child.set("origin", "offspring")
             child.set("parents", list(dict.fromkeys(parent.get("id") for parent in same[:1] or pair)))
-            child.set("operators", operators)
+            child.set("operators", ([] if same else ["crossover"]) + changed)
         return children
 
 
 class CountingRepair(Repair):
     """`Space.repair`, noting which genomes needed it."""
 
-    def __init__(self, space: Space, counts: dict[str, int]):
+    def __init__(self, space: Space, counts: Counts):
         super().__init__()
         self.space, self.counts = space, counts
 
@@ -214,17 +241,24 @@ class CountingRepair(Repair):
         X, changed = self.space.repair(pop.get("X"), random_state)
         pop.set("X", X)
         pop.set("repaired", changed)
-        self.counts["generated"] += len(pop)
-        self.counts["repaired"] += int(changed.sum())
+        for individual in pop:
+            operators = individual.get("operators") or ()
+            self.counts.add("generated", operators)
+            if individual.get("repaired"):
+                self.counts.add("repaired", operators)
         return pop
 
 
 class Unseen(DuplicateElimination):
-    """Drops every genome that was ever asked, evaluated or not, and those that a batch holds twice."""
+    """Drops every genome that was ever asked, evaluated or not, and those that a batch holds twice.
 
-    def __init__(self, space: Space, counts: dict[str, int]):
+    mend: whether offspring that variation left invalid may take part, as repaired; without it they are lost too, so that
+    a run shows what repair is worth.
+    """
+
+    def __init__(self, space: Space, counts: Counts, mend: bool = True):
         super().__init__()
-        self.space, self.counts = space, counts
+        self.space, self.counts, self.mend = space, counts, mend
         self.ids: set[str] = set()  # asked so far
 
     def do(self, pop, *others, **kwargs):
@@ -233,8 +267,11 @@ class Unseen(DuplicateElimination):
         for i, individual in enumerate(pop):
             id = self.space.decode(individual.X).id
             individual.set("id", id)
+            if individual.get("repaired") and individual.get("origin") == "offspring" and not self.mend:
+                continue
             if id not in known and id not in self.ids:
                 known.add(id)
                 keep.append(i)
-        self.counts["duplicates"] += len(pop) - len(keep)
+            else:
+                self.counts.add("duplicates", individual.get("operators") or ())
         return pop[keep]

@@ -51,7 +51,7 @@ class Generational:
         open = [id for id in record.asked if id not in record.results]
         if open or len(record.asks) >= self.config.search.generations:
             return 0
-        return self.config.offspring if record.asks else self.config.initial
+        return self.config.offspring if record.asks else self.config.search.population
 
     def generation(self, record: Record, i: int = 0) -> int:
         return record.generation + 1
@@ -84,7 +84,7 @@ class SteadyState:
 
     def wanted(self, record: Record, slots: int) -> int:
         if not record.asks:
-            return self.config.initial
+            return self.config.search.population
         open = sum(id not in record.results for id in record.asked)
         begun = record.n_told or self.due(record)
         return max(0, min(slots - open, self.config.candidates - record.n_asked)) if begun else 0
@@ -103,5 +103,5 @@ class SteadyState:
 
     def _generation_of(self, n: int) -> int:
         """Of candidate n, from 0."""
-        initial, offspring = self.config.initial, self.config.offspring
+        initial, offspring = self.config.search.population, self.config.offspring
         return 0 if n < initial else 1 + (n - initial) // offspring

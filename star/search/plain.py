@@ -10,7 +10,7 @@ import numpy as np
 from star.config import RunConfig
 from star.genome import Space
 from star.search.algorithm import Batch, Offspring, Told
-from star.search.operators import GeneMutation, LinkMutation, seed_vectors
+from star.search.operators import Counts, mutations, seed_vectors
 from star.search.surrogate import Surrogate
 
 MOST_TRIES = 100  # rounds of proposals in which nothing is new before the space counts as used up
@@ -45,8 +45,7 @@ class PlainAlgorithm:
     def __init__(self, space: Space, config: RunConfig, surrogate: Surrogate | None = None):
         self.space, self.config, self.surrogate = space, config, surrogate
         self.rng = np.random.default_rng(np.random.SeedSequence([config.seed, 0]))
-        self.mutation = GeneMutation(space.values, config.search.mutation_probability)
-        self.link = LinkMutation(space, config.search.link_probability)
+        self.mutations = mutations(space, config.search)
         self.seeds = seed_vectors(space, config.search.seeds)
         self.seen: set[str] = set()
         self.pending: dict[str, np.ndarray] = {}
@@ -63,7 +62,7 @@ class PlainAlgorithm:
 
     def ask(self, n: int) -> Batch | None:
         wider = self.config.search.screen if self.surrogate is not None and self.surrogate.ready else 1
-        counts, by_operator = {"generated": 0, "repaired": 0, "duplicates": 0}, {}
+        counts = Counts()
         first, self.asked = not self.asked, True
         found: dict[str, Offspring] = {}
         vectors: dict[str, np.ndarray] = {}
@@ -83,11 +82,11 @@ class PlainAlgorithm:
             for x, repaired, draft, origin in zip(X, changed, drafts, origins, strict=True):
                 genome = self.space.decode(x)
                 known = genome.id in self.seen or genome.id in found
-                for row in (counts, *(by_operator.setdefault(name, dict.fromkeys(counts, 0)) for name in draft.operators)):
-                    row["generated"] += 1
-                    row["repaired"] += bool(repaired)
-                    row["duplicates"] += known
-                if not known and (origin == "seed" or len(found) < n * wider):
+                lost = repaired and origin == "offspring" and not self.config.search.repair
+                for key, happened in (("generated", True), ("repaired", repaired), ("duplicates", known and not lost)):
+                    if happened:
+                        counts.add(key, draft.operators)
+                if not known and not lost and (origin == "seed" or len(found) < n * wider):
                     found[genome.id] = Offspring(genome.id, genome, origin, draft.parents, draft.operators, bool(repaired))
                     vectors[genome.id] = x
         chosen = list(found.values())
@@ -96,7 +95,7 @@ class PlainAlgorithm:
             chosen = [Offspring(**{**vars(chosen[i]), "predicted": p}) for i, p in zip(indices, predicted, strict=True)]
         self.seen.update(child.id for child in chosen)
         self.pending.update((child.id, vectors[child.id]) for child in chosen)
-        return Batch(tuple(chosen), **counts, by_operator=by_operator) if chosen else None
+        return Batch(tuple(chosen), **counts.total, by_operator=counts.by_operator) if chosen else None
 
     def tell(self, told: Sequence[Told]) -> None:
         members = [Member(t.id, self.pending.pop(t.id), np.array(t.F), np.array(t.G)) for t in told]
@@ -109,12 +108,13 @@ class PlainAlgorithm:
     def mutate(self, x: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
         """Another vector, and the operators that made it so: at least one gene changes."""
         for _ in range(MOST_TRIES):
-            mutated = self.mutation._do(None, x[None], random_state=self.rng)
-            linked = self.link._do(None, mutated, random_state=self.rng)
-            if not np.array_equal(linked[0], x):
+            made, operators = x[None], []
+            for name, mutation in self.mutations.items():
+                before, made = made, mutation._do(None, made, random_state=self.rng)
+                operators += [name] if (made != before).any() else []
+            if operators:
                 break
-        operators = ("mutation",) * (not np.array_equal(mutated[0], x)) + ("link",) * (not np.array_equal(linked, mutated))
-        return linked[0], operators
+        return made[0], tuple(operators)
 
     def digest(self) -> str:
         digest = hashlib.sha256()

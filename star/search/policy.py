@@ -3,11 +3,11 @@
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 
 import numpy as np
 
 from star.assess import Objective
+from star.assess.constraints import bounds, measured_bounds, measured_violations
 from star.config import ObjectivesConfig
 from star.search.algorithm import Told
 from star.store import Proposal, Result
@@ -34,15 +34,15 @@ def candidate_seed(run_seed: int, id: str, attempt: int) -> int:
 
 
 def constraint_names(config: ObjectivesConfig) -> tuple[str, ...]:
-    """Cheap objectives that have an upper bound: `max_NAME` above 0 in the configuration."""
-    bounds = [f.name for f in fields(config) if f.name.startswith("max_") and getattr(config, f.name)]
-    return tuple(name.removeprefix("max_") for name in bounds)
+    """Bounded objectives in the order of `Told.G`: those known before training, then those measured by it."""
+    measured = measured_bounds(config)
+    return tuple(name for name in bounds(config) if name not in measured) + tuple(measured)
 
 
 def violations(costs: Mapping[str, float], config: ObjectivesConfig) -> dict[str, float]:
-    """How far beyond each bound, in units of the bound (pymoo adds them up); broken where above 0."""
-    bounds = {name: getattr(config, f"max_{name}") for name in constraint_names(config)}
-    return {name: costs[name] / bound - 1.0 for name, bound in bounds.items()}
+    """How far beyond each bound that is known before training, in units of the bound (pymoo adds them up); broken where above 0."""
+    measured = measured_bounds(config)
+    return {name: costs[name] / bound - 1.0 for name, bound in bounds(config).items() if name not in measured}
 
 
 def promoted(waiting: Sequence[str], peers: Sequence[str], F: Mapping[str, Sequence[float]], share: float) -> list[str]:
@@ -65,7 +65,9 @@ def promoted(waiting: Sequence[str], peers: Sequence[str], F: Mapping[str, Seque
     return [id for id in waiting if id in best]
 
 
-def told(proposals: Sequence[Proposal], results: Mapping[str, Result], objectives: Sequence[Objective]) -> list[Told]:
+def told(
+    proposals: Sequence[Proposal], results: Mapping[str, Result], objectives: Sequence[Objective], config: ObjectivesConfig
+) -> list[Told]:
     """Results as numbers, in the order of the proposals.
 
     pymoo needs finite numbers: where an objective was not measured it gets the worst measured in this batch, which
@@ -80,7 +82,8 @@ def told(proposals: Sequence[Proposal], results: Mapping[str, Result], objective
         F = tuple(worst[k] if value is None else value for k, value in enumerate(row))
         fidelity = result.metrics.get("fidelity", 1.0) if result.status in ("ok", "stopped") else 0.0
         short = 0.0 if result.status in ("ok", "infeasible") else 1.0 - fidelity
-        batch.append(Told(proposal.id, F, (*proposal.violations.values(), short), fidelity))
+        broken = (*proposal.violations.values(), *measured_violations(result.metrics, config).values())
+        batch.append(Told(proposal.id, F, (*broken, short), fidelity))
     return batch
 
 

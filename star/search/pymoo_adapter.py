@@ -42,7 +42,7 @@ class PymooAlgorithm:
         algorithm.setup(self.problem, termination=NoTermination(), seed=seed)
 
     def ask(self, n: int) -> Batch | None:
-        self.variation.reset_counts()
+        self.variation.counts.reset()
         self.algorithm.n_offsprings = self.variation.sampling.n_samples = n  # of offspring; the first time, of samples
         population = self.algorithm.ask()
         if population is None or len(population) == 0:
@@ -55,7 +55,7 @@ class PymooAlgorithm:
             origin, parents, operators, repaired = individual.get("origin", "parents", "operators", "repaired")
             genome, predicted = self.space.decode(individual.X), individual.get("predicted")
             offspring.append(Offspring(id, genome, origin, tuple(parents), tuple(operators), bool(repaired), predicted))
-        return Batch(tuple(offspring), **self.variation.counts)
+        return Batch(tuple(offspring), **self.variation.counts.total, by_operator=self.variation.counts.by_operator)
 
     def tell(self, told: Sequence[Told]) -> None:
         infills = Population.create(*(self.pending.pop(result.id) for result in told))

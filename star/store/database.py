@@ -47,18 +47,25 @@ class Store:
                 self.connection.execute("PRAGMA synchronous = FULL")  # an acknowledged event survives a power cut
                 if new:
                     self._create(meta or {})
+                self.last_seq = self._last_seq()
             except BaseException:
                 self.connection.close()
                 raise
 
     def record(self, events: Iterable[tuple[str, dict]]) -> None:
-        """Append events (kind, data) in one transaction: on return all are on the disk; on an error, none."""
+        """Append events (kind, data) in one transaction: on return all are on the disk; on an error, none.
+
+        Raises UserError if someone else has written events since this store was opened.
+        """
         now = time.time()
         rows = [(now, kind, to_text(data)) for kind, data in events]
         if not rows:
             return
         with plain_errors(self.path), self._transaction():
+            if self._last_seq() != self.last_seq:
+                raise UserError(f"{self.path} was written by another process: let only one at a time evolve a run, then run the command again")
             self.connection.executemany("INSERT INTO event (time, kind, data) VALUES (?, ?, ?)", rows)
+        self.last_seq += len(rows)
 
     def set_meta(self, key: str, value) -> None:
         with plain_errors(self.path), self._transaction():
@@ -78,6 +85,9 @@ class Store:
             self.connection.execute("PRAGMA busy_timeout = 0")
             self.connection.execute("PRAGMA journal_mode = delete")
         self.connection.close()
+
+    def _last_seq(self) -> int:
+        return self.connection.execute("SELECT coalesce(max(seq), 0) FROM event").fetchone()[0]
 
     def _create(self, meta: dict) -> None:
         with self._transaction():
@@ -182,6 +192,8 @@ def plain_errors(path: Path) -> Iterator[None]:
             raise UserError(f"{path} cannot be opened or written ({error}): check its permissions") from error
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             raise UserError(f"{path} is locked by another program ({error}): close it and try again") from error
+        if code == sqlite3.SQLITE_IOERR:
+            raise RunFailed(f"{path} could not be read or written ({error}): see to its disk; every finished candidate is kept") from error
         raise
     except OSError as error:
         if error.errno == errno.ENOSPC:

@@ -1,5 +1,10 @@
-"""One coordinator per run: an operating-system lock, which dies with its holder even under SIGKILL."""
+"""One coordinator per run: an operating-system lock, which dies with its holder even under SIGKILL.
 
+Between machines it holds where the file system passes flock on, as NFS of Linux does; some are mounted without (Lustre
+without `-o flock`). There the record is the second line: its writer stops when it finds events that it did not write.
+"""
+
+import errno
 import fcntl
 import os
 import socket
@@ -15,9 +20,14 @@ class RunLock:
     """Exclusive hold of a run directory. The file's text (who holds it) is for people; the lock itself is flock's."""
 
     def __init__(self, run: Path, patience: float = 1.0):
-        """Raises UserError if another process still holds the run after `patience` seconds."""
+        """Raises UserError if another process still holds the run after `patience` seconds, or nothing can be written there."""
         self.path = run / NAME
-        self.file = open(self.path, "a+")
+        try:
+            self.file = open(self.path, "a+")
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            raise UserError(f"{run} cannot be written ({error.strerror}): change its permissions, or copy the run and go on with the copy") from None
         deadline = time.monotonic() + patience
         while not _try(self.file, fcntl.LOCK_EX):
             if time.monotonic() > deadline:

@@ -31,4 +31,4 @@ class AgingEvolution(PlainAlgorithm):
         return drafts
 
     def settle(self, member: Member) -> None:
-        self.members = [*self.members, member][-self.config.search.population :]
+        self.members = [*self.members, member][-self.config.parents :]

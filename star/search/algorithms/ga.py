@@ -19,7 +19,7 @@ from star.search.surrogate import Surrogate
 def create(space: Space, config: RunConfig, surrogate: Surrogate | None = None) -> Algorithm:
     variation = Variation(space, config.search, surrogate)
     algorithm = GA(
-        pop_size=config.search.population,
+        pop_size=config.parents,
         n_offsprings=config.offspring,
         sampling=variation.sampling,
         mating=variation.mating(TournamentSelection(func_comp=by_fitness, pressure=config.search.tournament)),

@@ -17,7 +17,7 @@ def create(space: Space, config: RunConfig, surrogate: Surrogate | None = None) 
     variation = Variation(space, config.search, surrogate)
     selection = TournamentSelection(func_comp=by_rank_and_crowding, pressure=config.search.tournament)
     algorithm = NSGA2(
-        pop_size=config.search.population,
+        pop_size=config.parents,
         n_offsprings=config.offspring,
         sampling=variation.sampling,
         mating=variation.mating(selection),
