@@ -187,7 +187,7 @@ def test_failures_teach_nothing_and_it_waits_for_enough():
 
 
 def test_a_run_without_need_has_none():
-    assert make_surrogate(load_config(), 256) is None
+    assert make_surrogate(load_config(overrides={"search.screen": 1}), 256) is None
     assert make_surrogate(load_config(overrides={"search.screen": 4, "objectives.names": ("parameters", "cache")}), 256) is None
 
 
