@@ -139,7 +139,7 @@ def main() -> None:
                     mean, sd = predict(X[seen], y[seen], groups, X[unseen], size[seen], size[unseen])
                     found[model].append(score(mean, sd, y[unseen], y.std()) | {"seconds": time.perf_counter() - begin})
             for model, scores in found.items():
-                row = {"table": name, "n": n, "model": model} | {key: interval([s[key] for s in scores]) for key in scores[0]}
+                row = {"table": name, "architectures": len(y), "n": n, "model": model} | {key: interval([s[key] for s in scores]) for key in scores[0]}
                 rows.append(row)
                 cells = "  ".join(f"{key} {value[0]:.3f} [{value[1]:.3f}, {value[2]:.3f}]" for key, value in row.items() if isinstance(value, list))
                 print(f"n {n:4d}  {model:14s} {cells}", flush=True)

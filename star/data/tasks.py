@@ -141,9 +141,9 @@ def _empty(task: Task, n: int) -> tuple[np.ndarray, np.ndarray]:
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        Task("recall", _recall, length=32),
-        Task("fuzzy recall", _fuzzy, length=48, symbols=6, motif=2),
-        Task("noisy recall", _recall, length=40, noise=0.2),
+        Task("recall", _recall, length=16, symbols=4),
+        Task("fuzzy recall", _fuzzy, length=24, symbols=4, motif=2),
+        Task("noisy recall", _recall, length=20, symbols=4, noise=0.2),
         Task("copying", _copying, length=24, items=4),
         Task("compression", _compression, length=8),
         Task("memorisation", _memorisation, length=16, symbols=512),
