@@ -46,7 +46,7 @@ from star.liv.vector_gate import vector_gate_parallel, vector_gate_reference
 
 HEAD_DIM = 64
 VOCAB = 256
-LOOP_STATES = 700e6  # bytes of states that a token loop keeps for its backward, two or three times over
+LOOP_STATES = 2e9  # bytes of states that a token loop keeps for its backward, two or three times over
 CLASS = {c.name: i for i, c in enumerate(POOL, start=1)}
 CORES = {
     "scalar": (ssd_parallel, ssd_reference),

@@ -169,10 +169,13 @@ def test_a_state_of_another_shape_or_dtype_is_refused():
     tokens = torch.zeros(2, 3, dtype=torch.int64)
     with pytest.raises(ValueError, match="layer 0 keeps"):
         model(tokens, other.init_state(2, 8))
-    with pytest.raises(ValueError, match=r"holds torch.bfloat16 and the model computes in torch.float32"):
+    with pytest.raises(ValueError, match=r"holds torch.bfloat16 and layer 0 computes it in torch.float32"):
         model(tokens, model.init_state(2, 8, dtype=torch.bfloat16))
-    with pytest.raises(ValueError, match="the state is on meta and the model on cpu"):
+    with pytest.raises(ValueError, match="the state is on meta and layer 0 on cpu"):
         model(tokens, model.init_state(2, 8, device=torch.device("meta")))
+    wider = star.build(Genome(parse_text("1-9"), 128, 16), VOCAB)
+    with pytest.raises(ValueError, match=r"layer 0 keeps k of \[4, 16\] and the state of \[8, 16\]"):
+        model(tokens, wider.init_state(2, 8))
 
 
 def test_inputs_that_no_model_can_take_are_one_sentence():
@@ -189,6 +192,28 @@ def test_inputs_that_no_model_can_take_are_one_sentence():
         liv(torch.zeros(1, 3, 32))
     with pytest.raises(ValueError, match="x is on meta and the operator on cpu"):
         liv(torch.zeros(1, 3, 64, device="meta"))
+
+
+def test_a_state_that_does_not_fit_an_operator_is_one_sentence():
+    attention, window, recurrence = (star.build(genome(text), VOCAB).blocks[0].liv for text in ("1", "30", "5"))
+    x = torch.zeros(2, 3, 64)
+    for liv, state, offset, message in (
+        (attention, recurrence.init_state(2, 8), 0, r"this operator keeps \['k', 'v'\] and the state has"),
+        (recurrence, recurrence.init_state(1, 8), 0, "the state was made for batch 1 and the tokens have batch 2"),
+        (recurrence, recurrence.init_state(2, 8, torch.bfloat16), 0, "b_filter of the state holds torch.bfloat16 and this operator computes it in torch.float32"),
+        (recurrence, recurrence.init_state(2, 8, device=torch.device("meta")), 0, "the state is on meta and this operator on cpu"),
+        (attention, attention.init_state(2, 2), 0, "the state has room for 2 tokens and this call ends at token 3"),
+        (attention, attention.init_state(2, 8), 7, "the state has room for 8 tokens and this call ends at token 10"),
+        (window, window.init_state(2, 8), 7, "the state has room for 8 tokens and this call ends at token 10"),
+    ):
+        with pytest.raises(ValueError, match=message) as caught:
+            liv(x, state, None, offset)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"x is torch\.int64; give floating-point numbers"):
+        attention(x.long())
+    consumer = shares("10014-90000-10014").blocks[2].liv
+    with pytest.raises(ValueError, match="this operator takes k, v from a provider and none are given"):
+        consumer(x.double())
 
 
 def test_a_class_that_does_not_fit_the_width_says_so():

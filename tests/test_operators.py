@@ -179,6 +179,11 @@ def test_delta_rule_stays_exact_for_correlated_keys(correlated):
     """Where Neumann doubling explodes (operators.md, section 6)."""
     error, finite = float32_error("delta", strength=0.0, correlated=correlated, state=32, width=16)
     assert finite and error < 1e-5
+    inputs = [t.requires_grad_() for t in recurrence_inputs("delta", 256, 0.05, correlated=correlated, state=32, width=16)]
+    single = [t.detach().float().requires_grad_() for t in inputs]
+    exact = torch.autograd.grad(delta_reference(*inputs)[0].sin().sum(), inputs)
+    for gradient, expected in zip(torch.autograd.grad(delta_parallel(*single)[0].sin().sum(), single), exact):
+        assert (gradient - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
 # Genes

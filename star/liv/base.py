@@ -79,6 +79,28 @@ class StateEntry(NamedTuple):
         return torch.zeros(batch, *shape, dtype=dtype, device=device)
 
 
+def check_state(
+    state: State, entries: Mapping[str, StateEntry], batch: int, n_tokens: int, dtype: torch.dtype, device: torch.device, owner: str = "this operator"
+) -> None:
+    """Raise `ValueError` if a state is not one for these entries, or has no room for `n_tokens` from the first one on."""
+    if state.keys() != entries.keys():
+        raise ValueError(f"{owner} keeps {sorted(entries)} and the state has {sorted(state)}; use a state that its init_state made")
+    for name, entry in entries.items():
+        tensor, expected = state[name], torch.promote_types(dtype, torch.float32) if entry.role == "recurrent" else dtype
+        shape = list(tensor.shape[1:])
+        columns = None if entry.cap is None or len(shape) <= len(entry.shape) else shape.pop(entry.column_dim)
+        if shape != list(entry.shape):
+            raise ValueError(f"{owner} keeps {name} of {list(entry.shape)} and the state of {shape}; use a state that its init_state made")
+        if tensor.shape[0] != batch:
+            raise ValueError(f"the state was made for batch {tensor.shape[0]} and the tokens have batch {batch}; make a new state")
+        if tensor.device != device:
+            raise ValueError(f"the state is on {tensor.device} and {owner} on {device}; make a new state")
+        if tensor.dtype != expected:
+            raise ValueError(f"{name} of the state holds {tensor.dtype} and {owner} computes it in {expected}; make a new state")
+        if columns is not None and columns < entry.columns(n_tokens):
+            raise ValueError(f"the state has room for {columns} tokens and this call ends at token {n_tokens}; make one with a larger max_len")
+
+
 def normal(std: float) -> Init:
     return lambda w, generator: w.normal_(0.0, std, generator=generator)
 
@@ -235,15 +257,21 @@ class LIV(nn.Module):
 
     def forward(self, x: Tensor, state: State | None = None, given: Features | None = None, offset: int = 0) -> tuple[Tensor, State | None]:
         """x [B, T, D] -> y [B, T, D]. Whole, in chunks or token by token (with `state`) it is the same map."""
-        self._check_input(x)
+        self._check_input(x, state, given, offset)
         y, state, _ = self.share(x, state, given, offset)
         return y, state
 
-    def _check_input(self, x: Tensor) -> None:
+    def _check_input(self, x: Tensor, state: State | None, given: Features | None, offset: int) -> None:
         if x.dim() != 3 or x.shape[2] != self.config.d_model:
             raise ValueError(f"x has shape {list(x.shape)} and this operator takes [batch, tokens, {self.config.d_model}]")
+        if not x.is_floating_point():
+            raise ValueError(f"x is {x.dtype}; give floating-point numbers (the weights are cast to their dtype)")
         if x.device != self.out.device:
             raise ValueError(f"x is on {x.device} and the operator on {self.out.device}; move one to the other")
+        if self.given and not given:
+            raise ValueError(f"this operator takes {', '.join(sorted(self.given))} from a provider and none are given; pass the features that it shares")
+        if state is not None:
+            check_state(state, self.config.own_state(self.given), x.shape[0], offset + x.shape[1], x.dtype, x.device)
 
     def output(self, y: Tensor) -> Tensor:
         """W_out; a differential operator subtracts its second branch here: W_a y_a - lambda W_b y_b."""

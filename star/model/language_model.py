@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from star.genome.plan import BlockConfig, Layer, Plan
-from star.liv.base import LIV, Features, State, Weight, normal
+from star.liv.base import LIV, Features, State, Weight, check_state, normal
 from star.liv.functional import rms_norm
 
 NORM_EPS = 1e-5
@@ -138,16 +138,7 @@ class LanguageModel(nn.Module):
             raise ValueError(f"the state has {len(state.layers)} layers and the model {len(self.blocks)}; use a state that this model made")
         dtype = self.compute_dtype or self.embedding.dtype
         for layer, tensors in zip(self.plan.layers, state.layers):
-            entries = layer.state()
-            if tensors.keys() != entries.keys():
-                raise ValueError(f"layer {layer.index} keeps {sorted(entries)} and the state has {sorted(tensors)}; use a state that this model made")
-            for name, tensor in tensors.items():
-                if tensor.shape[0] != batch:
-                    raise ValueError(f"the state was made for batch {tensor.shape[0]} and the tokens have batch {batch}; make a new state")
-                if tensor.device != self.embedding.device:
-                    raise ValueError(f"the state is on {tensor.device} and the model on {self.embedding.device}; make a new state")
-                if entries[name].role == "compute" and tensor.dtype != dtype:
-                    raise ValueError(f"the state holds {tensor.dtype} and the model computes in {dtype}; make a new state")
+            check_state(tensors, layer.state(), batch, 0, dtype, self.embedding.device, f"layer {layer.index}")
 
     def _make_room(self, state: ModelState, batch: int, seq_len: int) -> None:
         self._check_state(state, batch)
