@@ -25,12 +25,15 @@ import itertools
 import json
 import math
 import multiprocessing
+import os
 import platform
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # one search, one core
 
 import numpy as np
 from pymoo.indicators.hv import HV
@@ -54,11 +57,14 @@ ARMS: dict[str, dict] = {
     "paper + aligned": {"search.crossover": "aligned"},
     "paper + links, depth": {"search.insert_probability": 0.1, "search.delete_probability": 0.1, "search.swap_probability": 0.1},
     "star": STAR,
+    "star + rungs": STAR | RUNGS,
     "genetic algorithm": {"search.algorithm": "ga"},
     "firefly": {"search.algorithm": "firefly"},
     "aging evolution": {"search.algorithm": "aging"},
     "random": {"search.algorithm": "random"},
 }
+# rungs need learning curves, and changes of depth and alignment a sequence of classes, which the table of HW-GPT-Bench has not
+NOT_HWGPT = ("paper + rungs", "star + rungs", "paper + aligned", "paper + links, depth")
 OPTUNA = ("optuna NSGA-II", "optuna TPE")
 
 
@@ -371,20 +377,29 @@ def main() -> None:
     parser.add_argument("--arms", default=",".join([*ARMS, *OPTUNA]), help="separated by commas")
     parser.add_argument("--landscapes", default="star,hwgpt")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--cache", type=Path, help="file of finished searches: the same command goes on where it was stopped")
     parser.add_argument("--out", type=Path, default=RESULTS / "search-cpu.json")
     args = parser.parse_args()
     arms = [arm.strip() for arm in args.arms.split(",")]
     names = [name for name in args.landscapes.split(",") if name != "hwgpt" or SHARED.is_dir()]
     if "hwgpt" in args.landscapes and "hwgpt" not in names:
         print(f"{SHARED} is absent: the landscape hwgpt is skipped")
-    # rungs need learning curves, which the table of HW-GPT-Bench does not have
-    tasks = [(name, arm, seed, args.budget) for name in names for seed in range(args.seeds) for arm in arms if name == "star" or "rungs" not in arm]
+    tasks = [(name, arm, seed, args.budget) for name in names for seed in range(args.seeds) for arm in arms if name == "star" or arm not in NOT_HWGPT]
     found: dict[str, dict[str, dict[int, list[float]]]] = {}
     seconds: dict[str, list[float]] = {}
+    earlier = [json.loads(line) for line in args.cache.read_text().splitlines()] if args.cache and args.cache.exists() else []
+    for name, arm, seed, volumes, took in earlier:
+        if (name, arm, seed, args.budget) in tasks:
+            found.setdefault(name, {}).setdefault(arm, {})[seed] = volumes
+            seconds.setdefault(arm, []).append(took)
+    tasks = [task for task in tasks if task[2] not in found.get(task[0], {}).get(task[1], {})]
     with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
         for n, (name, arm, seed, volumes, took) in enumerate(pool.imap_unordered(trajectory, tasks), start=1):
             found.setdefault(name, {}).setdefault(arm, {})[seed] = volumes
             seconds.setdefault(arm, []).append(took)
+            if args.cache:
+                with args.cache.open("a") as file:
+                    file.write(json.dumps([name, arm, seed, np.round(volumes, 6).tolist(), took]) + "\n")
             if n % 20 == 0:
                 print(f"{n} of {len(tasks)}", flush=True)
     curves = {
