@@ -55,7 +55,7 @@ ARMS: dict[str, dict] = {
     "paper + rungs": RUNGS,
     "paper + screening": SCREEN,
     "paper + aligned": {"search.crossover": "aligned"},
-    "paper + links, depth": {"search.insert_probability": 0.1, "search.delete_probability": 0.1, "search.swap_probability": 0.1},
+    "paper + depth": {"search.insert_probability": 0.1, "search.delete_probability": 0.1, "search.swap_probability": 0.1},
     "star": STAR,
     "star + rungs": STAR | RUNGS,
     "genetic algorithm": {"search.algorithm": "ga"},
@@ -64,7 +64,7 @@ ARMS: dict[str, dict] = {
     "random": {"search.algorithm": "random"},
 }
 # rungs need learning curves, and changes of depth and alignment a sequence of classes, which the table of HW-GPT-Bench has not
-NOT_HWGPT = ("paper + rungs", "star + rungs", "paper + aligned", "paper + links, depth")
+NOT_HWGPT = ("paper + rungs", "star + rungs", "paper + aligned", "paper + depth")
 OPTUNA = ("optuna NSGA-II", "optuna TPE")
 
 
