@@ -389,8 +389,8 @@ def main() -> None:
     seconds: dict[str, list[float]] = {}
     earlier = [json.loads(line) for line in args.cache.read_text().splitlines()] if args.cache and args.cache.exists() else []
     for name, arm, seed, volumes, took in earlier:
-        if (name, arm, seed, args.budget) in tasks:
-            found.setdefault(name, {}).setdefault(arm, {})[seed] = volumes
+        if (name, arm, seed, args.budget) in tasks and len(volumes) >= args.budget:
+            found.setdefault(name, {}).setdefault(arm, {})[seed] = volumes[: args.budget]
             seconds.setdefault(arm, []).append(took)
     tasks = [task for task in tasks if task[2] not in found.get(task[0], {}).get(task[1], {})]
     with multiprocessing.get_context("spawn").Pool(args.workers) as pool:

@@ -40,6 +40,10 @@ class SpaceConfig:
     d_models: tuple[int, ...] = setting((64,), "legal widths of the residual stream", 1)
     head_dim: int = setting(16, "width of an attention or recurrence head", 2)
     classes: tuple[int, ...] = setting((), "operator classes by pool id, 0 for an empty slot; empty: the paper's 17", 0)
+    level: str = setting(
+        "backbone", "what evolves. backbone: LIVs of the fixed pool; operator: also operators that LIVs may name", choices=("backbone", "operator")
+    )
+    evolved: int = setting(4, "operators that are part of each genome, at level operator", 1, 64)
     sharing: bool = setting(True, "LIVs may share featurizer weights and computed features")
     norms: tuple[int, ...] = setting((1,), "legal normalisation schemes", 1)
     residuals: tuple[int, ...] = setting((1,), "legal residual schemes", 1)
@@ -61,6 +65,9 @@ class SearchConfig:
     crossover_probability: float = setting(0.9, "share of matings that exchange genes", 0, 1)
     crossover_points: int = setting(2, "cuts of the k-point crossover", 1)
     crossover_inside: bool = setting(False, "also cut inside a LIV, not only between LIVs")
+    operator_generations: int = setting(
+        0, "generations in which only operators mutate (level operator); then only backbones do. 0: both at all times", 0
+    )
     mutation_probability: float = setting(0.1, "probability that a gene is re-sampled among its legal values", 0, 1)
     link_probability: float = setting(0.2, "share of offspring in which two LIVs of one class are made to share", 0, 1)
     insert_probability: float = setting(0.0, "share of offspring that get one more LIV", 0, 1)
@@ -204,6 +211,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "training.betas": (0.9, 0.95),
         "training.eval_tokens": 1_048_576,
         "engine.timeout": 3600.0,
+    },
+    "two-stage": {
+        "training.tokens": 65_536,
+        "space.level": "operator",
+        "search.generations": 13,
+        "search.operator_generations": 6,
     },
     "paper": PAPER,
     "paper-quality": PAPER | {"objectives.names": ("loss",)},

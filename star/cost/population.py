@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 from star.cost.single import NUMBER_BYTES, RECURRENT_BYTES, Costs
-from star.genome import POOL, BlockConfig, Space
+from star.genome import POOL, BlockConfig, OperatorSpace, Space
 from star.genome.space import GENES, HEADER
 from star.liv import FAMILIES
 
@@ -23,6 +23,8 @@ def population_costs(space: Space, X: np.ndarray, vocab_size: int = 256, seq_len
 
     Rows must be valid, as `space.sample` and `space.repair` return them. About a microsecond for each LIV of a genome.
     """
+    if isinstance(space, OperatorSpace):
+        raise ValueError("population_costs reads tables of fixed operators; at the operator level call costs(space.decode(x)) for each row")
     X = np.asarray(X, dtype=np.int64).reshape(-1, space.n_var)
     tables = cost_tables(space, seq_len)
     n, rows = len(X), np.arange(len(X))

@@ -6,6 +6,7 @@ Imports `star.liv` and `star.errors` only. Read `genome.py`, then `plan.py`.
 from star.genome.codec import NamedGenome, from_json, parse_text, read_json, to_json
 from star.genome.genome import NORMS, RESIDUALS, Gene, Genome
 from star.genome.library import find_genome, list_genomes, load_genome
+from star.genome.operator_space import OperatorSpace
 from star.genome.plan import BlockConfig, Layer, Plan, resolve
 from star.genome.pool import PAPER_CLASSES, POOL, PoolClass, operator
 from star.genome.repair import repair

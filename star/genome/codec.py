@@ -59,9 +59,10 @@ def to_json(genome: Genome, **about: Any) -> dict[str, Any]:
     data: dict[str, Any] = {"format": FORMAT, "version": VERSION} | {k: v for k, v in about.items() if v}
     data |= {key: getattr(genome, key) for key in ("d_model", "head_dim", "norm", "residual", "rope_theta")}
     data["backbone"] = genome.text
-    if genome.pool != POOL:
-        data["pool"] = [_class_to_json(c) for c in genome.pool]
-    return data
+    if genome.pool[: len(POOL)] == POOL:
+        own = genome.pool[len(POOL) :]
+        return data | ({"evolved": [_class_to_json(c) for c in own]} if own else {})
+    return data | {"pool": [_class_to_json(c) for c in genome.pool]}
 
 
 def _class_to_json(c: PoolClass) -> dict[str, Any]:
@@ -83,7 +84,7 @@ def read_json(data: Any, where: str = "genome") -> NamedGenome:
         raise UserError(f"{where}: this is no genome; a genome file is a JSON object with \"format\": \"{FORMAT}\"")
     if data.get("version") != VERSION:
         raise UserError(f"{where}: genome version {data.get('version')!r} is not supported; this program reads version {VERSION}")
-    legal = {"format", "version", "name", "description", "vocab_size", "evidence", "d_model", "head_dim", "norm", "residual", "rope_theta", "backbone", "pool"}
+    legal = {"format", "version", "name", "description", "vocab_size", "evidence", "d_model", "head_dim", "norm", "residual", "rope_theta", "backbone", "pool", "evolved"}
     unknown = sorted(set(data) - legal)
     if unknown:
         raise UserError(f"{where}: unknown key '{unknown[0]}'; legal keys are {', '.join(sorted(legal))}")
@@ -95,7 +96,10 @@ def read_json(data: Any, where: str = "genome") -> NamedGenome:
                 raise UserError(f"{where}: '{key}' is {value!r}; it must be {'a number' if kind is float else 'an integer'}")
             numbers[key] = kind(value)
     try:
-        genome = Genome(_backbone(data.get("backbone"), where), pool=_pool(data.get("pool"), where), **numbers)
+        if "pool" in data and "evolved" in data:
+            raise UserError(f"{where}: 'pool' replaces the pool and 'evolved' adds to it; give one of them")
+        own = _pool(data["evolved"], where) if "evolved" in data else ()
+        genome = Genome(_backbone(data.get("backbone"), where), pool=_pool(data.get("pool"), where) + own, **numbers)
     except UserError as error:
         raise error if str(error).startswith(where) else UserError(f"{where}: {error}") from None
     vocab_size = data.get("vocab_size")

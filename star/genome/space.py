@@ -64,18 +64,32 @@ class Space:
 
     # The vector.
 
+    @property
+    def offset(self) -> int:
+        """Where the slots begin."""
+        return len(HEADER)
+
     @cached_property
     def names(self) -> list[str]:
-        return list(HEADER) + [f"liv{slot + 1}.{gene}" for slot in range(self.n_slots) for gene in GENES]
+        return list(HEADER) + self._slot_names
+
+    @property
+    def _slot_names(self) -> list[str]:
+        return [f"liv{slot + 1}.{gene}" for slot in range(self.n_slots) for gene in GENES]
 
     @cached_property
     def values(self) -> list[np.ndarray]:
         """Legal values of each position."""
+        return [np.array(list(v), dtype=np.int64) for v in [*self._header_values, *self._slot_values(self.classes) * self.n_slots]]
+
+    @property
+    def _header_values(self) -> list:
+        return [range(len(self.d_models)), self.norms, self.residuals]
+
+    def _slot_values(self, classes: tuple[int, ...]) -> list:
         groups = range(1 + (max(1, self.n_slots // 2) if self.max_groups is None else self.max_groups))
         strategies = (range(3), range(self._n_strategies + 1)) if len(groups) > 1 else (range(1), range(1))
-        slot = [self.classes, groups, strategies[0], groups, strategies[1]]
-        header = [range(len(self.d_models)), self.norms, self.residuals]
-        return [np.array(list(v), dtype=np.int64) for v in header + slot * self.n_slots]
+        return [classes, groups, strategies[0], groups, strategies[1]]
 
     @property
     def _n_strategies(self) -> int:
@@ -84,7 +98,7 @@ class Space:
 
     @property
     def n_var(self) -> int:
-        return len(HEADER) + len(GENES) * self.n_slots
+        return self.offset + len(GENES) * self.n_slots
 
     @property
     def lower(self) -> np.ndarray:
@@ -98,7 +112,7 @@ class Space:
     def segments(self) -> list[slice]:
         """One slice per LIV slot."""
         width = len(GENES)
-        return [slice(len(HEADER) + width * s, len(HEADER) + width * (s + 1)) for s in range(self.n_slots)]
+        return [slice(self.offset + width * s, self.offset + width * (s + 1)) for s in range(self.n_slots)]
 
     @property
     def cuts(self) -> np.ndarray:
@@ -156,7 +170,7 @@ class Space:
         least = -(-self.n_slots // 2) if 0 in self.classes else self.n_slots
         for row, depth in zip(X, rng.integers(least, self.n_slots + 1, size=n)):
             filled = [0 if slot >= depth else rng.choice(operators) for slot in range(self.n_slots)]
-            row[len(HEADER) :: len(GENES)] = filled
+            row[self.offset :: len(GENES)] = filled
         return self.repair(X, rng)[0]
 
     def repair(self, X: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -173,9 +187,9 @@ class Space:
         """The nearest legal value at every position, and at least one LIV."""
         fixed = np.array([v[np.argmin(np.abs(v - x))] for v, x in zip(self.values, row)], dtype=np.int64)
         clamped = bool((fixed != row).any())
-        classes = fixed[len(HEADER) :: len(GENES)]
+        classes = fixed[self.offset :: len(GENES)]
         if not classes.any():
-            fixed[len(HEADER)] = rng.choice([c for c in self.classes if c])
+            fixed[self.offset] = rng.choice([c for c in self.classes if c])
             clamped = True
         return fixed, clamped
 
@@ -184,7 +198,11 @@ class Space:
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Space:
-        return Space(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+        """Of either level: the operator level has the key "evolved"."""
+        from star.genome.operator_space import OperatorSpace  # it builds on this module
+
+        kind = OperatorSpace if "evolved" in data else Space
+        return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
 
     def fit(self, genome: Genome) -> Genome:
         """The genome at the nearest width and depth of this space, to seed a search or to compare with."""

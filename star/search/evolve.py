@@ -18,7 +18,7 @@ from star.config import RunConfig, diff
 from star.cost import costs as costs_of
 from star.engine import Engine, InProcess, ProcessPool, Ray
 from star.errors import UserError
-from star.genome import Gene, Genome, Space, find_genome
+from star.genome import Gene, Genome, OperatorSpace, Space, find_genome
 from star.search.algorithm import Algorithm, Told, load_algorithm
 from star.search.events import Callback, Emitter
 from star.search.loop import Loop
@@ -108,15 +108,18 @@ def _ending(run: Path, loop: Loop, unfinished: bool) -> Ending:
 
 def make_space(config: RunConfig) -> Space:
     settings = config.space
-    classes = {"classes": tuple(sorted({0, *settings.classes}))} if settings.classes else {}
-    return Space(
+    fields: dict = {"classes": tuple(sorted({0, *settings.classes}))} if settings.classes else {}
+    if settings.level == "operator":
+        fields["evolved"] = settings.evolved
+    kind = OperatorSpace if settings.level == "operator" else Space
+    return kind(
         n_slots=settings.slots,
         d_models=settings.d_models,
         head_dim=settings.head_dim,
         norms=settings.norms,
         residuals=settings.residuals,
         max_groups=None if settings.sharing else 0,
-        **classes,
+        **fields,
     )
 
 
@@ -126,7 +129,7 @@ def check_bounds(space: Space, config: RunConfig, vocab_size: int) -> None:
     The cheapest genome has as few LIVs as the space allows, all of one class; several bounds that each can be met but
     not together are not noticed here: the run then reports that its genomes break them.
     """
-    if not bounds(config.objectives):
+    if not bounds(config.objectives) or isinstance(space, OperatorSpace):  # the cheapest operator is not known beforehand
         return
     least = 1 if 0 in space.classes else space.n_slots
     cheapest = [

@@ -1,0 +1,226 @@
+"""The operator level of search: the pool evolves with the genome (STAR, section 3, the hierarchy of genomes).
+
+    [ header | operator 1 | ... | operator K | LIV 1 | ... | LIV n_slots ]
+
+    operator: featurizer, token, sparsity, nonlinearity, channel, differential, then four integers for each feature group
+
+A LIV names a class of the fixed pool, or one of the K operators that the vector itself defines. Sections are as wide as the widest
+family needs; what a family does not have is 0. In canonical form operators that no LIV names are zeroed, the others stand in
+order of first use, and one that equals a class of the pool is that class, so equal architectures are equal rows here too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from star.errors import UserError
+from star.genome.genome import Gene, Genome
+from star.genome.pool import FEATURIZERS, POOL, PoolClass, random_operator
+from star.genome.repair import repair
+from star.genome.space import GENES, HEADER, Space
+from star.liv import ABSENT, FAMILIES, FeatureGenes, Operator, OperatorGenes
+
+MOST_GROUPS = max(len(family.groups) for family in FAMILIES.values())
+OPERATOR = ("featurizer", "token", "sparsity", "nonlinearity", "channel", "differential")
+WIDTH = len(OPERATOR) + len(FeatureGenes._fields) * MOST_GROUPS
+MOST_DRAWS = 1000  # of random operators until one fits the width
+
+
+@dataclass(frozen=True)
+class OperatorSpace(Space):
+    """A `Space` in which `evolved` operators are part of the genome. classes: the fixed ones that LIVs may name besides."""
+
+    evolved: int = 4
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.evolved <= 64:
+            raise UserError(f"evolved is {self.evolved}; legal is 1 to 64 operators")
+        if self.classes == (0,):
+            object.__setattr__(self, "classes", (0, 1))  # checked like any other; `slot_classes` leaves it out
+            super().__post_init__()
+            object.__setattr__(self, "classes", (0,))
+        else:
+            super().__post_init__()
+
+    # The vector.
+
+    @property
+    def offset(self) -> int:
+        return len(HEADER) + WIDTH * self.evolved
+
+    @property
+    def sections(self) -> list[slice]:
+        """One slice per evolving operator."""
+        return [slice(len(HEADER) + WIDTH * k, len(HEADER) + WIDTH * (k + 1)) for k in range(self.evolved)]
+
+    @property
+    def evolved_classes(self) -> tuple[int, ...]:
+        """Class ids by which LIVs name the evolving operators."""
+        return tuple(range(len(POOL) + 1, len(POOL) + 1 + self.evolved))
+
+    @property
+    def slot_classes(self) -> tuple[int, ...]:
+        return (*self.classes, *self.evolved_classes)
+
+    @cached_property
+    def names(self) -> list[str]:
+        genes = [*OPERATOR, *(f"group{g + 1}.{gene}" for g in range(MOST_GROUPS) for gene in FeatureGenes._fields)]
+        return [*HEADER, *(f"operator{k + 1}.{gene}" for k in range(self.evolved) for gene in genes), *self._slot_names]
+
+    @cached_property
+    def values(self) -> list[np.ndarray]:
+        """Legal values of each position; which go together is the family's business (`star.liv.genes`), and repair's."""
+        families = FAMILIES.values()
+        section: list[set[int]] = [{0, *FEATURIZERS}]
+        section += [{0}.union(*(getattr(family, gene) for family in families)) for gene in OPERATOR[1:5]] + [{0, 1}]
+        for g in range(MOST_GROUPS):
+            specs = [list(family.groups.values())[g] for family in families if len(family.groups) > g]
+            section += [{0}.union(*(spec.values(gene) for spec in specs)) for gene in FeatureGenes._fields]
+        rows = [*self._header_values, *[sorted(v) for v in section] * self.evolved, *self._slot_values(self.slot_classes) * self.n_slots]
+        return [np.array(list(v), dtype=np.int64) for v in rows]
+
+    @property
+    def _n_strategies(self) -> int:
+        return max(family.n_strategies for family in FAMILIES.values())
+
+    @property
+    def cuts(self) -> np.ndarray:
+        """Before each operator and each LIV."""
+        return np.array([s.start for s in (*self.sections, *self.segments)])
+
+    def encode(self, genome: Genome) -> np.ndarray:
+        fixed = {POOL[c - 1].operator: c for c in self.classes if c}
+        genome = genome.canonical()
+        own: dict[Operator, int] = {}
+        genes = []
+        for gene in genome.backbone:
+            op = genome.operator(gene)
+            if op not in fixed:
+                own.setdefault(op, self.evolved_classes[0] + len(own))
+            genes.append(gene._replace(class_id=fixed.get(op) or own[op]))
+        if len(own) > self.evolved:
+            raise UserError(f"genome {genome.id} has {len(own)} operators beyond the fixed classes and the space holds {self.evolved}; raise evolved")
+        plain = Space.encode(self._plain, replace(genome, backbone=tuple(g._replace(class_id=1) for g in genes)))
+        x = np.zeros(self.n_var, dtype=np.int64)
+        x[: len(HEADER)], x[self.offset :] = plain[: len(HEADER)], plain[len(HEADER) :]
+        x[self.offset :: len(GENES)][: len(genes)] = [g.class_id for g in genes]
+        x[self.offset :][: len(GENES) * len(genes)] = [n for g in genes for n in g]
+        for op, section in zip(own, self.sections, strict=False):
+            x[section] = to_integers(op)
+        return x
+
+    def decode(self, x: np.ndarray) -> Genome:
+        """The genome of a vector whose operators are valid, as `repair` leaves them; sharing may still need it."""
+        operators = {c: from_integers(x[section]) for c, section in zip(self.evolved_classes, self.sections, strict=True) if x[section.start]}
+        return self._genome(x, operators)
+
+    def _genome(self, x: np.ndarray, operators: Mapping[int, Operator]) -> Genome:
+        rows = np.asarray(x[self.offset :]).reshape(-1, len(GENES))
+        genes = [Gene(*(int(n) for n in row)) for row in rows if row[0]]
+        used = [c for c in dict.fromkeys(gene.class_id for gene in genes) if c in operators]
+        pool = POOL + tuple(PoolClass(f"{operators[c].family}-evolved-{k + 1}", operators[c]) for k, c in enumerate(used))
+        renamed = {c: len(POOL) + 1 + k for k, c in enumerate(used)}
+        kept = []
+        for gene in genes:
+            gene = gene._replace(class_id=renamed.get(gene.class_id, gene.class_id))
+            limit = FAMILIES[pool[gene.class_id - 1].operator.family].n_strategies
+            kept.append(gene._replace(feature_strategy=0) if gene.feature_strategy > limit else gene)
+        width, norm, residual = (int(v) for v in x[: len(HEADER)])
+        return Genome(tuple(kept), self.d_models[width], self.head_dim, norm, residual, self.rope_theta, pool)
+
+    @cached_property
+    def _plain(self) -> Space:
+        """The backbone level, to encode everything but operators."""
+        return Space(self.n_slots, self.d_models, self.head_dim, (0, 1), self.norms, self.residuals, self.rope_theta, self.max_groups)
+
+    # Valid vectors.
+
+    def sample(self, rng: np.random.Generator, n: int) -> np.ndarray:
+        """As in `Space`, with random operators; half of the LIVs name one of them."""
+        X = np.stack([rng.choice(values, size=n) for values in self.values], axis=1)
+        fixed = [c for c in self.classes if c]
+        least = -(-self.n_slots // 2) if 0 in self.classes else self.n_slots
+        for row, depth in zip(X, rng.integers(least, self.n_slots + 1, size=n), strict=True):
+            for section in self.sections:
+                row[section] = to_integers(self._random(rng))
+            own = rng.random(self.n_slots) < (0.5 if fixed else 1.1)
+            chosen = [rng.choice(self.evolved_classes) if mine else rng.choice(fixed) for mine in own]
+            row[self.offset :: len(GENES)] = [c if slot < depth else 0 for slot, c in enumerate(chosen)]
+        return self.repair(X, rng)[0]
+
+    def repair(self, X: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        rows, flags = [], []
+        for row in np.asarray(X):
+            fixed = np.array([v[np.argmin(np.abs(v - x))] for v, x in zip(self.values, row, strict=True)], dtype=np.int64)
+            changed = bool((fixed != row).any())
+            if not fixed[self.offset :: len(GENES)].any():
+                fixed[self.offset], changed = rng.choice([c for c in self.slot_classes if c]), True
+            operators = {}
+            for c, section in zip(self.evolved_classes, self.sections, strict=True):
+                if c in fixed[self.offset :: len(GENES)]:
+                    operators[c] = self._mended(fixed[section], rng)
+                    changed |= not np.array_equal(to_integers(operators[c]), fixed[section])
+            genome, mended = repair(self._genome(fixed, operators), rng)
+            rows.append(self.encode(genome))
+            flags.append(changed or mended)
+        return np.array(rows, dtype=np.int64).reshape(-1, self.n_var), np.array(flags, dtype=bool)
+
+    def _mended(self, integers: np.ndarray, rng: np.random.Generator) -> Operator:
+        """The operator of these integers; genes that its family does not have are drawn again, then `Family.mend`."""
+        featurizer = int(integers[0])
+        if featurizer == 0:
+            return self._random(rng)
+        family = FAMILIES[FEATURIZERS[featurizer]]
+        numbers = [int(n) for n in integers]
+        genes = [value if value in getattr(family, gene) else int(rng.choice(getattr(family, gene))) for gene, value in zip(OPERATOR[1:5], numbers[1:5], strict=True)]
+        rows = []
+        for g, (name, spec) in enumerate(family.groups.items()):
+            row = numbers[len(OPERATOR) + 4 * g : len(OPERATOR) + 4 * g + 4]
+            if spec.optional and not row[0]:
+                continue  # the first integer says whether an optional group is there
+            legal = [spec.values(gene) for gene in FeatureGenes._fields]
+            rows.append((name, FeatureGenes(*(v if v in choice else int(rng.choice(choice)) for v, choice in zip(row, legal, strict=True)))))
+        differential = bool(numbers[5]) and family.differentiable_branches
+        mended = family.mend(Operator(family.name, OperatorGenes(featurizer, *genes), tuple(sorted(rows)), differential), rng)
+        return mended if self._fits(mended) else self._random(rng)
+
+    def _random(self, rng: np.random.Generator) -> Operator:
+        for _ in range(MOST_DRAWS):
+            drawn = random_operator(rng)
+            if self._fits(drawn):
+                return drawn
+        raise UserError(f"no random operator fits widths {self.d_models} with heads of {self.head_dim}; choose other widths")
+
+    def _fits(self, op: Operator) -> bool:
+        """Whether it can be built at every width of the space."""
+        try:
+            for d_model in self.d_models:
+                FAMILIES[op.family].validate(op)
+                PoolClass("operator", op).config(d_model, self.head_dim, self.rope_theta)
+        except UserError:
+            return False
+        return True
+
+
+def to_integers(op: Operator) -> list[int]:
+    """WIDTH integers; a group that the operator does not have is four zeros."""
+    groups = list(FAMILIES[op.family].groups)
+    rows = [n for name in groups for n in op.feature(name)]
+    rows += [0] * (len(FeatureGenes._fields) * MOST_GROUPS - len(rows))
+    return [*op.genes, int(op.differential), *rows]
+
+
+def from_integers(integers: np.ndarray) -> Operator:
+    """The operator of integers that `to_integers` gave."""
+    numbers = [int(n) for n in integers]
+    family = FAMILIES[FEATURIZERS[numbers[0]]]
+    rows = []
+    for g, name in enumerate(family.groups):
+        row = FeatureGenes(*numbers[len(OPERATOR) + 4 * g : len(OPERATOR) + 4 * g + 4])
+        if row != ABSENT:
+            rows.append((name, row))
+    return Operator(family.name, OperatorGenes(*numbers[:5]), tuple(sorted(rows)), bool(numbers[5]))
