@@ -14,6 +14,6 @@ from star.genome.space import Space
 from star.genome.table import gene_table
 
 __all__ = [
-    "BlockConfig", "Gene", "Genome", "Layer", "NORMS", "NamedGenome", "PAPER_CLASSES", "POOL", "Plan", "PoolClass", "RESIDUALS", "Space",
+    "BlockConfig", "Gene", "Genome", "Layer", "NORMS", "NamedGenome", "OperatorSpace", "PAPER_CLASSES", "POOL", "Plan", "PoolClass", "RESIDUALS", "Space",
     "find_genome", "from_json", "gene_table", "list_genomes", "load_genome", "operator", "parse_text", "read_json", "repair", "resolve", "to_json",
 ]  # fmt: skip

@@ -104,10 +104,9 @@ class OperatorSpace(Space):
             genes.append(gene._replace(class_id=fixed.get(op) or own[op]))
         if len(own) > self.evolved:
             raise UserError(f"genome {genome.id} has {len(own)} operators beyond the fixed classes and the space holds {self.evolved}; raise evolved")
-        plain = Space.encode(self._plain, replace(genome, backbone=tuple(g._replace(class_id=1) for g in genes)))
+        plain = self._plain.encode(replace(genome, backbone=(Gene(1),) * len(genes)))  # refuses other widths, schemes and depths
         x = np.zeros(self.n_var, dtype=np.int64)
-        x[: len(HEADER)], x[self.offset :] = plain[: len(HEADER)], plain[len(HEADER) :]
-        x[self.offset :: len(GENES)][: len(genes)] = [g.class_id for g in genes]
+        x[: len(HEADER)] = plain[: len(HEADER)]
         x[self.offset :][: len(GENES) * len(genes)] = [n for g in genes for n in g]
         for op, section in zip(own, self.sections, strict=False):
             x[section] = to_integers(op)

@@ -18,7 +18,7 @@ from pymoo.core.sampling import Sampling
 
 from star.config import SearchConfig
 from star.errors import UserError
-from star.genome import Space, find_genome
+from star.genome import OperatorSpace, Space, find_genome
 from star.search.slots import AlignedCrossover, SlotMutation
 from star.search.surrogate import Surrogate
 
@@ -35,7 +35,7 @@ class Variation:
 
     def mating(self, selection) -> "TracedMating":
         return TracedMating(
-            selection, self.crossover(), mutations(self.space, self.config), self, repair=self.repair, eliminate_duplicates=self.unseen
+            selection, self.crossover(), Mutations(self.space, self.config), self, repair=self.repair, eliminate_duplicates=self.unseen
         )
 
     def crossover(self) -> Crossover:
@@ -72,21 +72,29 @@ class Counts:
             row[key] += 1
 
 
-def mutations(space: Space, config: SearchConfig) -> dict[str, Mutation]:
-    """By name, in the order in which they are applied; those with probability 0 are left out."""
-    rates = {
-        "insert": config.insert_probability,
-        "delete": config.delete_probability,
-        "swap": config.swap_probability,
-        "mutation": config.mutation_probability,
-        "link": config.link_probability,
-    }
-    made: dict[str, Mutation] = {}
-    for name, rate in rates.items():
-        if rate:
-            kinds = {"mutation": lambda r: GeneMutation(space.values, r), "link": lambda r: LinkMutation(space, r)}
-            made[name] = kinds[name](rate) if name in kinds else SlotMutation(space, name, rate)
-    return made
+class Mutations:
+    """The mutations of one search by name, in the order in which they are applied; those with probability 0 are left out.
+
+    A search of the operator level may have two stages: first only operators mutate, then only backbones, which keep the
+    operators that were found (`operator_generations`). Crossover recombines both at all times.
+    """
+
+    def __init__(self, space: Space, config: SearchConfig):
+        slots = {name: SlotMutation(space, name, getattr(config, f"{name}_probability")) for name in ("insert", "delete", "swap")}
+        genes, links = GeneMutation(space.values, config.mutation_probability), LinkMutation(space, config.link_probability)
+        every = slots | {"mutation": genes, "link": links}
+        self.first = self.then = {name: mutation for name, mutation in every.items() if mutation.probability}
+        self.n_first = 0  # genomes that are asked in the first stage
+        if isinstance(space, OperatorSpace) and config.operator_generations:
+            operators = range(space.sections[0].start, space.offset)
+            self.n_first = config.population + (config.operator_generations - 1) * (config.offspring or config.population)
+            self.first = {"mutation": GeneMutation(space.values, config.mutation_probability, operators)}
+            backbone = [p for p in range(space.n_var) if p not in operators]
+            self.then = self.then | {"mutation": GeneMutation(space.values, config.mutation_probability, backbone)}
+
+    def now(self, n_asked: int) -> dict[str, Mutation]:
+        """Those to apply once so many genomes have been asked."""
+        return self.first if n_asked < self.n_first else self.then
 
 
 def seed_vectors(space: Space, names: tuple[str, ...]) -> np.ndarray:
@@ -146,15 +154,17 @@ class KPointCrossover(Crossover):
 
 
 class GeneMutation(Mutation):
-    """Each gene, with a small probability, becomes another of the values legal at its position."""
+    """Each gene, with a small probability, becomes another of the values legal at its position. positions: which; all by default."""
 
-    def __init__(self, values: list[np.ndarray], probability: float):
+    def __init__(self, values: list[np.ndarray], probability: float, positions: Sequence[int] | None = None):
         super().__init__()
         self.values, self.probability = values, probability
+        self.positions = range(len(values)) if positions is None else positions
 
     def _do(self, problem, X, *args, random_state=None, **kwargs):
         X = X.copy()
-        for position, legal in enumerate(self.values):
+        for position in self.positions:
+            legal = self.values[position]
             if len(legal) < 2:
                 continue
             hit = np.flatnonzero(random_state.random(len(X)) < self.probability)
@@ -203,7 +213,7 @@ class LinkMutation(Mutation):
 class TracedMating(Mating):
     """Selection, crossover, mutations; notes for every child its parents and the operators that changed it."""
 
-    def __init__(self, selection, crossover, mutations: dict[str, Mutation], variation: Variation, **kwargs):
+    def __init__(self, selection, crossover, mutations: Mutations, variation: Variation, **kwargs):
         super().__init__(selection, crossover, None, n_max_iterations=100, **kwargs)
         self.mutations, self.variation = mutations, variation
 
@@ -217,13 +227,14 @@ class TracedMating(Mating):
         parents = self.selection(problem, pop, n_matings, n_parents=2, random_state=random_state, **kwargs)
         children = self.crossover(problem, parents, random_state=random_state, **kwargs)
         stages = [children.get("X").copy()]
-        for mutation in self.mutations.values():
+        mutations = self.mutations.now(len(self.variation.unseen.ids))
+        for mutation in mutations.values():
             children = mutation(problem, children, random_state=random_state, **kwargs)
             stages.append(children.get("X").copy())
         for i, child in enumerate(children):
             pair = parents[i % n_matings]  # children are ordered: all first ones, then all second ones
             same = [parent for parent in pair if np.array_equal(parent.X, stages[0][i])]
-            changed = [name for name, before, after in zip(self.mutations, stages, stages[1:], strict=False) if (before[i] != after[i]).any()]
+            changed = [name for name, before, after in zip(mutations, stages, stages[1:], strict=False) if (before[i] != after[i]).any()]
             child.set("origin", "offspring")
             child.set("parents", list(dict.fromkeys(parent.get("id") for parent in same[:1] or pair)))
             child.set("operators", ([] if same else ["crossover"]) + changed)

@@ -10,7 +10,7 @@ import numpy as np
 from star.config import RunConfig
 from star.genome import Space
 from star.search.algorithm import Batch, Offspring, Told
-from star.search.operators import Counts, mutations, seed_vectors
+from star.search.operators import Counts, Mutations, seed_vectors
 from star.search.surrogate import Surrogate
 
 MOST_TRIES = 100  # rounds of proposals in which nothing is new before the space counts as used up
@@ -45,7 +45,7 @@ class PlainAlgorithm:
     def __init__(self, space: Space, config: RunConfig, surrogate: Surrogate | None = None):
         self.space, self.config, self.surrogate = space, config, surrogate
         self.rng = np.random.default_rng(np.random.SeedSequence([config.seed, 0]))
-        self.mutations = mutations(space, config.search)
+        self.mutations = Mutations(space, config.search)
         self.seeds = seed_vectors(space, config.search.seeds)
         self.seen: set[str] = set()
         self.pending: dict[str, np.ndarray] = {}
@@ -114,7 +114,7 @@ class PlainAlgorithm:
         """Another vector, and the operators that made it so: at least one gene changes."""
         for _ in range(MOST_TRIES):
             made, operators = x[None], []
-            for name, mutation in self.mutations.items():
+            for name, mutation in self.mutations.now(len(self.seen)).items():
                 before, made = made, mutation._do(None, made, random_state=self.rng)
                 operators += [name] if (made != before).any() else []
             if operators:
