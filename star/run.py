@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from star.assess import Frame, Front, load_objectives
+from star.assess.calibration import report
 from star.config import RunConfig, load_config
 from star.engine.progress import read_progress
 from star.errors import UserError
@@ -165,6 +166,23 @@ class Run:
                 row["improved"] += joined
         return list(rows.values())
 
+    def surrogate(self) -> dict[str, dict]:
+        """How well the surrogate foretold those that it chose, by objective: see `star.assess.calibration.report`.
+
+        The proxy, of which it must be better, is the number of parameters: larger models are better on the whole.
+        """
+        proposals = {p.id: p for p in self._record.proposals if p.predicted}
+        found = {}
+        for objective in self.objectives:
+            pairs = [
+                (proposals[c.id].predicted[objective.name], objective.scaled(c.objectives[objective.name]), -c.costs.get("parameters", 0.0))
+                for c in self._settled()
+                if c.id in proposals and objective.name in proposals[c.id].predicted
+            ]
+            if pairs:
+                found[objective.name] = report(*zip(*pairs, strict=True))
+        return found
+
     def status(self) -> dict:
         """Counts by outcome, progress, what runs now, and the time that is left (seconds; None if it cannot be told)."""
         record, candidates = self._record, self._candidates
@@ -190,6 +208,7 @@ class Run:
             "counts": counts,
             "failures": [{"id": r.id, "status": r.status, "reason": r.reason} for r in record.results.values() if r.status not in good],
             "progress": read_progress(self.path / "progress") if active else {},
+            "surrogate": self.surrogate(),
             "baselines": self.corpus["baselines"],
             "corpus": self.corpus["name"],
         }

@@ -8,6 +8,7 @@ from test_search import Shuffled
 
 from star.engine import InProcess
 from star.errors import UserError
+from star.report.tables import status_lines
 from star.run import Run
 from star.search import evolve, policy
 from star.search.algorithm import load_algorithm
@@ -174,3 +175,14 @@ def test_what_operators_brought(tmp_path):
         assert rows[name]["improved"] <= rows[name]["ok"] <= rows[name]["assessed"]
     assert any(rows[name]["improved"] for name in ("crossover", "mutation"))
     assert 0 <= done.status()["idle"] <= 1
+
+
+def test_status_says_how_well_the_surrogate_foretold(tmp_path):
+    run(tmp_path, config(search__screen=4, search__generations=8, search__rungs=(0.5,)))
+    done = Run(tmp_path)
+    (found,) = done.surrogate().values()
+    chosen = [c for c in done.candidates() if c.generation > 0 and c.objectives]
+    assert 5 <= found["n"] <= len(chosen) and -1 <= found["spearman"] <= 1 and 0 <= found["coverage_90"] <= 1
+    assert any("surrogate of loss" in line and "size alone" in line for line in status_lines(done))
+    run(tmp_path / "plain", config())
+    assert Run(tmp_path / "plain").surrogate() == {}

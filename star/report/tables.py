@@ -164,15 +164,27 @@ def status_lines(run: Run) -> list[str]:
         lines.append(f"about {format_seconds(status['eta_seconds'])} left")
     stopped = status["counts"].get("stopped", 0)
     if stopped:
-        lines.append(f"{stopped} candidates were stopped at a rung, having trained {', '.join(f'{r:.0%}' for r in run.config.search.rungs)} of the budget at most")
+        lines.append(f"{stopped} candidates were stopped at a rung, the budget cut at {', '.join(f'{r:.0%}' for r in run.config.search.rungs)}")
     if status["idle"] is not None:
         lines.append(f"workers were idle {status['idle']:.0%} of the time ({status['workers']} workers)")
+    for name, found in status["surrogate"].items():
+        lines.append(_surrogate_line(name, found))
     lines += _operator_lines(run)
     for failure in status["failures"][:10]:
         lines.append(f"  {failure['id']}: {failure['status']}: {failure['reason']}")
     if len(status["failures"]) > 10:
         lines.append(f"  and {len(status['failures']) - 10} more failures")
     return lines
+
+
+def _surrogate_line(name: str, found: dict) -> str:
+    """How well the surrogate ranks what it chose, and whether its intervals are honest."""
+    text = f"surrogate of {name}: {found['n']} predicted and measured"
+    if found["spearman"] is not None:
+        text += f"; rank correlation {found['spearman']:.2f} [{found['spearman_low']:.2f}, {found['spearman_high']:.2f}]"
+        if found["proxy_spearman"] is not None:
+            text += f" (size alone {found['proxy_spearman']:.2f})"
+    return text + f"; 90 % intervals hold {found['coverage_90']:.0%} [{found['coverage_90_low']:.0%}, {found['coverage_90_high']:.0%}]"
 
 
 def _operator_lines(run: Run) -> list[str]:
