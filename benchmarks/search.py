@@ -45,9 +45,11 @@ PAPER = {
     "search.crossover_points": 2, "search.crossover_probability": 0.9, "search.mutation_probability": 0.1,
     "search.link_probability": 0.0, "search.parents": 0, "search.offspring": 0, "search.screen": 1,
 }  # fmt: skip
-EVALUATIONS = 288  # 16 x 18, the paper's budget in full trainings
+# In full trainings. hwgpt: the paper's 16 x 18. star: half of that, since with 288 of 1,364 every good arm finds the whole front.
+BUDGETS = {"star": 144, "hwgpt": 288}
 RUNGS = {"search.rungs": (0.25,), "search.promote": 0.5}
 SCREEN = {"search.screen": 8}
+DEPTH = {"search.insert_probability": 0.1, "search.delete_probability": 0.1, "search.swap_probability": 0.1}
 STAR = {"search.population": 8, "search.parents": 32, "search.offspring": 4, "search.screen": 32}
 ARMS: dict[str, dict] = {
     "paper": {},
@@ -55,16 +57,17 @@ ARMS: dict[str, dict] = {
     "paper + rungs": RUNGS,
     "paper + screening": SCREEN,
     "paper + aligned": {"search.crossover": "aligned"},
-    "paper + depth": {"search.insert_probability": 0.1, "search.delete_probability": 0.1, "search.swap_probability": 0.1},
+    "paper + depth": DEPTH,
     "star": STAR,
     "star + rungs": STAR | RUNGS,
+    "star + depth": STAR | DEPTH,
     "genetic algorithm": {"search.algorithm": "ga"},
     "firefly": {"search.algorithm": "firefly"},
     "aging evolution": {"search.algorithm": "aging"},
     "random": {"search.algorithm": "random"},
 }
 # rungs need learning curves, and changes of depth and alignment a sequence of classes, which the table of HW-GPT-Bench has not
-NOT_HWGPT = ("paper + rungs", "star + rungs", "paper + aligned", "paper + depth")
+NOT_HWGPT = ("paper + rungs", "star + rungs", "star + depth", "paper + aligned", "paper + depth")
 OPTUNA = ("optuna NSGA-II", "optuna TPE")
 
 
@@ -364,6 +367,7 @@ def draw(curves: dict[str, dict[str, np.ndarray]], path: Path) -> None:
             axes.fill_between(grid, mean - error, mean + error, color=style[0], alpha=0.12, linewidth=0)
         axes.set(title=titles[name], xlabel="training tokens spent, in full trainings", ylabel="hypervolume over that of the whole table", xscale="log")
         axes.set_ylim(bottom=max(0.0, min(v[:, min(7, v.shape[1] - 1)].mean() for v in arms.values())), top=1.003)
+        axes.axvline(BUDGETS[name] / 5, color="grey", linewidth=0.8, linestyle=":")
         axes.set_xlim(4, None)
         axes.grid(alpha=0.25)
     panels[0][-1].legend(fontsize=8, loc="lower right")
@@ -373,7 +377,7 @@ def draw(curves: dict[str, dict[str, np.ndarray]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--budget", type=int, default=EVALUATIONS, help="in full trainings")
+    parser.add_argument("--budget", type=int, help="in full trainings (default: 144 on star, 288 on hwgpt)")
     parser.add_argument("--arms", default=",".join([*ARMS, *OPTUNA]), help="separated by commas")
     parser.add_argument("--landscapes", default="star,hwgpt")
     parser.add_argument("--workers", type=int, default=2)
@@ -384,13 +388,14 @@ def main() -> None:
     names = [name for name in args.landscapes.split(",") if name != "hwgpt" or SHARED.is_dir()]
     if "hwgpt" in args.landscapes and "hwgpt" not in names:
         print(f"{SHARED} is absent: the landscape hwgpt is skipped")
-    tasks = [(name, arm, seed, args.budget) for name in names for seed in range(args.seeds) for arm in arms if name == "star" or arm not in NOT_HWGPT]
+    budgets = {name: args.budget or BUDGETS[name] for name in names}
+    tasks = [(name, arm, seed, budgets[name]) for name in names for seed in range(args.seeds) for arm in arms if name == "star" or arm not in NOT_HWGPT]
     found: dict[str, dict[str, dict[int, list[float]]]] = {}
     seconds: dict[str, list[float]] = {}
     earlier = [json.loads(line) for line in args.cache.read_text().splitlines()] if args.cache and args.cache.exists() else []
     for name, arm, seed, volumes, took in earlier:
-        if (name, arm, seed, args.budget) in tasks and len(volumes) >= args.budget:
-            found.setdefault(name, {}).setdefault(arm, {})[seed] = volumes[: args.budget]
+        if name in names and (name, arm, seed, budgets[name]) in tasks and len(volumes) >= budgets[name]:
+            found.setdefault(name, {}).setdefault(arm, {})[seed] = volumes[: budgets[name]]
             seconds.setdefault(arm, []).append(took)
     tasks = [task for task in tasks if task[2] not in found.get(task[0], {}).get(task[1], {})]
     with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
@@ -402,14 +407,16 @@ def main() -> None:
                     file.write(json.dumps([name, arm, seed, np.round(volumes, 6).tolist(), took]) + "\n")
             if n % 20 == 0:
                 print(f"{n} of {len(tasks)}", flush=True)
-    curves = {
-        name: {arm: np.array([found[name][arm][s] for s in sorted(found[name][arm])]) for arm in arms if arm in found[name]} for name in names
-    }
-    results = {name: summarise(curves[name], args.budget) for name in names}
+    curves = {}
+    for name in names:  # the seeds that every arm has, so that ratios are paired
+        present = [arm for arm in arms if arm in found[name]]
+        seeds = sorted(set.intersection(*(set(found[name][arm]) for arm in present)))
+        curves[name] = {arm: np.array([found[name][arm][seed] for seed in seeds]) for arm in present}
+    results = {name: summarise(curves[name], budgets[name]) for name in names}
     for name in names:
         print("\n" + table(name, results[name]))
     print("\nseconds per search:", ", ".join(f"{arm} {np.mean(s):.1f}" for arm, s in seconds.items()))
-    facts = {"device": f"{platform.machine()} CPU", "budget": args.budget, "seeds": args.seeds, "arms": {arm: PAPER | ARMS.get(arm, {}) for arm in arms}}
+    facts = {"device": f"{platform.machine()} CPU", "budgets": budgets, "seeds": args.seeds, "arms": {arm: PAPER | ARMS.get(arm, {}) for arm in arms}}
     means = {name: {arm: np.round(v.mean(axis=0), 5).tolist() for arm, v in curves[name].items()} for name in names}
     args.out.write_text(json.dumps(facts | {"results": results, "mean_hypervolume": means}, indent=1) + "\n")
     draw(curves, args.out.with_suffix(".png"))

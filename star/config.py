@@ -57,7 +57,7 @@ class SearchConfig:
     generations: int = setting(9, "generations, the initial population included", 1, resumable=True)
     offspring: int = setting(4, "genomes trained per generation after the first; 0: as many as the population", 0)
     asynchronous: bool = setting(False, "ask for a new genome whenever a worker is free: no idle workers, but not repeatable")
-    rungs: tuple[float, ...] = setting((), "shares of the training budget at which only the best go on; none: train all to the end", 1e-3, 0.999)
+    rungs: tuple[float, ...] = setting((), "shares of the training budget at which only the best go on (schedule wsd keeps the rate steady up to them); none: train all to the end", 1e-3, 0.999)
     promote: float = setting(0.5, "share of the candidates at a rung that go on", 0.01, 1)
     screen: int = setting(32, "offspring proposed for each one trained; a surrogate chooses among them. 1: no surrogate", 1, 1000)
     tournament: int = setting(2, "genomes that compete to become a parent, by rank, then crowding", 1)
