@@ -58,16 +58,16 @@ ARMS: dict[str, dict] = {
     "paper + screening": SCREEN,
     "paper + aligned": {"search.crossover": "aligned"},
     "paper + depth": DEPTH,
-    "star": STAR,
-    "star + rungs": STAR | RUNGS,
-    "star + depth": STAR | DEPTH,
+    "star": STAR | DEPTH,
+    "star - depth": STAR,
+    "star - depth + rungs": STAR | RUNGS,
     "genetic algorithm": {"search.algorithm": "ga"},
     "firefly": {"search.algorithm": "firefly"},
     "aging evolution": {"search.algorithm": "aging"},
     "random": {"search.algorithm": "random"},
 }
 # rungs need learning curves, and changes of depth and alignment a sequence of classes, which the table of HW-GPT-Bench has not
-NOT_HWGPT = ("paper + rungs", "star + rungs", "star + depth", "paper + aligned", "paper + depth")
+NOT_HWGPT = ("paper + rungs", "star - depth", "star - depth + rungs", "paper + aligned", "paper + depth")
 OPTUNA = ("optuna NSGA-II", "optuna TPE")
 
 
@@ -249,7 +249,7 @@ def run_algorithm(settings: dict, seed: int, budget: float) -> list[tuple[float,
     from star.search.algorithm import Told, load_algorithm
     from star.search.surrogate import Surrogate
 
-    config = load_config("laptop", overrides=PAPER | {"seed": seed} | {k: v for k, v in settings.items() if "rungs" not in k})
+    config = load_config("laptop", overrides=PAPER | {"seed": seed} | {k: v for k, v in settings.items() if k not in DEPTH})
     space, found = hwgpt(), []
     surrogate = Surrogate(load_objectives(config.objectives.names), space.describe) if config.search.screen > 1 else None
     algorithm = load_algorithm(space, config, surrogate)

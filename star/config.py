@@ -70,9 +70,9 @@ class SearchConfig:
     )
     mutation_probability: float = setting(0.1, "probability that a gene is re-sampled among its legal values", 0, 1)
     link_probability: float = setting(0.2, "share of offspring in which two LIVs of one class are made to share", 0, 1)
-    insert_probability: float = setting(0.0, "share of offspring that get one more LIV", 0, 1)
-    delete_probability: float = setting(0.0, "share of offspring that lose a LIV", 0, 1)
-    swap_probability: float = setting(0.0, "share of offspring in which two LIVs change places", 0, 1)
+    insert_probability: float = setting(0.1, "share of offspring that get one more LIV", 0, 1)
+    delete_probability: float = setting(0.1, "share of offspring that lose a LIV", 0, 1)
+    swap_probability: float = setting(0.1, "share of offspring in which two LIVs change places", 0, 1)
     repair: bool = setting(True, "repair what variation left invalid; without it, such offspring are lost")
     seeds: tuple[str, ...] = setting((), "genomes (names, files or text) in the initial population, scaled to the space")
     baselines: tuple[str, ...] = setting(

@@ -41,6 +41,7 @@ def config(**overrides) -> RunConfig:
     """A free run: 8 genomes x 6 generations, no training, no baselines unless asked for. Keys: __ for the dot."""
     settings = {"evaluation": "tabular", "search.baselines": (), "search.population": 8, "search.generations": 6}
     settings |= {"search.parents": 0, "search.offspring": 0, "search.screen": 1}
+    settings |= {f"search.{kind}_probability": 0.0 for kind in ("insert", "delete", "swap")}
     settings |= {"space.slots": 6, "engine.kind": "inprocess"}
     return load_config("laptop", overrides=settings | {key.replace("__", "."): value for key, value in overrides.items()})
 
