@@ -60,7 +60,7 @@ def text(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def settings(text) -> list:
-    tiny = ("search.population=3", "search.generations=2", "engine.kind=inprocess", "training.tokens=1024", "training.eval_tokens=512")
+    tiny = ("search.population=3", "search.offspring=3", "search.generations=2", "engine.kind=inprocess", "training.tokens=1024", "training.eval_tokens=512")
     return ["--preset", "smoke", "--data", text, *(word for setting in tiny for word in ("--set", setting))]
 
 

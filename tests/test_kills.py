@@ -252,7 +252,7 @@ def test_real_training_killed_and_resumed(tmp_path, rungs):
     text.mkdir()
     for i in range(40):
         (text / f"{i}.txt").write_text("".join(f"line {i * j % 97} of document {i}\n" for j in range(60)))
-    small = {"data.corpus": str(text), "space.slots": 2, "space.classes": (1, 7, 9), "search.population": 3, "search.generations": 2}
+    small = {"data.corpus": str(text), "space.slots": 2, "space.classes": (1, 7, 9), "search.population": 3, "search.offspring": 3, "search.generations": 2}
     small |= {"search.rungs": rungs}
     settings = load_config("smoke", overrides=small | {"training.tokens": 1024, "training.eval_tokens": 512, "engine.kind": "inprocess"})
     training = "star.assess.evaluations.training:assess"

@@ -48,7 +48,7 @@ def trained(tmp_path_factory) -> Run:
     (folder / "text").mkdir()
     for n in range(12):
         (folder / "text" / f"{n}.py").write_text(f"def function_{n}(x):\n    return x * {n} + sum(range({n}))\n" * 40)
-    settings = {"data.corpus": str(folder / "text"), "search.population": 3, "search.generations": 2, "engine.kind": "inprocess"}
+    settings = {"data.corpus": str(folder / "text"), "search.population": 3, "search.offspring": 3, "search.generations": 2, "engine.kind": "inprocess"}
     budget = {"training.tokens": 1024, "training.eval_tokens": 512}
     evolve(folder / "run", load_config("smoke", overrides=settings | budget))
     return Run(folder / "run")
