@@ -357,20 +357,22 @@ def draw(curves: dict[str, dict[str, np.ndarray]], path: Path) -> None:
 
     figure, panels = plt.subplots(1, len(curves), figsize=(6.2 * len(curves), 4.4), squeeze=False, layout="constrained")
     titles = {"star": "1,364 architectures of this package, really trained", "hwgpt": "HW-GPT-Bench, 10,000 GPT-S architectures"}
+    every = list(dict.fromkeys(arm for arms in curves.values() for arm in arms))
+    colors = {arm: plt.cm.tab20(k % 20) for k, arm in enumerate(every)} | {"paper": "black", "star": "#d55e00"}
+    handles = {}
     for axes, (name, arms) in zip(panels[0], curves.items(), strict=True):
-        for k, (arm, volumes) in enumerate(arms.items()):
-            grid = np.arange(1, volumes.shape[1] + 1)
-            mean = volumes.mean(axis=0)
-            error = 1.96 * volumes.std(axis=0, ddof=1) / math.sqrt(len(volumes)) if len(volumes) > 1 else 0 * mean
-            style = {"paper": ("black", 2.0), "star": ("#d55e00", 2.2)}.get(arm, (plt.cm.tab10(k % 10), 1.1))
-            axes.plot(grid, mean, label=arm, color=style[0], linewidth=style[1])
-            axes.fill_between(grid, mean - error, mean + error, color=style[0], alpha=0.12, linewidth=0)
+        for arm, volumes in arms.items():
+            grid, mean, main = np.arange(1, volumes.shape[1] + 1), volumes.mean(axis=0), arm in ("paper", "star")
+            (handles[arm],) = axes.plot(grid, mean, label=arm, color=colors[arm], linewidth=2.2 if main else 1.2, zorder=3 if main else 2)
+            if main and len(volumes) > 1:
+                error = 1.96 * volumes.std(axis=0, ddof=1) / math.sqrt(len(volumes))
+                axes.fill_between(grid, mean - error, mean + error, color=colors[arm], alpha=0.15, linewidth=0)
         axes.set(title=titles[name], xlabel="training tokens spent, in full trainings", ylabel="hypervolume over that of the whole table", xscale="log")
         axes.set_ylim(bottom=max(0.0, min(v[:, min(7, v.shape[1] - 1)].mean() for v in arms.values())), top=1.003)
         axes.axvline(BUDGETS[name] / 5, color="grey", linewidth=0.8, linestyle=":")
         axes.set_xlim(4, None)
         axes.grid(alpha=0.25)
-    panels[0][-1].legend(fontsize=8, loc="lower right")
+    figure.legend(list(handles.values()), list(handles), fontsize=8, loc="outside lower center", ncols=5)
     figure.savefig(path, dpi=150)
 
 
