@@ -98,7 +98,10 @@ def scale_axis(axes: Axes, which: str, objective: Objective, values: list[float]
     else:
         getattr(axes, f"set_{which}scale")("log", base=base)
         bottom = least / margin
-    ticks = log_ticks(least / margin, most * margin, base, gap=0.19 if which == "x" else 0.1)
+    gap = 0.19 if which == "x" else 0.1
+    ticks = log_ticks(least / margin, most * margin, base, gap)
+    if low <= 0:  # zero has a label too, half a power of the base below the least
+        ticks = [t for t in ticks if math.log(t / least) + 0.5 * math.log(base) >= 0.5 * gap * math.log(most / least)]
     axis.set_major_locator(FixedLocator(([0.0] if low <= 0 else []) + ticks))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: format_value(objective, value)))
