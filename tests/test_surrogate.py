@@ -233,3 +233,62 @@ def test_report_of_little_or_nothing():
     facts = report([[1.0, 0.1]] * 6 + [[float("nan"), 1.0]], [1.0] * 7)
     assert facts["n"] == 6 and facts["spearman"] is None and facts["coverage_50"] == 1.0
     assert report([[1.0, 0.1], [2.0, 0.1]], [1.0, 2.0])["spearman"] is None
+
+
+# ---- rungs
+
+
+def learning(given: list[Genome]) -> tuple[np.ndarray, np.ndarray]:
+    """Losses at a rung and at the end: quick starters (many memoryless LIVs) are overtaken, as in real training."""
+    size = np.array([np.log10(costs(genome).parameters) for genome in given])
+    quick = np.array([sum(gene.class_id == 9 for gene in genome.backbone) / genome.depth for genome in given])
+    end = 5.0 - 0.5 * size + 0.2 * quick
+    return end + 0.6 - 0.5 * quick, end
+
+
+def objectives_of(given: list[Genome], loss: np.ndarray) -> np.ndarray:
+    rows = [costs(genome) for genome in given]
+    return np.array([[o.scaled(o.measure(row)) if o.cheap else value for o in OBJECTIVES] for row, value in zip(rows, loss, strict=True)])
+
+
+def test_the_end_of_training_is_foretold_from_a_rung():
+    surrogate, given = make_surrogate(load_config("laptop"), 256), genomes(60)
+    rung, end = learning(given)
+    at, F = objectives_of(given, rung), objectives_of(given, end)
+    assert surrogate.promising(given[:3], at[:3], 0) is None, "nothing is known yet"
+    surrogate.tell(given[:30], F[:30], np.ones(30, bool), [[row] for row in at[:30]])
+    curves = surrogate.curves[0]
+    X, groups = seen(given[30:])
+    mean, sd = curves.predict(X, at[30:], groups)
+    assert np.abs(mean[:, 0] - end[30:]).max() < 0.1 < np.abs(rung[30:] - end[30:]).max()
+    assert (sd[:, 0] > 0).all() and (mean[:, 1:] == at[30:, 1:]).all() and (sd[:, 1:] == 0).all()
+    gains = surrogate.promising(given[30:], at[30:], 0)
+    best = expected_gain((F[30:] - F[:30].min(0)) / np.ptp(F[:30], axis=0), np.full(30, 1e-9), 0, (F[:30] - F[:30].min(0)) / np.ptp(F[:30], axis=0))
+    assert spearmanr(gains, best)[0] > 0.6
+    assert surrogate.promising(given[30:], at[30:], 1) is None, "of another rung nothing is known"
+
+
+def test_those_that_were_stopped_teach_what_they_would_have_come_to():
+    given = genomes(60, seed=1)
+    rung, end = learning(given)
+    at, F = objectives_of(given, rung), objectives_of(given, end)
+    good = np.arange(60) < 15
+    told, ignorant = (make_surrogate(load_config("laptop"), 256) for _ in range(2))
+    told.tell(given, F, good, [[row] for row in at])
+    ignorant.tell(given[:15], F[:15], good[:15], [[row] for row in at[:15]])
+    others = genomes(80, seed=2)
+    truth = learning(others)[1]
+    error = [np.abs(model.predict(others)[0][:, 0] - truth).mean() for model in (told, ignorant)]
+    assert error[0] < error[1]
+
+
+def test_a_search_for_one_objective_is_screened_for_it_alone():
+    given = genomes(80)
+    F = objectives_of(given, learning(given)[1])
+    alone, all_of_them = (make_surrogate(load_config("laptop"), 256) for _ in range(2))
+    alone.seen = 1
+    for surrogate in (alone, all_of_them):
+        surrogate.tell(given[:40], F[:40], np.ones(40, bool))
+    picks = [surrogate.choose(given[40:], 8, np.random.default_rng(0))[0] for surrogate in (alone, all_of_them)]
+    losses = [F[40:][p, 0].mean() for p in picks]
+    assert losses[0] < losses[1], "the small and poor are of no use to it"

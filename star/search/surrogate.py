@@ -32,6 +32,7 @@ class Surrogate:
         self.modelled = [k for k, objective in enumerate(objectives) if not objective.cheap]
         self.names = [objective.name for objective in objectives]
         self.describe = describe
+        self.seen = len(self.names)  # objectives, from the first on, in which a gain counts
         self.X: list[np.ndarray] = []
         self.F: list[np.ndarray] = []
         self.groups = np.zeros(0, int)
@@ -62,7 +63,7 @@ class Surrogate:
 
     @property
     def ready(self) -> bool:
-        return len(self.X) >= LEAST and bool(self.modelled)
+        return len(self.X) >= LEAST and bool(self.modelled) and self.modelled[0] < self.seen
 
     def predict(self, genomes: Sequence) -> tuple[np.ndarray, dict[int, np.ndarray]]:
         """Scaled objectives [n, m], means where they are modelled, and the covariance [n, n] of each modelled one."""
@@ -76,11 +77,11 @@ class Surrogate:
     def choose(self, genomes: Sequence, n: int, rng: np.random.Generator) -> tuple[list[int], list[dict[str, list[float]]]]:
         """Indices of n genomes to train, and what is predicted of each: {objective: [mean, sd]}, scaled, noise included."""
         F, covariances = self.predict(genomes)
-        told = np.array(self.F)
+        told = np.array(self.F)[:, : self.seen]
         low, high = told.min(axis=0), told.max(axis=0)
         span = np.where(high > low, high - low, 1.0)
         front = (_non_dominated(told) - low) / span
-        points, first = (F - low) / span, self.modelled[0]
+        points, first = (F[:, : self.seen] - low) / span, self.modelled[0]
         covariance = covariances[first] / span[first] ** 2
         open, chosen = np.ones(len(genomes), bool), []
         for lottery in rng.random(n):
@@ -109,8 +110,8 @@ class Surrogate:
             return None
         X, groups, exact = self.describe(genomes)
         mean, sd = curves.predict(X, F, groups)
-        points = np.where(np.isnan(exact), mean, exact)
-        told = np.array(self.F)
+        points = np.where(np.isnan(exact), mean, exact)[:, : self.seen]
+        told = np.array(self.F)[:, : self.seen]
         low, high = told.min(axis=0), told.max(axis=0)
         span = np.where(high > low, high - low, 1.0)
         first = self.modelled[0]

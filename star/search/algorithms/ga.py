@@ -17,6 +17,8 @@ from star.search.surrogate import Surrogate
 
 
 def create(space: Space, config: RunConfig, surrogate: Surrogate | None = None) -> Algorithm:
+    if surrogate is not None:
+        surrogate.seen = 1
     variation = Variation(space, config.search, surrogate)
     algorithm = GA(
         pop_size=config.parents,
