@@ -149,11 +149,11 @@ class Run:
         Rows: operator; generated, repaired, duplicates (genomes that it had a part in); assessed, of which ended ok;
         improved: those that were on the front when they ended. A genome that went through two operators counts for both.
         """
-        names = dict.fromkeys(["initial", *(name for ask in self._record.asks for name in ask["by_operator"])])
+        names = dict.fromkeys(["initial", *(name for ask in self._record.asks for name in ask.get("by_operator", ()))])
         zero = {"generated": 0, "repaired": 0, "duplicates": 0, "assessed": 0, "ok": 0, "improved": 0}
         rows = {name: {"operator": name} | zero for name in names}
         for ask in self._record.asks:
-            for name, counts in ask["by_operator"].items():
+            for name, counts in ask.get("by_operator", {}).items():
                 for key, number in counts.items():
                     rows[name][key] += number
         front = self._front([])
