@@ -121,3 +121,17 @@ def test_places_put_feasible_then_rank_then_uncrowded_first():
     place = places(members)
     assert sorted(place) == list(range(6)) and place[4] == 5 and place[3] == 4
     assert {place[1], place[2]} == {0, 1}
+
+
+@pytest.mark.parametrize("name", ["nsga2", "aging", "firefly"])
+def test_without_repair_invalid_offspring_are_lost_and_counted(tmp_path, name):
+    for repair in (True, False):
+        run(tmp_path / str(repair), config(search__algorithm=name, search__repair=repair, search__link_probability=0.5, search__mutation_probability=0.3))
+    mended, free = Run(tmp_path / "True"), Run(tmp_path / "False")
+    assert any(c.repaired for c in mended.candidates() if c.origin == "offspring")
+    assert not any(c.repaired for c in free.candidates() if c.origin == "offspring")
+    lost = sum(row["repaired"] for row in free.statistics()[1:])
+    made = sum(row["generated"] for row in free.statistics()[1:])
+    assert lost > 0 and made >= lost + 40, "what repair is worth can be read off the statistics"
+    rows = {row["operator"]: row for row in free.operators()}
+    assert rows["mutation"]["repaired"] > 0
