@@ -20,6 +20,8 @@ from star.engine.progress import ProgressFile, read_progress
 from star.engine.protocol import Outcome
 from star.engine.worker import run_job, start_worker
 
+VANISHED = 3.0  # seconds after which a job whose worker is gone is given up, if pebble has not noticed
+START = 60.0  # seconds in which a job must have begun in its worker, which is two imports away
 JOBS_PER_WORKER = 100  # then a fresh process: bounds whatever a job leaks
 
 
@@ -59,7 +61,8 @@ class ProcessPool:
             outcomes = [outcome for slot in self._slots if (outcome := slot.outcome(self.timeout)) is not None]
             for outcome in outcomes:
                 self._shown.pop(outcome.job_id, None)
-                (self.progress_directory / f"{outcome.job_id}.json").unlink(missing_ok=True)
+                for path in self.progress_directory.glob(f"{outcome.job_id}.json*"):
+                    path.unlink(missing_ok=True)
             left = deadline - time.monotonic()
             running = [slot.future for slot in self._slots if slot.job_id is not None]
             if outcomes or left <= 0 or not running:
@@ -101,6 +104,8 @@ class _Slot:
         self.job_id: str | None = None
         self.future: pebble.ProcessFuture | None = None
         self.submitted = self.began = 0.0  # began: when the worker was first seen at work on the job; 0 before
+        self.pid_file: Path | None = None  # which worker has the job, written by it
+        self.gone = 0.0  # since when that worker is no more
 
     def start(self, job_id: str, function: Callable, args: tuple) -> None:
         if self.pool is None or not self.pool.active:
@@ -113,7 +118,21 @@ class _Slot:
                 context=multiprocessing.get_context("spawn"),
             )
         self.job_id, self.submitted, self.began = job_id, time.monotonic(), 0.0
+        self.pid_file, self.gone = Path(f"{args[2]}.pid"), 0.0
+        self.pid_file.unlink(missing_ok=True)
         self.future = self.pool.schedule(function, args=args)
+
+    def _vanished(self, now: float) -> bool:
+        """Whether the worker is gone without pebble noticing, which loses a worker that is killed while it starts (seen)."""
+        try:
+            pid = int(self.pid_file.read_text())
+        except (OSError, ValueError):
+            return now - self.submitted > START
+        if pid in {process.pid for process in multiprocessing.active_children()}:
+            self.gone = 0.0
+            return False
+        self.gone = self.gone or now
+        return now - self.gone > VANISHED
 
     def outcome(self, timeout: float | None) -> Outcome | None:
         """The outcome of this slot's job, once it has one; the slot is free then."""
@@ -123,9 +142,12 @@ class _Slot:
         if not self.future.done():
             if not self.began and self.future.running():
                 self.began = now
-            if not timeout or not self.began or now - self.began < timeout:
+            if self._vanished(now):
+                fields = {"status": "lost", "reason": "its worker disappeared"}
+            elif timeout and self.began and now - self.began >= timeout:
+                fields = {"status": "timeout", "reason": f"killed after {timeout:g} s"}
+            else:
                 return None
-            fields = {"status": "timeout", "reason": f"killed after {timeout:g} s"}
             self.free(stop=True)
         else:
             fields = self._result()
@@ -160,4 +182,6 @@ class _Slot:
 
 
 def _run_with_progress(function: str, job: dict, progress_path: str) -> dict:
+    with contextlib.suppress(OSError):  # a full disk must not fail the job here
+        Path(f"{progress_path}.pid").write_text(str(os.getpid()))
     return run_job(function, job, ProgressFile(progress_path))
