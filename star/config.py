@@ -20,13 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from star.errors import UserError
+from star.settings import setting
 from star.training.recipe import Recipe
-
-
-def setting(default, doc: str, low: float = -math.inf, high: float = math.inf, choices=(), resumable: bool = False):
-    """A field of a section, with what `check` and `star evolve --help` need to know about it."""
-    metadata = {"doc": doc, "low": low, "high": high, "choices": choices, "resumable": resumable}
-    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from star.data import open_corpus
 from star.errors import UserError
 from star.training import Recipe, evaluate, learning_rate_factor, train
-from star.training.optim import build_optimizer, set_learning_rate
-from star.training.train import divergence
+from star.training.optim import build_optimizer
+from star.training.run import divergence
 
 SMALL = Recipe(tokens=16_000, batch_size=4, seq_len=16, learning_rate=1e-2, eval_tokens=2048, eval_interval=0.25, device="cpu")
 
@@ -136,7 +136,7 @@ def test_progress_is_told_at_most_twice_a_second(corpus):
     started = time.monotonic()
     train(Model(), corpus, SMALL.replace(tokens=10**9), lambda p: told.append(p), deadline=started + 1.3)
     assert len(told) == 2
-    assert set(told[0]) == {"step", "steps", "tokens", "loss", "val_loss", "tokens_per_second", "eta"}
+    assert set(told[0]) == {"step", "steps", "tokens", "total_tokens", "loss", "val_loss", "tokens_per_second", "eta"}
     assert told[1]["step"] > told[0]["step"] and told[0]["loss"] > 0 and told[0]["eta"] > 100
     assert told[0]["tokens"] == 64 * told[0]["step"]
 
@@ -278,7 +278,7 @@ def test_out_of_memory_says_what_was_being_trained(corpus):
 
     with pytest.raises(torch.OutOfMemoryError) as error:
         train(After(3, fail), corpus, SMALL)
-    assert "parameters on cpu with batches of 4 x 16 tokens; peak" in error.value.__notes__[0]
+    assert "parameters on cpu with micro-batches of 4 x 16 tokens, halved once" in error.value.__notes__[0]
 
 
 def test_bad_input_is_one_sentence(corpus, tmp_path):
@@ -358,7 +358,7 @@ def test_optimizer_groups():
     model = Model()
     recipe = SMALL.replace(weight_decay=0.5, embedding_multiplier=3.0, head_multiplier=0.5, vector_multiplier=2.0)
     optimizer = build_optimizer(model, recipe)
-    set_learning_rate(optimizer, 0.1)
+    optimizer.set(0.1)
     before = {name: param.detach().clone() for name, param in model.named_parameters()}
     for param in model.parameters():
         param.grad = torch.zeros_like(param)  # so that decay alone is seen: p <- p (1 - lr wd)

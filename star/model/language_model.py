@@ -20,6 +20,7 @@ from star.liv.base import LIV, Features, State, Weight, check_state, normal
 from star.liv.functional import rms_norm
 
 NORM_EPS = 1e-5
+BASE_WIDTH = 64  # where logits start at a standard deviation of 1
 
 
 @dataclass
@@ -155,11 +156,15 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, seed: int) -> None:
-        """Start all weights from one seed. Output maps shrink with depth, so that the residual stream keeps its size."""
+        """Start all weights from one seed. Output maps shrink with depth, so that the residual stream keeps its size.
+
+        Embedding and head start alike at any width, and the final norm scales the logits by 1 / width: a wider model then starts,
+        and learns, like a narrow one (muP, arXiv 2203.03466; the multipliers are weights, so that an exported model has none).
+        """
         generator = torch.Generator().manual_seed(seed)
-        std = self.plan.d_model**-0.5
         for parameter in [self.embedding] + ([] if self.tie_embeddings else [self.head]):
-            normal(std)(parameter, generator)
+            normal(BASE_WIDTH**-0.5)(parameter, generator)
+        self.final_norm.fill_(BASE_WIDTH / self.plan.d_model)
         for block in self.blocks:
             block.liv.reset_parameters(generator)
             block.liv.out.mul_(len(self.blocks) ** -0.5)
@@ -168,13 +173,14 @@ class LanguageModel(nn.Module):
         """Every parameter once, by how it should be trained.
 
         kind: "embedding", "head", "hidden" (dense matrices of LIVs) or "vector" (norms, filters, gates, biases);
-        layer: index of the LIV or None; names, params; fan_in of the matrices.
+        layer: index of the LIV or None, of n_layers; width: of the model; names, params; fan_in of the matrices;
+        scale, where it is not one: the size at which the parameters start, and in proportion to which they should move.
         """
         groups = [{"kind": "embedding", "layer": None, "names": ["embedding"], "params": [self.embedding], "fan_in": 1}]
         if not self.tie_embeddings:
             groups.append({"kind": "head", "layer": None, "names": ["head"], "params": [self.head], "fan_in": self.plan.d_model})
-        vectors = {"kind": "vector", "layer": None, "names": ["final_norm"], "params": [self.final_norm], "fan_in": 1}
-        groups.append(vectors)
+        scale = BASE_WIDTH / self.plan.d_model
+        groups.append({"kind": "vector", "layer": None, "names": ["final_norm"], "params": [self.final_norm], "fan_in": 1, "scale": scale})
         for layer, block in zip(self.plan.layers, self.blocks):
             by_fan_in: dict[int, dict] = {}
             own: dict[str, Weight] = layer.weights()
@@ -189,7 +195,7 @@ class LanguageModel(nn.Module):
                 group["names"].append(f"blocks.{layer.index}.{name}")
                 group["params"].append(getattr(block, name))
             groups += by_fan_in.values()
-        return groups
+        return [group | {"width": self.plan.d_model, "n_layers": len(self.blocks)} for group in groups]
 
     @torch.no_grad()
     def generate(self, tokens: Tensor, n_tokens: int, temperature: float = 1.0, top_k: int | None = None, seed: int = 0) -> Tensor:

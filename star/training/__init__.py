@@ -11,7 +11,8 @@ on a CPU with the same number of threads. Imports `star.data`, and of a model on
 from star.training.checkpoint import CheckpointError
 from star.training.evaluation import evaluate
 from star.training.recipe import LAPTOP, Recipe
+from star.training.run import TrainingResult
 from star.training.schedule import learning_rate_factor
-from star.training.train import TrainingResult, train
+from star.training.train import train
 
 __all__ = ["LAPTOP", "CheckpointError", "Recipe", "TrainingResult", "evaluate", "learning_rate_factor", "train"]

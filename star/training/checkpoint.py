@@ -9,23 +9,23 @@ import json
 import os
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from star.errors import UserError
+from star.training.optim import Optimizers
 
 
 class CheckpointError(UserError):
     """A checkpoint is there but cannot be continued from: of another run, beyond the stop asked for, or damaged."""
 
 
-def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict, progress: dict) -> None:
+def save_checkpoint(path: Path, model: nn.Module, optimizer: Optimizers, identity: dict, progress: dict) -> None:
     """identity: what a run must agree in to go on from here; progress: JSON-able, returned by `load_checkpoint`."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items() if name not in _aliases(model)}
-    for index, param in enumerate(_params(optimizer)):
-        for key, tensor in optimizer.state[param].items():
+    for index, (_, state) in enumerate(optimizer.states()):
+        for key, tensor in state.items():
             tensors[f"optimizer.{index}.{key}"] = tensor
     tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -42,7 +42,7 @@ def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
             temporary.unlink()
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict) -> dict:
+def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizers, identity: dict) -> dict:
     """Put the saved state into `model` and `optimizer`; returns the saved progress. Raises CheckpointError."""
     try:
         with safe_open(path, framework="pt") as file:
@@ -56,10 +56,10 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
             tensors = {name: file.get_tensor(name) for name in file.keys()}
             weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
             model.load_state_dict(weights | {name: weights[owner] for name, owner in _aliases(model).items()})
-            for index, param in enumerate(_params(optimizer)):
+            for index, (param, state) in enumerate(optimizer.states()):
                 prefix = f"optimizer.{index}."
-                state = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-                optimizer.state[param] = {key: tensor.to(param.device) for key, tensor in state.items()}
+                found = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+                state.update({key: tensor.to(param.device) for key, tensor in found.items()})
             return facts["progress"]
     except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"The checkpoint {path} cannot be read ({str(error).splitlines()[0]}); remove it to start afresh.") from error
@@ -70,7 +70,3 @@ def _aliases(model: nn.Module) -> dict[str, str]:
     owners: dict[int, str] = {}
     state = model.state_dict(keep_vars=True)
     return {name: owners[id(tensor)] for name, tensor in state.items() if owners.setdefault(id(tensor), name) != name}
-
-
-def _params(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    return [param for group in optimizer.param_groups for param in group["params"]]

@@ -1,43 +1,57 @@
 """Everything that decides how a model is trained."""
 
-from dataclasses import dataclass, field, fields, replace
+import math
+from dataclasses import dataclass, fields, replace
 
 from star.errors import UserError
+from star.settings import setting
 from star.training.schedule import SCHEDULES
 
-OPTIMIZERS = ("adamw",)
+OPTIMIZERS = ("adamw", "muon")
 DTYPES = ("auto", "float32", "bfloat16")
-INFINITY = float("inf")
-
-
-def setting(default, doc: str, low: float = -INFINITY, high: float = INFINITY, choices: tuple[str, ...] = ()):
-    return field(default=default, metadata={"doc": doc, "low": low, "high": high, "choices": choices})
+SWITCH = ("auto", "on", "off")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Budget, batches, optimizer, schedule and evaluation of one training run. Fractions are of `tokens`."""
+    """Budget, batches, optimizer, schedule, techniques and evaluation of one training run. Fractions are of `tokens`."""
 
-    tokens: int = setting(131_072, "training budget; rounded up to whole batches", 1)
-    batch_size: int = setting(2, "sequences per optimizer step", 1)
+    tokens: int = setting(131_072, "training budget; rounded up to whole micro-batches", 1)
+    batch_size: int = setting(2, "sequences per micro-batch", 1)
+    accumulate: int = setting(1, "micro-batches per optimizer step", 1, 65_536)
     seq_len: int = setting(128, "tokens per sequence, in training and validation", 1)
-    optimizer: str = setting("adamw", "how gradients change weights", choices=OPTIMIZERS)
-    learning_rate: float = setting(4e-3, "peak, of hidden matrices", 1e-9)
+
+    optimizer: str = setting("adamw", "of hidden matrices; everything else is trained by AdamW", choices=OPTIMIZERS)
+    learning_rate: float = setting(4e-3, "peak, of hidden matrices in a model as wide as `base_width`", 1e-9)
     embedding_multiplier: float = setting(
         1.0, "learning rate of the token embedding (also the head, where they are tied) over `learning_rate`", 0
     )
     head_multiplier: float = setting(1.0, "learning rate of an output head of its own over `learning_rate`", 0)
     vector_multiplier: float = setting(1.0, "learning rate of norms, gates, biases and filters over `learning_rate`", 0)
-    betas: tuple[float, float] = setting((0.9, 0.98), "decay of Adam's two averages per step", 0, 0.999999)
+    layer_decay: float = setting(1.0, "gamma of the layer-wise rate gamma^(l / L) of LIV l of L; 1: the same for all", 0.01, 100)
+    base_width: int = setting(64, "width at which `learning_rate` was tuned; it is carried over to others. 0: used as it is", 0)
+    betas: tuple[float, float] = setting((0.9, 0.98), "decay of Adam's two averages per step of `accumulate` micro-batches", 0, 0.999999)
+    momentum: float = setting(0.95, "decay of Muon's average per step of `accumulate` micro-batches", 0, 0.999999)
     weight_decay: float = setting(0.1, "on matrices, relative to their learning rate; vectors have none", 0)
     clip: float = setting(1.0, "largest norm of the gradient; 0: any", 0)
     schedule: str = setting("linear", "learning rate over the run, see star/training/schedule.py", choices=SCHEDULES)
     warmup: float = setting(0.05, "fraction over which the learning rate rises", 0, 0.99)
     cooldown: float = setting(0.2, "fraction over which the schedule wsd falls", 0, 1)
     floor: float = setting(0.0, "what the schedule ends at, over the peak", 0, 1)
+
+    adaptive: bool = setting(False, "adapt the micro-batches per step to the noise of the gradient, up to `accumulate_max`")
+    accumulate_max: int = setting(16, "most micro-batches per step, where they adapt", 1, 65_536)
+    precision: float = setting(1.0, "eps: the error that the mean gradient may have; small means large batches", 1e-9)
+    precision_of: str = setting("relative", "relative: eps is a share of the gradient's norm; absolute: eps as it is", choices=("relative", "absolute"))
+    confidence: float = setting(1.0, "alpha: squared standard errors that must fit into eps squared", 1e-9)
+
+    sparsify: float = setting(0.0, "tau: share of its attention score that a head may lose to a shorter window; 0: dense", 0, 0.5)
+    sparsify_heads: float = setting(0.03, "heads that score below this share of their layer's mean are dropped; 0: none", 0, 1)
+
     eval_interval: float = setting(0.2, "fraction between two points of the learning curve", 1e-6, 1)
     eval_tokens: int = setting(32_768, "size of the fixed validation sample", 1)
     dtype: str = setting("auto", "of activations; auto: bfloat16 on CUDA, else float32. Weights are always float32", choices=DTYPES)
+    compile: str = setting("auto", "compile the blocks; auto: on CUDA", choices=SWITCH)
     device: str = setting("auto", "cpu, cuda or cuda:N; auto: CUDA where there is one")
     seed: int = setting(0, "order of the batches", 0)
 
@@ -51,12 +65,20 @@ class Recipe:
                 raise UserError(f"the training recipe's {f.name} is {value!r}; it must be one of {', '.join(choices)}")
             for number in value if isinstance(value, tuple) else (value,):
                 if not isinstance(number, str) and not low <= number <= high:
-                    legal = f"at least {low:g}" if high == INFINITY else f"from {low:g} to {high:g}"
+                    legal = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
                     raise UserError(f"the training recipe's {f.name} is {value}; it must be {legal}")
+        if self.adaptive and self.accumulate_max < self.accumulate:
+            raise UserError(f"the training recipe's accumulate_max is {self.accumulate_max}; it must be at least accumulate, {self.accumulate}")
 
     @property
-    def steps(self) -> int:
-        return -(-self.tokens // (self.batch_size * self.seq_len))
+    def micro_batch(self) -> int:
+        """Tokens."""
+        return self.batch_size * self.seq_len
+
+    @property
+    def micro_batches(self) -> int:
+        """In the whole budget."""
+        return -(-self.tokens // self.micro_batch)
 
     def replace(self, **changes) -> "Recipe":
         """This recipe with some settings changed; an unknown name is a UserError."""

@@ -1,0 +1,128 @@
+"""Question: at nanoGPT's published small setting, is our loss below its 1.88, and how much sooner do better recipes get there?
+
+Setting: tinyshakespeare by characters, 4 blocks (8 LIVs) of width 128 with 4 heads, context 64, 12 sequences a step, 2,000 steps, no
+dropout, CPU; the first 90 % to train on, all of the last 10 % to judge. nanoGPT's README reports 1.88 nats per character.
+
+Arms, each on complete schedules of several budgets (a loss in the middle of a schedule says nothing about a shorter one):
+  plain   AdamW, cosine to a tenth, rate 1e-3, decays 0.9 and 0.99: nanoGPT's own recipe
+  tuned   AdamW, linear to zero, rate tuned
+  muon    Muon for hidden matrices, linear to zero, rate tuned
+Tuned: the best of a grid at 500 steps with a seed of its own. Time to 1.88: the shortest complete budget whose final loss is 1.88,
+between budgets on a line in log tokens, times the arm's measured seconds per token (median of runs that took turns).
+
+    python benchmarks/nanogpt_parity.py [--text FILE] [--seeds 3] [--device cpu] [--large]
+--large: the README's large setting (6 blocks of 384, context 256, batch 64, 5,000 steps, dropout in theirs: 1.4697), for a GPU.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+from star.data import open_corpus
+from star.genome import Genome
+from star.genome.codec import parse_text
+from star.model import build
+from star.training import Recipe, train
+
+HERE = Path(__file__).parent
+TEXT = HERE.parent.parent / "shared/data/text/tinyshakespeare.txt"
+SMALL = {"published": 1.88, "d_model": 128, "head_dim": 32, "blocks": 4, "steps": 2000, "batch_size": 12, "seq_len": 64}
+LARGE = {"published": 1.4697, "d_model": 384, "head_dim": 64, "blocks": 6, "steps": 5000, "batch_size": 64, "seq_len": 256}
+SHARES = (1.0, 0.5, 0.25, 0.125)  # of the published steps: the budgets
+ARMS = {
+    "plain": {"learning_rate": 1e-3, "betas": (0.9, 0.99), "schedule": "cosine", "floor": 0.1, "warmup": 0.05, "base_width": 0},
+    "tuned": {"optimizer": "adamw", "betas": (0.9, 0.99), "schedule": "linear", "warmup": 0.05, "base_width": 0},
+    "muon": {"optimizer": "muon", "betas": (0.9, 0.99), "schedule": "linear", "warmup": 0.05, "base_width": 0},
+}
+GRID = (2e-3, 4e-3, 8e-3, 1.6e-2)
+
+
+def run(corpus, setting: dict, changes: dict, steps: int, seed: int, device: str) -> dict:
+    genome = Genome(parse_text("-".join(["1-9"] * setting["blocks"])), d_model=setting["d_model"], head_dim=setting["head_dim"])
+    model = build(genome, corpus.vocab_size, seed)
+    tokens = steps * setting["batch_size"] * setting["seq_len"]
+    recipe = Recipe(
+        tokens=tokens, batch_size=setting["batch_size"], seq_len=setting["seq_len"], eval_interval=1.0, eval_tokens=10**7, seed=seed, device=device
+    ).replace(**changes)
+    started = time.monotonic()
+    result = train(model, corpus, recipe)
+    evaluation = time.monotonic() - started - tokens / result.tokens_per_second
+    loss = result.val_loss if result.status == "ok" else math.inf
+    return {"loss": loss, "seconds": tokens / result.tokens_per_second, "evaluation": evaluation, "tokens": tokens, "parameters": sum(p.numel() for p in model.parameters())}
+
+
+def tokens_to(target: float, points: list[tuple[int, float]]) -> float | None:
+    """Tokens of the shortest complete run that ends at `target`: from (tokens, final loss), on a line in log tokens; None: never."""
+    points = sorted(points)
+    for (t0, l0), (t1, l1) in zip(points, points[1:]):
+        if l0 > target >= l1:
+            return math.exp(math.log(t0) + (l0 - target) / (l0 - l1) * (math.log(t1) - math.log(t0)))
+    return float(points[0][0]) if points[0][1] <= target else None  # at most: the smallest budget already reaches it
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", type=Path, default=TEXT)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--large", action="store_true")
+    args = parser.parse_args()
+    if not args.text.exists():
+        raise SystemExit(f"{args.text} is absent: give tinyshakespeare with --text")
+    torch.set_num_threads(args.threads)
+    setting = LARGE if args.large else SMALL
+    corpus = open_corpus(args.text)
+    rates = {"plain": ARMS["plain"]["learning_rate"]}
+    tuning = {}
+    for arm in ("tuned", "muon"):
+        tuning[arm] = {rate: run(corpus, setting, ARMS[arm] | {"learning_rate": rate}, setting["steps"] // 4, 1000, args.device)["loss"] for rate in GRID}
+        rates[arm] = min(tuning[arm], key=tuning[arm].get)
+        print(f"{arm}: rate {rates[arm]:g} of " + ", ".join(f"{rate:g}: {loss:.3f}" for rate, loss in tuning[arm].items()), flush=True)
+    runs: dict[str, dict[int, list[dict]]] = {arm: {} for arm in ARMS}
+    for seed in range(args.seeds):
+        for share in SHARES:
+            steps = round(setting["steps"] * share)
+            for arm, changes in ARMS.items():  # arms take turns, so that a slow minute hits all alike
+                found = run(corpus, setting, changes | {"learning_rate": rates[arm]}, steps, seed, args.device)
+                runs[arm].setdefault(steps, []).append(found)
+                print(f"{arm} {steps} steps, seed {seed}: {found['loss']:.4f} in {found['seconds']:.1f} s", flush=True)
+
+    target, report = setting["published"], {}
+    for arm, budgets in runs.items():
+        per_token = statistics.median(r["seconds"] / r["tokens"] for rs in budgets.values() for r in rs)
+        per_seed = [tokens_to(target, [(rs[s]["tokens"], rs[s]["loss"]) for rs in budgets.values()]) for s in range(args.seeds)]
+        reached = [t for t in per_seed if t is not None]
+        full = budgets[setting["steps"]]
+        report[arm] = {
+            "rate": rates[arm],
+            "final": [r["loss"] for r in full],
+            "seconds_per_token": per_token,
+            "tokens_to_published": per_seed,
+            "seconds_to_published": statistics.median(reached) * per_token if reached else None,
+            "full_seconds": full[0]["tokens"] * per_token,
+        }
+    plain = report["plain"]
+    lines = [f"published {target}; ours: {full[0]['parameters']:,} parameters; {args.seeds} seeds; {args.threads} thread(s), {args.device}"]
+    for arm, row in report.items():
+        to = "never" if row["seconds_to_published"] is None else f"{row['seconds_to_published']:6.1f} s"
+        ratios = ["-" if row["seconds_to_published"] is None or not base else f"{row['seconds_to_published'] / base:.2f}" for base in (plain["seconds_to_published"], plain["full_seconds"])]
+        row["fraction_of_plain_to_published"], row["fraction_of_plain_full"] = ratios
+        final = f"{statistics.mean(row['final']):.4f} [{min(row['final']):.4f}, {max(row['final']):.4f}]"
+        lines.append(f"{arm:6} rate {row['rate']:g}: final {final}, to {target}: {to} = {ratios[0]} of plain's, {ratios[1]} of plain's whole run")
+    met = all(loss < target for row in report.values() for loss in row["final"])
+    lines.append(f"goal, below {target} with the same tokens: {'met by every arm and seed' if met else 'MISSED'}")
+    print("\n".join(lines))
+    name = f"nanogpt-{'large' if args.large else 'small'}-{'cpu' if args.device == 'cpu' else 'cuda'}"
+    out = {"setting": setting, "arms": ARMS, "tuning": tuning, "runs": runs, "report": report, "threads": args.threads, "device": args.device}
+    (HERE / "results" / f"{name}.json").write_text(json.dumps(out, indent=1))
+    (HERE / "results" / f"{name}.txt").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,9 @@
+"""What a setting is: a dataclass field that knows what it is for and which values are legal."""
+
+import math
+from dataclasses import field
+
+
+def setting(default, doc: str, low: float = -math.inf, high: float = math.inf, choices: tuple = (), resumable: bool = False):
+    """A field of a frozen dataclass. low, high: of numbers, both legal; resumable: may change when a stopped run goes on."""
+    return field(default=default, metadata={"doc": doc, "low": low, "high": high, "choices": choices, "resumable": resumable})

@@ -1,0 +1,238 @@
+"""A training run at some step: all that changes while it goes on, and how it changes in one step."""
+
+import contextlib
+import json
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from star.data import Batches, Corpus, validation_blocks
+from star.errors import UserError
+from star.training.accumulation import Accumulation
+from star.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from star.training.device import peak_memory, resolve_dtype
+from star.training.distributed import average, rank, shared_loss, world_size
+from star.training.evaluation import evaluate
+from star.training.optim import build_optimizer
+from star.training.recipe import Recipe
+from star.training.schedule import learning_rate_factor
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """Losses in nats per token, memory in bytes; what was never measured, or is not finite, is None."""
+
+    status: str  # "ok" | "diverged" | "timeout"
+    reason: str  # why the status is not "ok"
+    curve: list[dict]  # {"step", "tokens", "train_loss" (mean since the last point), "val_loss", "seconds"}
+    val_loss: float | None  # the curve's last
+    val_loss_se: float | None  # standard error of the mean over the blocks of the validation sample
+    tokens: int  # trained on
+    steps: int  # of the optimizer
+    seconds: float  # with evaluations
+    tokens_per_second: float  # without evaluations
+    peak_memory: int  # CUDA: of tensors; CPU: of the whole process
+
+
+class TrainingRun:
+    """`done` counts micro-batches and `step` steps of the optimizer, which take several micro-batches where they accumulate."""
+
+    def __init__(self, model: nn.Module, corpus: Corpus, recipe: Recipe, device: torch.device, stop_tokens: int | None = None):
+        if recipe.batch_size % world_size():
+            raise UserError(
+                f"the training recipe's batch_size is {recipe.batch_size}, which {world_size()} processes cannot share alike; "
+                f"make it a multiple of {world_size()}"
+            )
+        self.model = model.to(device).train()
+        self.model.compute_dtype = resolve_dtype(recipe.dtype, device)  # of activations; parameters stay float32
+        self.recipe, self.device, self.total = recipe, device, recipe.micro_batches
+        self.stop = self.total if stop_tokens is None else min(self.total, max(1, -(-stop_tokens // recipe.micro_batch)))
+        self.params = [param for param in model.parameters() if param.requires_grad]
+        # The noise of embeddings is that of rare tokens, and says nothing about the batch that the rest needs.
+        self.watched = [p for group in model.parameter_groups() if group["kind"] in ("hidden", "vector") for p in group["params"]]
+        self.optimizer = build_optimizer(model, recipe)
+        self.accumulation = Accumulation(recipe)
+        self.loss = model.loss if world_size() == 1 else shared_loss(model, device)
+        self.batches = Batches(corpus.train, recipe.batch_size, recipe.seq_len, recipe.seed)
+        self.sample = [part.to(device) for part in validation_blocks(corpus.validation, recipe.seq_len, recipe.eval_tokens)]
+        self.unigram, self.uniform = corpus.baselines()["unigram"], math.log(corpus.vocab_size)
+        n_evaluations = math.ceil(1 / recipe.eval_interval)
+        self.evaluations = [math.ceil(self.total * min(1.0, k * recipe.eval_interval)) for k in range(1, n_evaluations + 1)]
+        genome = getattr(model, "genome", None)
+        identity = {"genome": getattr(genome, "id", None), "corpus": corpus.fingerprint, "recipe": asdict(recipe)}
+        self.identity = json.loads(json.dumps(identity))
+
+        self.step, self.done = 0, 0
+        self.parts = 1  # into which a micro-batch is cut, once memory has run out
+        self.curve: list[dict] = []
+        self.val_loss_se: float | None = None
+        self.loss_sum = torch.zeros((), device=device)  # over the micro-batches since the last evaluation
+        self.evaluation_seconds = 0.0
+        self.earlier_seconds = 0.0  # before the checkpoint that this run went on from
+        self.peak_memory = 0
+        self.started = time.monotonic()
+
+    @property
+    def tokens(self) -> int:
+        return self.done * self.recipe.micro_batch
+
+    @property
+    def seconds(self) -> float:
+        return self.earlier_seconds + time.monotonic() - self.started
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / max(self.seconds - self.evaluation_seconds, 1e-9)
+
+    @property
+    def due(self) -> bool:
+        """Whether the learning curve has a point here."""
+        last = self.curve[-1]["tokens"] // self.recipe.micro_batch if self.curve else 0
+        return any(last < point <= self.done for point in self.evaluations)
+
+    def advance(self) -> Tensor:
+        """One optimizer step; returns its loss."""
+        recipe = self.recipe
+        n = min(self.accumulation.size(self.step), self.total - self.done)
+        # The schedule at the middle of the step: its sum over the run is then the same at any batch size.
+        progress = (self.done + n / 2) / self.total
+        factor = learning_rate_factor(recipe.schedule, progress, 1.0, recipe.warmup, recipe.cooldown, recipe.floor)
+        self.optimizer.set(factor, n / recipe.accumulate)
+        loss = self.gradients(n)
+        if recipe.clip:
+            nn.utils.clip_grad_norm_(self.params, recipe.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.loss_sum += loss * n
+        self.step += 1
+        self.done += n
+        return loss
+
+    def gradients(self, n: int) -> Tensor:
+        """Leave the mean gradient of the next n micro-batches in the parameters; returns their mean loss."""
+        try:
+            return self._gradients(n)
+        except torch.OutOfMemoryError:
+            if self.parts > 1 or self.recipe.batch_size % 2 or world_size() > 1:
+                raise
+        self.parts = 2  # nothing has changed yet, so the step can be taken again, in smaller bites
+        self.optimizer.zero_grad()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return self._gradients(n)
+
+    def _gradients(self, n: int) -> Tensor:
+        pieces = n * self.parts
+        rows = self.recipe.batch_size // self.parts // world_size()
+        first = self.done * self.recipe.batch_size + rank() * rows
+        estimating = self.accumulation.due(self.step) and pieces * world_size() > 1
+        together = world_size() > 1
+        loss_sum, squares, total = None, [], None
+        for piece in range(pieces):
+            inputs, targets = self.batches.sequences(first + piece * rows * world_size(), rows)
+            apart = together and (estimating or piece < pieces - 1)  # gradients stay those of this process
+            with self.loss.no_sync() if apart else contextlib.nullcontext():
+                loss = self.loss(inputs.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True))
+                (loss if pieces == 1 or estimating else loss / pieces).backward()
+            loss_sum = loss.detach() if loss_sum is None else loss_sum + loss.detach()
+            if estimating:
+                squares.append(_square([p.grad for p in self.watched if p.grad is not None]))
+                gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.params]
+                total = gradients if total is None else torch._foreach_add(total, gradients)
+                self.optimizer.zero_grad()
+        if estimating:
+            for param, gradient in zip(self.params, total, strict=True):
+                param.grad = gradient.div_(pieces)
+            mean_square = torch.stack(squares).mean()
+            average([param.grad for param in self.params] + [mean_square])
+            k, progress = pieces * world_size(), self.done / self.total
+            square_of_mean = _square([p.grad for p in self.watched]).item()
+            self.accumulation.observe(self.step, progress, mean_square.item(), square_of_mean, k, 1 / self.parts / world_size())
+        loss = loss_sum if pieces == 1 else loss_sum / pieces
+        average([loss])
+        return loss
+
+    def evaluate(self) -> None:
+        """Add a point to the learning curve."""
+        micro_batches = self.done - (self.curve[-1]["tokens"] // self.recipe.micro_batch if self.curve else 0)
+        train_loss = self.loss_sum.item() / micro_batches  # waits for the device, so that the clock is right
+        started = time.monotonic()
+        self.model.eval()
+        val_loss, self.val_loss_se = evaluate(self.model, *self.sample)
+        self.model.train()
+        self.evaluation_seconds += time.monotonic() - started
+        point = {"step": self.step, "tokens": self.tokens, "train_loss": train_loss, "val_loss": val_loss, "seconds": self.seconds}
+        self.curve.append({key: value if math.isfinite(value) else None for key, value in point.items()})
+
+    def diverged(self) -> str:
+        return divergence(self.curve, self.done / self.total, self.unigram, self.uniform)
+
+    def progress(self, loss: float) -> dict:
+        return {
+            "step": self.step,
+            "steps": math.ceil(self.step * self.stop / self.done),  # as long as the batches stay what they are
+            "tokens": self.tokens,
+            "total_tokens": self.stop * self.recipe.micro_batch,
+            "loss": loss,
+            "val_loss": self.curve[-1]["val_loss"] if self.curve else None,
+            "tokens_per_second": self.tokens_per_second,
+            "eta": self.seconds / self.done * (self.stop - self.done),
+        }
+
+    def result(self, status: str, reason: str = "") -> TrainingResult:
+        val_loss = self.curve[-1]["val_loss"] if self.curve else None
+        return TrainingResult(
+            status=status,
+            reason=reason,
+            curve=self.curve,
+            val_loss=val_loss,
+            val_loss_se=None if val_loss is None else self.val_loss_se,
+            tokens=self.tokens,
+            steps=self.step,
+            seconds=self.seconds,
+            tokens_per_second=self.tokens_per_second,
+            peak_memory=max(self.peak_memory, peak_memory(self.device)),
+        )
+
+    def save(self, path: Path) -> None:
+        if rank():
+            return
+        names = ("step", "done", "parts", "curve", "val_loss_se", "evaluation_seconds", "peak_memory")
+        progress = {name: getattr(self, name) for name in names}
+        progress |= {"earlier_seconds": self.seconds, "loss_sum": self.loss_sum.item(), "accumulation": self.accumulation.state()}
+        save_checkpoint(path, self.model, self.optimizer, self.identity, progress)
+
+    def restore(self, path: Path) -> None:
+        progress = load_checkpoint(path, self.model, self.optimizer, self.identity)
+        if progress["done"] > self.stop:
+            tokens, wanted = (micro_batches * self.recipe.micro_batch for micro_batches in (progress["done"], self.stop))
+            raise CheckpointError(f"The checkpoint {path} is after {tokens:,} tokens, beyond the stop at {wanted:,}; remove it to start afresh.")
+        self.loss_sum.fill_(progress.pop("loss_sum"))
+        self.accumulation.load(progress.pop("accumulation"))
+        for name, value in progress.items():
+            setattr(self, name, value)
+
+
+def divergence(curve: list[dict], progress: float, unigram: float, uniform: float) -> str:
+    """Why the run of this learning curve has diverged; "" where it has not.
+
+    Early training may be anywhere. In its second half a loss above the unigram level (nats per token) means
+    divergence if it was lower before, or if it is even above that of a uniform guess. One that is still on its
+    way down, as under a very small budget, is slow and not diverged.
+    """
+    point = curve[-1]
+    if point["train_loss"] is None or point["val_loss"] is None:
+        return f"the loss is not finite after {point['tokens']:,} tokens"
+    loss, best = point["val_loss"], min(earlier["val_loss"] for earlier in curve)
+    if progress >= 0.5 and loss > unigram and (loss > best + 0.1 or loss > uniform):
+        return f"the loss is {loss:.2f} after {point['tokens']:,} tokens, past the unigram level of {unigram:.2f}"
+    return ""
+
+
+def _square(tensors: list[Tensor]) -> Tensor:
+    """|.|^2 of all of them together."""
+    return torch.stack(torch._foreach_norm(tensors)).square().sum()
