@@ -32,28 +32,45 @@ FULL = 2**62  # a window as a number: every distance
 class HeadLimits:
     """Attention whose heads have windows and gains of their own: stands in for `softmax_attention` in one LIV.
 
-    windows: keys that each of the H heads sees, itself included, None for all that the LIV sees. gains [H]: each head's output is
-    multiplied by its own. `mixed` is the windows as a tensor where heads differ, so that a compiled layer reads a value and no constant.
+    windows: keys that each of the H heads sees, itself included, None for all that the LIV sees. mixed [H]: the same as a tensor,
+    and groups: the heads of each window, both None where all heads have one window. gains [H]: what each head's output is
+    multiplied by, None where that is 1 for all.
     """
 
     windows: list[int | None]
-    gains: Tensor
     mixed: Tensor | None
+    groups: list[tuple[int | None, Tensor]] | None
+    gains: Tensor | None
 
     @classmethod
     def make(cls, windows: list[int | None], gains: list[float], device: torch.device) -> HeadLimits:
-        mixed = None if len(set(windows)) == 1 else torch.tensor([FULL if w is None else w for w in windows], device=device)
-        return cls(windows, torch.tensor(gains, dtype=torch.float32, device=device), mixed)
+        mixed = groups = None
+        if len(set(windows)) > 1:
+            mixed = torch.tensor([w or FULL for w in windows], device=device)
+            groups = [(own, torch.tensor([h for h, w in enumerate(windows) if w == own], device=device)) for own in dict.fromkeys(windows)]
+        return cls(list(windows), mixed, groups, None if set(gains) == {1} else torch.tensor(gains, dtype=torch.float32, device=device))
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
         """Arguments and result as of `softmax_attention`; `window` is the LIV's."""
         if self.mixed is None:
             y = softmax_attention(q, k, v, smaller(self.windows[0], window))
+        elif torch.compiler.is_compiling():
+            y = self.masked(q, k, v, window)
         else:
-            limits = self.mixed if window is None else self.mixed.clamp(max=window)
-            mask = head_mask(q.shape[2], k.shape[2], limits)
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
-        return y * self.gains[:, None, None].to(y.dtype)
+            y = self.by_window(q, k, v, window)
+        return y if self.gains is None else y * self.gains[:, None, None].to(y.dtype)
+
+    def masked(self, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+        """All heads at once, windows as values: a new one compiles nothing again."""
+        limits = self.mixed if window is None else self.mixed.clamp(max=window)
+        mask = head_mask(q.shape[2], k.shape[2], limits)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+
+    def by_window(self, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+        """The heads of one window after those of another, each set as fast as in a LIV of that window: no dense mask is made."""
+        repeat = q.shape[1] // k.shape[1]
+        parts = [softmax_attention(q[:, h], k[:, h // repeat], v[:, h // repeat], smaller(own, window)) for own, h in self.groups]
+        return torch.cat(parts, 1)[:, torch.cat([heads for _, heads in self.groups]).argsort()]
 
 
 def smaller(first: int | None, second: int | None) -> int | None:
@@ -103,8 +120,8 @@ def spread(t: Tensor, n_heads: int) -> Tensor:
 def sample_scores(model: nn.Module, inputs: Tensor, targets: Tensor) -> dict[int, Tensor]:
     """`scores` of every attention LIV of a language model on one batch, int64 [B, T]: {layer: [H, N_BUCKETS]}.
 
-    What heads see is what their limits let them see; gains are in dL/dO alone, so a head that is being dropped is scored as if it
-    were whole. A forward and part of a backward of its own: weights, `.grad` and random number generators are left alone.
+    Heads see what their limits let them see, but gradients are taken behind the gains: a head that is being dropped is scored as if
+    it were whole. A forward and part of a backward of its own: weights, `.grad` and random number generators are left alone.
     """
     with recorded(model) as records, torch.enable_grad(), eager():
         loss = model.loss(inputs, targets)

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from star.cost import costs
 from star.errors import UserError
@@ -70,11 +69,11 @@ class HeadScores:
         strength = total / total.mean()
         self.strength = strength if self.strength is None else DECAY * self.strength + (1 - DECAY) * strength
         if self.share is None:
-            self.share = F.normalize(score, p=1, dim=1)
+            self.share = fractions(score)
             return
         is_open = torch.tensor([[w is None or n <= WINDOWS.index(w) for n in range(N_BUCKETS)] for w in self.windows])
         left = (self.share * is_open).sum(1, keepdim=True)
-        new = F.normalize(score * is_open, p=1, dim=1) * left
+        new = fractions(score * is_open) * left
         self.share = torch.where(is_open, DECAY * self.share + (1 - DECAY) * new, self.share)
 
     def tighten(self, tau: float, floor: float, seq_len: int) -> None:
@@ -87,6 +86,11 @@ class HeadScores:
             self.windows[head] = smaller(self.windows[head], enough)
             if self.faded[head] < FADE:
                 self.faded[head] = self.faded[head] + 1 if self.strength[head] < floor else 0
+
+
+def fractions(score: Tensor) -> Tensor:
+    """Of the sum of each row; of a row of zeros, zeros."""
+    return score / score.sum(1, keepdim=True).clamp_min(1e-300)
 
 
 class Sparsifier:
@@ -156,13 +160,17 @@ class Sparsifier:
 
     @torch.no_grad()
     def finish(self) -> None:
-        """Write the gains of dropped heads into the output maps, so that the weights alone are the model."""
+        """Write the dropped heads into the output maps, so that the weights and the edited genome are the model.
+
+        A run that stops before `FREEZE` ends with the limits that it has then, heads on their way out kept.
+        """
+        if not self.frozen:
+            self._settle()
+            self._impose()
         for layer, heads in self.layers.items():
             liv = self.livs[layer]
             columns = liv.out.view(liv.out.shape[0], len(heads.faded), -1)  # [D, H, d]
-            for head, gain in enumerate(heads.gains):
-                if gain != 1:
-                    columns[:, head] *= gain
+            columns[:, [head for head, gain in enumerate(heads.gains) if gain == 0]] = 0
 
     def edited_genome(self) -> Genome:
         """The genome of the model with the windows that its heads need; the genome itself where none can be shorter."""
