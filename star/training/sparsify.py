@@ -41,7 +41,7 @@ class HeadScores:
     """What is known of the heads of one LIV.
 
     share: of a head's score by distance bucket, float64 [H, N_BUCKETS]; what a window has cut off keeps the share that it had, so
-    that tau is spent once and not at every update. strength [H]: a head's score over the mean of its layer.
+    that tau is spent once and not at every update. strength [H]: a head's score over the mean of those of its layer that live.
     windows: in force, None for all keys. faded: updates that a head has been below the floor; FADE is dropped for good.
     """
 
@@ -57,16 +57,20 @@ class HeadScores:
     @property
     def window(self) -> int | None:
         """The smallest that is enough for every head; None for all keys."""
-        windows = [w for w, faded in zip(self.windows, self.faded, strict=True) if faded < FADE]
-        return None if None in windows else max(windows)
+        windows = [w for w, lives in zip(self.windows, self.lives, strict=True) if lives]
+        return None if None in windows else max(windows, default=None)
+
+    @property
+    def lives(self) -> list[bool]:
+        return [faded < FADE for faded in self.faded]
 
     def observe(self, score: Tensor) -> None:
         """Add one measured score [H, N_BUCKETS]."""
         score = score.cpu()
         total = score.sum(1)
-        if not bool(torch.isfinite(total).all()) or not total.sum() > 0:
+        if not torch.isfinite(total).all() or not total[torch.tensor(self.lives)].sum() > 0:
             return  # a diverged step is no evidence
-        strength = total / total.mean()
+        strength = total / total[torch.tensor(self.lives)].mean()
         self.strength = strength if self.strength is None else DECAY * self.strength + (1 - DECAY) * strength
         if self.share is None:
             self.share = fractions(score)
@@ -97,12 +101,12 @@ class Sparsifier:
     """Imposes windows and gains on the attention heads of `model` while it trains; see the module.
 
     Args: tau: share of a head's score that its window may cut off; head_floor: heads whose score is below this fraction of the mean of
-        their layer are dropped; total_tokens: of the run; sequences: of the batch, that an update looks at.
+        their layer are dropped (0: none); total_tokens: of the run; sequences: of the batch, that an update looks at.
     Raises: UserError for a setting out of bounds.
     """
 
     def __init__(self, model: LanguageModel, tau: float, head_floor: float, total_tokens: int, sequences: int = 2):
-        for name, value, high in (("tau", tau, 0.5), ("head_floor", head_floor, 0.5)):
+        for name, value, high in (("tau", tau, 0.9), ("head_floor", head_floor, 0.5)):
             if not 0 <= value <= high:
                 raise UserError(f"sparsification: {name} is {value}; legal is 0 to {high}")
         if total_tokens < 1 or sequences < 1:
@@ -170,7 +174,7 @@ class Sparsifier:
         for layer, heads in self.layers.items():
             liv = self.livs[layer]
             columns = liv.out.view(liv.out.shape[0], len(heads.faded), -1)  # [D, H, d]
-            columns[:, [head for head, gain in enumerate(heads.gains) if gain == 0]] = 0
+            columns[:, [head for head, lives in enumerate(heads.lives) if not lives]] = 0
 
     def edited_genome(self) -> Genome:
         """The genome of the model with the windows that its heads need; the genome itself where none can be shorter."""
@@ -182,10 +186,15 @@ class Sparsifier:
         seq_len: context at which caches are compared, that of training if it is not given.
         """
         now, then = (costs(genome, seq_len=seq_len or self.seq_len or 1).cache_bytes for genome in (self.model.genome, self.edited_genome()))
-        layers = {
-            layer: {"windows": heads.windows, "dropped": [head for head, faded in enumerate(heads.faded) if faded == FADE]}
+        layers = [
+            {
+                "layer": layer,
+                "name": self.model.plan.layers[layer].name,
+                "windows": heads.windows,
+                "dropped": [head for head, lives in enumerate(heads.lives) if not lives],
+            }
             for layer, heads in self.layers.items()
-        }
+        ]
         return {"updates": self.updates, "frozen": self.frozen, "layers": layers, "cache_saved": 1 - then / now if now else 0.0}
 
     def _settle(self) -> None:
