@@ -212,6 +212,10 @@ class TrainingRun:
             sparsity=None if self.sparsifier is None else self.sparsifier.summary() | {"genome": to_json(self.sparsifier.edited_genome())},
         )
 
+    def close(self) -> None:
+        """Let go of what belongs to the other processes while they are still there: its destructor may wait for them for ever."""
+        self.loss = None
+
     def save(self, path: Path) -> None:
         if rank():
             return

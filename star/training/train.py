@@ -50,7 +50,10 @@ def train(
     try:
         with process_group(device):
             run = TrainingRun(model, corpus, recipe, device, stop_tokens)
-            return _train(run, on_progress, deadline, Path(checkpoint) if checkpoint else None)
+            try:
+                return _train(run, on_progress, deadline, Path(checkpoint) if checkpoint else None)
+            finally:
+                run.close()
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
