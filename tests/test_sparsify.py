@@ -1,10 +1,12 @@
 """Sparsification of attention: scores equal dense autograd, limits are what they say, and the edit is the model that was trained."""
 
 import copy
+import functools
 import json
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 import star
 from star.errors import UserError
@@ -86,12 +88,12 @@ def test_scores_are_those_of_dense_autograd(text):
     assert measured.keys() == livs.keys() and all(score.sum() > 0 for score in measured.values())
 
 
+@pytest.mark.parametrize("windows", [[16, 32, None, 3, 1, 40], [16, 4, 7, 3, 1, 16]])
 @pytest.mark.parametrize("block", [1, 7, 40, 128])
-def test_scores_do_not_depend_on_the_block_and_see_only_what_windows_and_the_past_let_them(block):
+def test_scores_do_not_depend_on_the_block_and_see_only_what_windows_and_the_past_let_them(block, windows):
     generator = torch.Generator().manual_seed(0)
     q, grad = (torch.randn(2, 6, 40, 8, dtype=torch.float64, generator=generator) for _ in range(2))
     k, v = (torch.randn(2, 3, 59, 8, dtype=torch.float64, generator=generator).requires_grad_() for _ in range(2))
-    windows = [16, 32, None, 3, 1, 40]
     dense = Dense(windows)
     (dense(q, k, v, None) * grad).sum().backward()
     expected = torch.zeros(6, N_BUCKETS, dtype=torch.float64)
@@ -101,6 +103,15 @@ def test_scores_do_not_depend_on_the_block_and_see_only_what_windows_and_the_pas
             expected[:, sum(i + 19 - j >= w for w in WINDOWS)] += score[:, i, j]
     measured = scores(q, k, v, grad, torch.tensor([w or FULL for w in windows]), block)
     torch.testing.assert_close(measured, expected, rtol=1e-9, atol=1e-300)
+
+
+def test_recomputed_activations_are_scored_like_kept_ones():
+    model, batch = model_of("1-9-1.0.0.1.4-1.0.0.1.4"), batch_of(40)
+    kept = sample_scores(model, *batch)
+    for block in model.blocks:
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+    recomputed = sample_scores(model, *batch)
+    assert all(torch.equal(kept[layer], recomputed[layer]) for layer in kept)
 
 
 def test_a_head_that_fades_is_scored_as_if_it_were_whole():
@@ -123,7 +134,7 @@ def test_sampling_leaves_weights_gradients_limits_and_generators_alone():
     assert model.blocks[0].liv.attend is None and model.blocks[2].liv.attend is limits
 
 
-WINDOW_SETS = [[16, 16, 16, 16], [None, 16, 32, 16], [64, 16, None, None], [None] * 4]
+WINDOW_SETS = [[16, 16, 16, 16], [16, None, 32, 16], [64, 16, None, None], [None] * 4]
 
 
 @pytest.mark.parametrize("windows", WINDOW_SETS)
@@ -202,6 +213,14 @@ def test_tau_is_spent_once_however_many_updates_there_are():
     torch.testing.assert_close(heads.share[0, :4], torch.tensor([70.0, 20.0, 6.0, 4.0], dtype=torch.float64) / 100, rtol=1e-9, atol=0)
 
 
+def test_what_a_window_leaves_open_goes_on_being_averaged():
+    heads = heads_with([[60.0, 36.0, 4.0]])
+    heads.tighten(0.04, 0.0, seq_len=1024)
+    for _ in range(100):
+        heads.observe(torch.tensor([[1.0, 3.0] + [0.0] * (N_BUCKETS - 2)], dtype=torch.float64))
+    torch.testing.assert_close(heads.share[0, :3], torch.tensor([0.24, 0.72, 0.04], dtype=torch.float64), rtol=1e-6, atol=0)
+
+
 def test_weak_heads_fade_to_exactly_zero_and_stay_there():
     heads, weak, strong = heads_with([[10.0], [0.1], [10.0]]), [[10.0], [0.1], [10.0]], [[10.0], [1e9], [10.0]]
     gains = []
@@ -271,6 +290,42 @@ def test_phases_dense_then_tightened_then_frozen(finished):
     early, _ = run(dense, stop=int(START * 60))
     assert early.updates > 0 and all(liv.attend is None for liv in attention_livs(dense).values())
     assert all(heads.windows == [None] * 4 for heads in early.layers.values())
+
+
+def test_tau_and_floor_grow_on_a_cubic(monkeypatch):
+    """Against the formula, on scores that never change: half as much in every further bucket, and a head of 7 % of the mean."""
+    score = torch.tensor([[0.5**n for n in range(N_BUCKETS)]] * 3, dtype=torch.float64)
+    score[1] *= 0.07 / score[1].sum()
+    score[0] *= 1 / score[0].sum()
+    score[2] *= 1.93 / score[2].sum()
+    seen = []
+    monkeypatch.setattr("star.training.sparsify.sample_scores", lambda model, x, y: seen.append(x.shape) or {0: score.clone()})
+    model = star.build(Genome(parse_text("1"), d_model=24, head_dim=8), vocab_size=17)
+    sparsifier, tau, floor, fading = Sparsifier(model, 0.4, 0.1, 1000, sequences=3), 0.4, 0.1, 0
+    for tokens in range(0, 1000, 5):
+        if not sparsifier.due(tokens):
+            continue
+        sparsifier.update(model, *batch_of(2000, batch=4), tokens)
+        p = (tokens / 1000 - 0.15) / 0.45
+        ramp = 1 - (1 - p) ** 3 if p >= 0 else -1
+        cut = {w: sum(0.5**m for m in range(n + 1, N_BUCKETS)) / sum(0.5**m for m in range(N_BUCKETS)) for n, w in enumerate(WINDOWS)}
+        fading = min(FADE, fading + 1) if ramp * floor > 0.07 else 0
+        if tokens < 600:
+            heads = sparsifier.layers[0]
+            assert heads.windows[0] == next((w for w in WINDOWS if w < 2000 and cut[w] <= max(ramp, -1) * tau), None)
+            assert heads.faded == [0, fading, 0]
+    assert heads.windows == [32] * 3 and heads.gains == [1, 0, 1] and set(seen) == {(3, 2000)}
+
+
+def test_livs_that_share_end_with_the_window_of_the_one_that_needs_most():
+    model = model_of("1.0.0.1.4-9-1.0.0.1.4-1-1")
+    sparsifier = Sparsifier(model, 0.1, 0.1, 1000)
+    for layer, windows in {0: [16] * 4, 2: [16, 64, 32, 16], 3: [16, 32, 16, 16], 4: [16, None, 16, 16]}.items():
+        sparsifier.layers[layer].windows = windows
+    sparsifier.finish()
+    settled = {layer: heads.windows for layer, heads in sparsifier.layers.items()}
+    assert settled == {0: [64] * 4, 2: [64] * 4, 3: [32] * 4, 4: [None] * 4}
+    assert windows_of(sparsifier.edited_genome()) == [64, None, 64, 32, None]
 
 
 def test_before_the_first_limit_training_has_the_bits_of_a_plain_run():
