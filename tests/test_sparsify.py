@@ -376,6 +376,21 @@ def test_a_run_goes_on_exactly_from_its_state():
         Sparsifier(model_of("1"), 0.3, 0.3, 100).load(json.loads(text))
 
 
+def test_processes_of_a_distributed_run_impose_the_limits_of_all_their_batches(monkeypatch):
+    """As one process with both batches; the other process is its scores, added where a sum over processes is asked for."""
+    batches = [batch_of(70, seed=rank) for rank in range(2)]
+    pooled = Sparsifier(model_of("1-9-3"), 0.3, 0.3, 1000, sequences=4)
+    pooled.update(pooled.model, *(torch.cat(parts) for parts in zip(*batches, strict=True)), 300)
+    alone = Sparsifier(model_of("1-9-3"), 0.3, 0.3, 1000)
+    others = iter(sample_scores(alone.model, *batches[1]).values())
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda score: score.add_(next(others)))
+    alone.update(alone.model, *batches[0], 300)
+    for layer, heads in pooled.layers.items():
+        torch.testing.assert_close(alone.layers[layer].share, heads.share, rtol=1e-5, atol=1e-7)
+        assert alone.layers[layer].windows == heads.windows
+
+
 def test_a_run_that_ends_early_keeps_heads_that_are_on_their_way_out():
     model = model_of("1-9-1")
     sparsifier = Sparsifier(model, 0.1, 0.1, 1000)

@@ -21,6 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from star.cost import costs
@@ -97,6 +98,13 @@ def fractions(score: Tensor) -> Tensor:
     return score / score.sum(1, keepdim=True).clamp_min(1e-300)
 
 
+def over_processes(score: Tensor) -> Tensor:
+    """The sum over all processes of a distributed run, so that all impose the same limits; in place."""
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(score)
+    return score
+
+
 class Sparsifier:
     """Imposes windows and gains on the attention heads of `model` while it trains; see the module.
 
@@ -129,7 +137,7 @@ class Sparsifier:
         """
         progress = tokens / self.total_tokens
         for layer, score in sample_scores(model, inputs[: self.sequences], targets[: self.sequences]).items():
-            self.layers[layer].observe(score)
+            self.layers[layer].observe(over_processes(score))
         self.updates, self.seq_len = self.updates + 1, inputs.shape[1]
         if progress >= START:
             ramp = 1 - (1 - min(1.0, (progress - START) / (FREEZE - START))) ** 3
