@@ -112,6 +112,14 @@ def test_recomputed_activations_are_scored_like_kept_ones():
     assert all(torch.equal(kept[layer], recomputed[layer]) for layer in kept)
 
 
+def test_bfloat16_activations_are_scored_in_float32():
+    model, batch = model_of("1-9-3"), batch_of(40)
+    exact = sample_scores(model, *batch)
+    model.compute_dtype = torch.bfloat16
+    for layer, score in sample_scores(model, *batch).items():
+        assert (score - exact[layer]).abs().sum() < 0.03 * exact[layer].sum()
+
+
 def test_a_head_that_fades_is_scored_as_if_it_were_whole():
     model, batch = model_of("1").double(), batch_of(40)
     whole = sample_scores(model, *batch)[0]
