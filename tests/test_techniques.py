@@ -457,6 +457,6 @@ def test_what_cannot_be_shared_is_one_sentence(corpus, monkeypatch):
 
 
 def test_settings_are_bounded():
-    for name, value in {"precision": 0.0, "layer_decay": 0.0, "sparsify": 0.9, "momentum": 1.0, "accumulate": 0}.items():
+    for name, value in {"precision": 0.0, "layer_decay": 0.0, "sparsify": 0.95, "momentum": 1.0, "accumulate": 0}.items():
         with pytest.raises(UserError, match=f"recipe's {name} is"):
             RECIPE.replace(**{name: value})
