@@ -46,7 +46,7 @@ PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "4090":
 
 @dataclass(frozen=True)
 class Size:
-    """pairs: of a mixer and a memoryless operator. seconds: time for the arms of this size on a CPU."""
+    """pairs: of a mixer and a memoryless operator."""
 
     width: int
     pairs: int
