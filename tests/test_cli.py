@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -182,7 +183,7 @@ def test_train_a_scaled_backbone_with_every_technique(text, tmp_path):
     assert "muon, linear, accumulation adapts up to 16, rates x 0.5^(l/L), attention sparsified (tau 0.5)" in output
     assert "sparsification saves" in output
     told = json.loads((out / "training.json").read_text())
-    assert told["curve"][-1]["tokens"] == 4096 and told["source"]["recipe"]["optimizer"] == "muon"
+    assert told["curve"][-1]["tokens"] == 4096 and told["recipe"]["optimizer"] == "muon"
     config = json.loads((out / "config.json").read_text())
     assert config["genome"]["d_model"] == 64 and len(config["genome"]["backbone"].split("-")) == 4
     assert ok("generate", out, "--tokens", 10)

@@ -40,10 +40,9 @@ def train(
     from star.data import open_corpus
     from star.errors import RunFailed
     from star.export import check_target, export_model
-    from star.genome import from_json, to_json
+    from star.genome import from_json
     from star.genome.scale import parse_scale
     from star.model import build
-    from star.store.files import write_json
     from star.training import open_logger
     from star.training import train as train_model
     from star.training.distributed import rank
@@ -77,13 +76,13 @@ def train(
         raise RunFailed(f"training ended as '{result.status}': {result.reason}")
     say(f"validation loss {result.val_loss:.4f} +- {result.val_loss_se:.4f} nats/byte after {result.seconds:.0f} s ({result.tokens_per_second:,.0f} tokens/s)")
     metrics = {"loss": result.val_loss, "loss_se": result.val_loss_se, "tokens": result.tokens, "seconds": result.seconds}
-    source = {"corpus": corpus.name, "fingerprint": corpus.fingerprint, "recipe": asdict(recipe)}
+    source = {"corpus": corpus.name, "fingerprint": corpus.fingerprint}
+    training = {"recipe": asdict(recipe), "curve": result.curve, "sparsity": result.sparsity}
     if result.sparsity:
         model.genome = from_json(result.sparsity["genome"])
         say(f"sparsification saves {result.sparsity['cache_saved']:.0%} of the cache at {recipe.seq_len} tokens: the model is now {model.genome.id}")
         trained, model = model, build(model.genome, corpus.vocab_size)
         model.load_state_dict(trained.state_dict())
-    export_model(model, model.genome, out, name=chosen.name, source=source, metrics=metrics, overwrite=overwrite)
-    write_json(out / "training.json", {"genome": to_json(model.genome), "source": source, "status": result.status, "curve": result.curve})
+    export_model(model, model.genome, out, name=chosen.name, source=source, metrics=metrics, training=training, overwrite=overwrite)
     checkpoint.unlink(missing_ok=True)
     say(f'exported to {out}; try: star generate {out} --prompt "def "')
