@@ -12,7 +12,7 @@ from star.training.checkpoint import CheckpointError
 from star.training.evaluation import evaluate
 from star.training.loggers import Logger, open_logger
 from star.training.recipe import LAPTOP, Recipe
-from star.training.run import TrainingResult
+from star.training.result import TrainingResult
 from star.training.schedule import learning_rate_factor
 from star.training.train import train
 
