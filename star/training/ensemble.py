@@ -12,7 +12,6 @@ Models may differ in weights, and recipes in everything but `SHARED`. The result
 rounding: a batched product may add up in another order than a single one.
 """
 
-import dataclasses
 import time
 from collections.abc import Callable, Sequence
 
