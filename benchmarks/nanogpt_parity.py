@@ -15,6 +15,7 @@ between budgets on a line in log tokens, times the arm's measured seconds per to
 """
 
 import argparse
+import itertools
 import json
 import math
 import statistics
@@ -33,7 +34,7 @@ HERE = Path(__file__).parent
 TEXT = HERE.parent.parent / "shared/data/text/tinyshakespeare.txt"
 SMALL = {"published": 1.88, "d_model": 128, "head_dim": 32, "blocks": 4, "steps": 2000, "batch_size": 12, "seq_len": 64}
 LARGE = {"published": 1.4697, "d_model": 384, "head_dim": 64, "blocks": 6, "steps": 5000, "batch_size": 64, "seq_len": 256}
-SHARES = (1.0, 0.5, 0.25, 0.125)  # of the published steps: the budgets
+SHARES = (1.0, 0.5, 0.25)  # of the published steps: the budgets
 ARMS = {
     "plain": {"learning_rate": 1e-3, "betas": (0.9, 0.99), "schedule": "cosine", "floor": 0.1, "warmup": 0.05, "base_width": 0},
     "tuned": {"optimizer": "adamw", "betas": (0.9, 0.99), "schedule": "linear", "warmup": 0.05, "base_width": 0},
@@ -59,7 +60,7 @@ def run(corpus, setting: dict, changes: dict, steps: int, seed: int, device: str
 def tokens_to(target: float, points: list[tuple[int, float]]) -> float | None:
     """Tokens of the shortest complete run that ends at `target`: from (tokens, final loss), on a line in log tokens; None: never."""
     points = sorted(points)
-    for (t0, l0), (t1, l1) in zip(points, points[1:]):
+    for (t0, l0), (t1, l1) in itertools.pairwise(points):
         if l0 > target >= l1:
             return math.exp(math.log(t0) + (l0 - target) / (l0 - l1) * (math.log(t1) - math.log(t0)))
     return float(points[0][0]) if points[0][1] <= target else None  # at most: the smallest budget already reaches it

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,12 +13,12 @@ import pytest
 import torch
 from torch import nn
 
-from star.data import Batches, open_corpus
+from star.data import Batches, open_corpus, validation_blocks
 from star.errors import UserError
-from star.genome import Genome
+from star.genome import Genome, from_json
 from star.genome.codec import parse_text
 from star.model import build
-from star.training import Recipe, learning_rate_factor, train
+from star.training import Recipe, evaluate, learning_rate_factor, train
 from star.training.accumulation import LEAST, QUIET, Accumulation, estimate
 from star.training.muon import Muon, orthogonal_part
 from star.training.optim import build_optimizer, layer_factor
@@ -298,13 +299,14 @@ TECHNIQUES = {
     "plain": {},
     "muon": {"optimizer": "muon", "layer_decay": 0.5, "schedule": "cosine"},
     "adaptive": {"adaptive": True, "batch_size": 1, "accumulate": 4, "precision": 0.3},
-    "all": {"optimizer": "muon", "layer_decay": 2.0, "adaptive": True, "batch_size": 1, "accumulate": 4, "precision": 0.3},
+    "sparsified": {"sparsify": 0.3, "sparsify_heads": 0.5, "seq_len": 64, "batch_size": 1},
+    "all": {"sparsify": 0.3, "seq_len": 64, "optimizer": "muon", "layer_decay": 2.0, "adaptive": True, "batch_size": 1, "accumulate": 4, "precision": 0.3},
 }
 
 
 @pytest.mark.parametrize("name", TECHNIQUES)
 def test_every_technique_resumes_to_the_same_bits(corpus, tmp_path, name):
-    recipe = RECIPE.replace(**TECHNIQUES[name], tokens=6400)
+    recipe = RECIPE.replace(**({"tokens": 6400} | TECHNIQUES[name]))
     whole = model()
     expected = train(whole, corpus, recipe)
     path = tmp_path / "train.safetensors"
@@ -313,6 +315,23 @@ def test_every_technique_resumes_to_the_same_bits(corpus, tmp_path, name):
     resumed = model(seed=5)
     result = train(resumed, corpus, recipe, checkpoint=path)
     assert losses(result) == losses(expected) and torch.equal(weights(resumed), weights(whole)) and result.steps == expected.steps
+    assert result.sparsity == expected.sparsity
+    if recipe.sparsify:
+        assert result.sparsity["cache_saved"] > 0 and from_json(result.sparsity["genome"]) != whole.genome
+
+
+def test_what_sparsification_leaves_is_the_model_of_its_genome(corpus):
+    """The weights under the edited genome have the loss that training measured."""
+    recipe = RECIPE.replace(**TECHNIQUES["sparsified"] | {"sparsify_heads": 0.0, "tokens": 6400})
+    trained = model()
+    result = train(trained, corpus, recipe)
+    plain = build(from_json(result.sparsity["genome"]))
+    plain.load_state_dict(trained.state_dict())
+    sample = validation_blocks(corpus.validation, recipe.seq_len, recipe.eval_tokens)
+    assert evaluate(plain, *sample)[0] == pytest.approx(result.val_loss, abs=1e-6)
+    dense = build(trained.genome)
+    dense.load_state_dict(trained.state_dict())
+    assert evaluate(dense, *sample)[0] != pytest.approx(result.val_loss, abs=1e-6)
 
 
 def test_techniques_switched_off_change_no_bit(corpus):
@@ -382,20 +401,35 @@ from test_techniques import RECIPE, TECHNIQUES, model, open_corpus, train, losse
 from star.training.distributed import rank
 net = model()
 result = train(net, open_corpus({text!r}, {cache!r}), RECIPE.replace(**json.loads({changes!r})), checkpoint={checkpoint!r}, stop_tokens={stop})
-print(json.dumps([int(__import__("os").environ["RANK"]), losses(result), result.steps, weights(net).double().norm().item()]), flush=True)
+row = [losses(result), result.steps, weights(net).double().norm().item()]
+open({rows!r} + __import__("os").environ["RANK"], "w").write(json.dumps(row))
 """
 
 
-def launch(text, tmp_path, changes: dict, stop: int | None = None, checkpoint: Path | None = None) -> list:
+def launch(text, tmp_path, changes: dict, stop: int | None = None, checkpoint: Path | None = None, torchrun: bool = False) -> list:
+    """What both processes say, by rank. Without torchrun they are started as it would start them, in less time."""
     code = tmp_path / "worker.py"
     code.write_text(DISTRIBUTED.format(
-        folder=str(Path(__file__).parent), text=str(text), cache=str(tmp_path), changes=json.dumps(changes), stop=stop, checkpoint=checkpoint and str(checkpoint)
+        folder=str(Path(__file__).parent), text=str(text), cache=str(tmp_path), changes=json.dumps(changes), stop=stop, checkpoint=checkpoint and str(checkpoint), rows=str(tmp_path / "row"),
     ))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(code)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr[-3000:]
-    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
-    return [row[1:] for row in sorted(rows)]
+    if torchrun:
+        commands = [([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(code)], {})]
+    else:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+        commands = [([sys.executable, str(code)], place | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, env=environment | more, **pipes) for command, more in commands]
+    try:
+        for process in processes:
+            _, err = process.communicate(timeout=400)
+            assert process.returncode == 0, err[-3000:]
+    finally:
+        for process in processes:
+            process.kill()
+    return [json.loads((tmp_path / f"row{rank}").read_text()) for rank in range(2)]
 
 
 @pytest.mark.parametrize("name", ["plain", "all"])
@@ -408,7 +442,7 @@ def test_two_processes_train_like_one(text, corpus, tmp_path, name):
     checkpoint = tmp_path / "train.safetensors"
     if name == "plain":
         launch(text, tmp_path, changes, 1600, checkpoint)  # and they resume
-    first, second = launch(text, tmp_path, changes, None, checkpoint)
+    first, second = launch(text, tmp_path, changes, None, checkpoint, torchrun=name == "all")
     assert first == second  # the same losses and weights in both
     assert first[1] == alone.steps
     np.testing.assert_allclose(np.array(first[0]), np.array(losses(alone)), rtol=2e-3)
@@ -423,6 +457,6 @@ def test_what_cannot_be_shared_is_one_sentence(corpus, monkeypatch):
 
 
 def test_settings_are_bounded():
-    for name, value in {"precision": 0.0, "layer_decay": 0.0, "sparsify": 0.9, "momentum": 1.0, "accumulate": 0}.items():
+    for name, value in {"precision": 0.0, "layer_decay": 0.0, "sparsify": 0.95, "momentum": 1.0, "accumulate": 0}.items():
         with pytest.raises(UserError, match=f"recipe's {name} is"):
             RECIPE.replace(**{name: value})

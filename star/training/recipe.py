@@ -45,8 +45,8 @@ class Recipe:
     precision_of: str = setting("relative", "relative: eps is a share of the gradient's norm; absolute: eps as it is", choices=("relative", "absolute"))
     confidence: float = setting(1.0, "alpha: squared standard errors that must fit into eps squared", 1e-9)
 
-    sparsify: float = setting(0.0, "tau: share of its attention score that a head may lose to a shorter window; 0: dense", 0, 0.5)
-    sparsify_heads: float = setting(0.03, "heads that score below this share of their layer's mean are dropped; 0: none", 0, 1)
+    sparsify: float = setting(0.0, "tau: share of its attention score that a head may lose to a shorter window, such as 0.5; 0: dense", 0, 0.9)
+    sparsify_heads: float = setting(0.03, "heads that score below this share of their layer's mean are dropped; 0: none", 0, 0.5)
 
     eval_interval: float = setting(0.2, "fraction between two points of the learning curve", 1e-6, 1)
     eval_tokens: int = setting(32_768, "size of the fixed validation sample", 1)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from star.data import Batches, Corpus, validation_blocks
-from star.errors import UserError
+from star.errors import UserError, is_out_of_memory
+from star.genome import to_json
 from star.training.accumulation import Accumulation
 from star.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from star.training.device import peak_memory, resolve_dtype
@@ -20,6 +21,7 @@ from star.training.evaluation import evaluate
 from star.training.optim import build_optimizer
 from star.training.recipe import Recipe
 from star.training.schedule import learning_rate_factor
+from star.training.sparsify import Sparsifier
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class TrainingResult:
     seconds: float  # with evaluations
     tokens_per_second: float  # without evaluations
     peak_memory: int  # CUDA: of tensors; CPU: of the whole process
+    sparsity: dict | None = None  # what sparsification found, see `Sparsifier.summary`; with "genome", the edited one as JSON
 
 
 class TrainingRun:
@@ -56,6 +59,7 @@ class TrainingRun:
         self.watched = [p for group in model.parameter_groups() if group["kind"] in ("hidden", "vector") for p in group["params"]]
         self.optimizer = build_optimizer(model, recipe)
         self.accumulation = Accumulation(recipe)
+        self.sparsifier = self.make_sparsifier() if recipe.sparsify else None
         self.loss = model.loss if world_size() == 1 else shared_loss(model, device)
         self.batches = Batches(corpus.train, recipe.batch_size, recipe.seq_len, recipe.seed)
         self.sample = [part.to(device) for part in validation_blocks(corpus.validation, recipe.seq_len, recipe.eval_tokens)]
@@ -75,6 +79,9 @@ class TrainingRun:
         self.earlier_seconds = 0.0  # before the checkpoint that this run went on from
         self.peak_memory = 0
         self.started = time.monotonic()
+
+    def make_sparsifier(self) -> Sparsifier:
+        return Sparsifier(self.model, self.recipe.sparsify, self.recipe.sparsify_heads, self.total * self.recipe.micro_batch)
 
     @property
     def tokens(self) -> int:
@@ -102,6 +109,9 @@ class TrainingRun:
         progress = (self.done + n / 2) / self.total
         factor = learning_rate_factor(recipe.schedule, progress, 1.0, recipe.warmup, recipe.cooldown, recipe.floor)
         self.optimizer.set(factor, n / recipe.accumulate)
+        if self.sparsifier and self.sparsifier.due(self.tokens):
+            batch = self.batches.sequences(self.done * recipe.batch_size, recipe.batch_size)  # the same in every process
+            self.sparsifier.update(self.model, *(part.to(self.device) for part in batch), self.tokens)
         loss = self.gradients(n)
         if recipe.clip:
             nn.utils.clip_grad_norm_(self.params, recipe.clip)
@@ -110,14 +120,16 @@ class TrainingRun:
         self.loss_sum += loss * n
         self.step += 1
         self.done += n
+        if self.sparsifier and self.done == self.total:
+            self.sparsifier.finish()
         return loss
 
     def gradients(self, n: int) -> Tensor:
         """Leave the mean gradient of the next n micro-batches in the parameters; returns their mean loss."""
         try:
             return self._gradients(n)
-        except torch.OutOfMemoryError:
-            if self.parts > 1 or self.recipe.batch_size % 2 or world_size() > 1:
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error) or self.parts > 1 or self.recipe.batch_size % 2 or world_size() > 1:
                 raise
         self.parts = 2  # nothing has changed yet, so the step can be taken again, in smaller bites
         self.optimizer.zero_grad()
@@ -178,6 +190,7 @@ class TrainingRun:
             "tokens": self.tokens,
             "total_tokens": self.stop * self.recipe.micro_batch,
             "loss": loss,
+            "learning_rate": self.optimizer.param_groups[-1]["lr"],
             "val_loss": self.curve[-1]["val_loss"] if self.curve else None,
             "tokens_per_second": self.tokens_per_second,
             "eta": self.seconds / self.done * (self.stop - self.done),
@@ -196,7 +209,12 @@ class TrainingRun:
             seconds=self.seconds,
             tokens_per_second=self.tokens_per_second,
             peak_memory=max(self.peak_memory, peak_memory(self.device)),
+            sparsity=None if self.sparsifier is None else self.sparsifier.summary() | {"genome": to_json(self.sparsifier.edited_genome())},
         )
+
+    def close(self) -> None:
+        """Let go of what belongs to the other processes while they are still there: its destructor may wait for them for ever."""
+        self.loss = None
 
     def save(self, path: Path) -> None:
         if rank():
@@ -204,6 +222,7 @@ class TrainingRun:
         names = ("step", "done", "parts", "curve", "val_loss_se", "evaluation_seconds", "peak_memory")
         progress = {name: getattr(self, name) for name in names}
         progress |= {"earlier_seconds": self.seconds, "loss_sum": self.loss_sum.item(), "accumulation": self.accumulation.state()}
+        progress["sparsifier"] = self.sparsifier and self.sparsifier.state()
         save_checkpoint(path, self.model, self.optimizer, self.identity, progress)
 
     def restore(self, path: Path) -> None:
@@ -213,6 +232,8 @@ class TrainingRun:
             raise CheckpointError(f"The checkpoint {path} is after {tokens:,} tokens, beyond the stop at {wanted:,}; remove it to start afresh.")
         self.loss_sum.fill_(progress.pop("loss_sum"))
         self.accumulation.load(progress.pop("accumulation"))
+        if state := progress.pop("sparsifier"):
+            self.sparsifier.load(state)
         for name, value in progress.items():
             setattr(self, name, value)
 
