@@ -48,12 +48,12 @@ def test_same_losses_as_separate_training(corpus, backbone):
 
 
 def test_runs_may_differ_in_rates_decay_schedule_and_optimizer(corpus):
-    """Two Muons of other rates, and an AdamW of another schedule, betas, clip and layer-wise rates, in one program."""
+    """Muons of other rates, base widths and clips, and an AdamW of another schedule, betas and layer-wise rates, in one program."""
     recipes = [
         RECIPE.replace(optimizer="muon", learning_rate=8e-3, momentum=0.9),
         RECIPE.replace(optimizer="muon", seed=1, weight_decay=0.0, embedding_multiplier=3.0, schedule="cosine"),
         RECIPE.replace(betas=(0.8, 0.9), clip=0.0, layer_decay=0.5, schedule="wsd", warmup=0.3, learning_rate=1e-3),
-        RECIPE.replace(clip=0.05, vector_multiplier=0.3, seed=3),
+        RECIPE.replace(clip=0.05, vector_multiplier=0.3, seed=3, optimizer="muon", base_width=16),
     ]
     together, apart = train_many(models(4), corpus, recipes), separately(models(4), corpus, recipes)
     assert_same(together, apart)

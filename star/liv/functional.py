@@ -141,7 +141,7 @@ class RMSNorm(torch.autograd.Function):
         x, weight = (stacked(info.batch_size, in_dim, tensor) for in_dim, tensor in zip(in_dims, (x, weight)))
         if x.dim() > weight.dim():  # one weight for each model: [K, 1, ..., C]
             weight = weight.view(info.batch_size, *(1,) * (x.dim() - weight.dim()), *weight.shape[1:])
-        return RMSNorm.apply(x, weight, eps), (0, 0, 0)
+        return RMSNorm.apply(x, weight, eps), (0, 0)
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from star.data import Corpus
-from star.errors import UserError
+from star.errors import UserError, is_out_of_memory
 from star.training.device import peak_memory, reset_peak_memory, resolve_device
 from star.training.distributed import world_size
+from star.training.muon import Muon
 from star.training.optim import Optimizers
 from star.training.recipe import Recipe
 from star.training.run import TrainingResult, TrainingRun
@@ -54,10 +55,14 @@ def train_many(
     corpus.check_context(recipes[0].seq_len)
     device = resolve_device(recipes[0].device)
     reset_peak_memory(device)
-    ensemble = Ensemble([TrainingRun(model, corpus, recipe, device, stop_tokens) for model, recipe in zip(models, recipes)])
+    # Blocks stay eager: compiled ones cannot be batched.
+    runs = [TrainingRun(model, corpus, recipe.replace(compile="off"), device, stop_tokens) for model, recipe in zip(models, recipes)]
+    ensemble = Ensemble(runs)
     try:
         return _train(ensemble, on_progress, deadline)
-    except torch.OutOfMemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         error.add_note(f"while training {len(models)} models at the same time on {device}; peak {peak_memory(device) / 2**20:.0f} MiB")
         raise
     finally:
@@ -125,7 +130,6 @@ class Ensemble:
         self.optimizer = merged([run.optimizer for run in runs])
         self.clips = torch.tensor([run.recipe.clip or float("inf") for run in runs], device=runs[0].device)
         self.loss = _Loss(models[0])
-        self.due_runs: list[TrainingRun] = []
 
     @property
     def due(self) -> bool:
@@ -162,7 +166,7 @@ class Ensemble:
         named = {f"model.{name}": stack for name, stack in self.stacks.items()}
         for piece in range(n):
             drawn = [run.batches.sequences((run.done + piece) * rows, rows) for run in self.runs]
-            inputs, targets = (torch.stack(part).to(lead_device(self.runs), non_blocking=True) for part in zip(*drawn))  # [K, B, T]
+            inputs, targets = (torch.stack(part).to(self.clips.device, non_blocking=True) for part in zip(*drawn))  # [K, B, T]
             losses = vmap(lambda weights, x, y: functional_call(self.loss, weights, (x, y)))(named, inputs, targets)
             (losses.sum() if n == 1 else losses.sum() / n).backward()  # models share no weight: each gets the gradient of its own loss
             total = losses.detach() if total is None else total + losses.detach()
@@ -186,19 +190,19 @@ class Ensemble:
 
 def merged(optimizers: Sequence[Optimizers]) -> Optimizers:
     """One AdamW and one Muon for the groups of all models, so that Muon orthogonalises equal shapes of all of them together."""
-    parts: dict[type, list[torch.optim.Optimizer]] = {}
+    parts: dict[tuple, list[torch.optim.Optimizer]] = {}
     for optimizer in optimizers:
         for part in optimizer.parts:
-            parts.setdefault(type(part), []).append(part)
-    for first, *others in parts.values():
-        for other in others:
-            for group in other.param_groups:
-                first.param_groups.append(group)  # the same dict: a model's `Optimizers.set` still reaches it
-    return Optimizers([first for first, *_ in parts.values()])
-
-
-def lead_device(runs: Sequence[TrainingRun]) -> torch.device:
-    return runs[0].device
+            parts.setdefault((type(part), getattr(part, "scale", None)), []).append(part)
+    together = []
+    for same in parts.values():
+        groups = [group for part in same for group in part.param_groups]  # the same dicts: a model's `Optimizers.set` still reaches them
+        if isinstance(same[0], Muon):
+            together.append(Muon(groups))
+            together[-1].scale = same[0].scale
+        else:
+            together.append(torch.optim.AdamW(groups, fused=True))
+    return Optimizers(together)
 
 
 class _Loss(nn.Module):
