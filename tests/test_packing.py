@@ -26,14 +26,25 @@ GPU = Gpu(memory=80 * 2**30, flops=1e15)
 
 def step(computing: float = 1.0, n_livs: int = 6, memory: int = 2**20) -> Step:
     """A step that computes for so many times as long as it takes to start."""
-    return Step(computing * n_livs * LIV_SECONDS * GPU.flops * EFFICIENCY, memory, n_livs, 10**5)
+    return Step(computing * n_livs * LIV_SECONDS * GPU.flops * EFFICIENCY, memory, n_livs)
 
 
 @pytest.mark.parametrize(("computing", "workers"), [(2.0, 1), (1.0, 1), (0.51, 1), (0.49, 2), (0.24, 4), (1e-4, MOST_PER_GPU)])
 def test_workers_fill_the_time_in_which_one_leaves_the_gpu_idle(computing, workers):
     assert workers_per_gpu(step(computing), GPU, 64) == workers
-    assert together(step(computing), 100, GPU) == workers
-    assert together(step(computing), 3, GPU) == min(workers, 3)
+    assert together(step(computing), MOST_PER_GPU, GPU) == workers
+
+
+def test_groups_to_batch_are_nearly_of_one_size():
+    tiny = step(1e-4)
+    assert [together(tiny, n, GPU) for n in (1, 2, 3, 8, 9, 10, 16, 17)] == [1, 2, 3, 8, 5, 5, 8, 6]
+    assert together(step(1e-4, memory=GPU.memory), 8, GPU) == 1
+
+
+def test_on_a_cpu_only_several_small_models_are_batched():
+    small, large = Step(1e8, 2**20, 6), Step(1e9, 2**20, 6)
+    assert [together(small, n) for n in (1, 2, 3, 4, 8, 12)] == [1, 1, 1, 4, 8, 6]
+    assert together(large, 8) == 1
 
 
 def test_workers_fit_memory_and_cores():

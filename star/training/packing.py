@@ -7,12 +7,16 @@ A small model leaves a device idle: the host cannot start its short operations a
 the share of a step in which the device works, floor(1 / busy) processes can take turns on it before it is full, as long as
 memory holds a context and a step of each and every process has a CPU core to start operations from.
 
-On a CPU nothing waits, and a worker for every core is best. What batching saves there is the fixed cost of an operation in
-torch, which the figures at `together_on_cpu` are about. Figures of GPUs are estimates and not measured.
+Batching runs of one genome into one program (`star.training.ensemble`) starts every operation once for all of them. On a CPU
+nothing is started ahead, and a worker with one thread for every core is best; batching saves the fixed cost of operations
+in each worker, and pays for small models and four runs or more (benchmarks/results/packing-cpu.txt). Figures of GPUs are
+estimates and not measured.
 """
 
 import math
 from dataclasses import dataclass
+
+import torch
 
 from star.cost import Costs
 from star.training.recipe import Recipe
@@ -25,6 +29,8 @@ MEMORY_SHARE = 0.85  # of a device's memory, that candidates may plan for
 MOST_PER_GPU = 8
 NUMBERS_PER_CHANNEL = 40  # activations that a LIV keeps for its backward, per token and channel of the model
 MOST_TOGETHER = 8  # models in a batched program
+LEAST_TOGETHER_CPU = 4  # measured: two take 0.85 to 1.0 times as much as one after the other, four 1.2 to 1.5, eight 1.2 to 1.8,
+SMALL_STEP_CPU = 4e8  # at widths 32 and 64 (up to 3e8 FLOPs); at width 128 (1e9) about 1.0
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,6 @@ class Step:
     flops: float
     memory: int  # bytes: weights, gradients, optimizer, activations and logits
     n_livs: int
-    parameters: int
 
 
 @dataclass(frozen=True)
@@ -46,39 +51,38 @@ class Gpu:
 def step_of(costs: Costs, recipe: Recipe, d_model: int, n_livs: int, vocab_size: int) -> Step:
     """A step of a genome with these costs at `recipe.seq_len`; memory is an upper estimate."""
     activations = recipe.micro_batch * (n_livs * d_model * NUMBERS_PER_CHANNEL * 2 + 3 * vocab_size * 4)
-    return Step(costs.train_flops_per_token * recipe.micro_batch, 16 * costs.parameters + activations, n_livs, costs.parameters)
+    return Step(costs.train_flops_per_token * recipe.micro_batch, 16 * costs.parameters + activations, n_livs)
 
 
 def largest(steps: list[Step]) -> Step:
     """A step that takes as much of everything as any of these."""
-    return Step(*(max(getattr(step, name) for step in steps) for name in ("flops", "memory", "n_livs", "parameters")))
+    return Step(*(max(getattr(step, name) for step in steps) for name in ("flops", "memory", "n_livs")))
 
 
 def workers_per_gpu(step: Step, gpu: Gpu, cores_per_gpu: int) -> int:
     """How many processes train such candidates on one GPU at the same time, at least one."""
-    computing, starting = step.flops / (gpu.flops * EFFICIENCY), step.n_livs * LIV_SECONDS
-    by_time = math.floor(max(computing, starting) / computing)
     by_memory = math.floor(MEMORY_SHARE * gpu.memory / (CONTEXT + step.memory))
-    return max(1, min(by_time, by_memory, cores_per_gpu, MOST_PER_GPU))
+    return max(1, min(steps_at_a_time(step, gpu), by_memory, cores_per_gpu, MOST_PER_GPU))
 
 
 def together(step: Step, n_models: int, gpu: Gpu | None = None) -> int:
     """Into how large groups to batch `n_models` runs of one genome (`train_many`); 1: train them one by one. gpu: None on a CPU."""
-    if gpu is None:
-        return together_on_cpu(step, n_models)
+    if gpu is not None:
+        most = min(steps_at_a_time(step, gpu), math.floor((MEMORY_SHARE * gpu.memory - CONTEXT) / step.memory), MOST_TOGETHER)
+    else:
+        most = MOST_TOGETHER if n_models >= LEAST_TOGETHER_CPU and step.flops <= SMALL_STEP_CPU else 1
+    most = max(1, most)
+    return math.ceil(n_models / math.ceil(n_models / most))  # groups of nearly one size
+
+
+def steps_at_a_time(step: Step, gpu: Gpu) -> int:
+    """floor(1 / busy): how many such steps fit into the time of one."""
     computing, starting = step.flops / (gpu.flops * EFFICIENCY), step.n_livs * LIV_SECONDS
-    by_memory = math.floor((MEMORY_SHARE * gpu.memory - CONTEXT) / step.memory)
-    return max(1, min(math.floor(max(computing, starting) / computing), by_memory, n_models, MOST_TOGETHER))
-
-
-def together_on_cpu(step: Step, n_models: int) -> int:
-    raise NotImplementedError
+    return math.floor(max(computing, starting) / computing)
 
 
 def visible_gpu() -> Gpu:
     """The first GPU that this process sees."""
-    import torch
-
     properties = torch.cuda.get_device_properties(0)
     peak = PEAK.get(properties.major, PEAK[min(PEAK)] if properties.major < min(PEAK) else PEAK[max(PEAK)])
     return Gpu(properties.total_memory, properties.multi_processor_count * peak)
