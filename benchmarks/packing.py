@@ -18,7 +18,8 @@ budget, as `star rescore` does, by `train` and by `train_many`.
 Arms take turns within each round, in an order that changes from round to round, so that the drift of a noisy machine cancels in
 the ratio of a round. Prints tokens/s of all models together, and the median ratio to `sequential` with a 95 % bootstrap interval,
 by the clock and per second of CPU time: where other programs share the cores, as they did here, the clock favours arms with more
-processes and ruins those with more threads, and CPU time is what an arm costs. Writes packing-DEVICE.json and the table as .txt.
+processes and ruins those with more threads, and CPU time is what an arm costs. Writes packing-DEVICE.json and the table as .txt,
+and goes on where it was stopped (`--fresh` to start anew).
 """
 
 import argparse
@@ -37,6 +38,7 @@ MODELS = 8
 BACKBONES = {"transformer++": "1-9-1-9-1-9", "mixed": "1-9-5-9-7-9"}
 STEPS = {32: 6, 64: 4, 128: 2, 256: 1}  # of each model in one measurement
 LAPTOP_TOKENS, LAPTOP_SEEDS = 65_536, 3
+WHOLE = "whole runs"
 
 
 @dataclass(frozen=True)
@@ -150,8 +152,8 @@ class Workers:
         return time.perf_counter() - started, answers
 
 
-def measure(workers: Workers, arms: tuple[Arm, ...], width: int, backbone: str, rounds: int) -> dict:
-    """Tokens per second, by the clock and of CPU time, of every arm in every round, and the parameters of the model."""
+def measure(workers: Workers, arms: list[Arm], width: int, name: str, backbone: str, rounds: int) -> list[dict]:
+    """A row for every arm: tokens per second in every round, by the clock and of CPU time, and their ratios."""
     speeds: dict[str, list[tuple[float, float]]] = {arm.name: [] for arm in arms}
     for k in range(rounds):
         for arm in arms[k % len(arms) :] + arms[: k % len(arms)]:
@@ -161,7 +163,13 @@ def measure(workers: Workers, arms: tuple[Arm, ...], width: int, backbone: str, 
             workers.ask(arm.workers, "go", 1)
             seconds, cpu_seconds = workers.ask(arm.workers, "go", steps)
             speeds[arm.name].append(tuple(MODELS * steps * 2 * 128 / s for s in (seconds, sum(cpu_seconds))))
-    return {"parameters": parameters, "speeds": speeds}
+    rows = []
+    for arm in arms:
+        pairs = list(zip(speeds[arm.name], speeds["sequential"], strict=True))
+        clock, cpu = (interval([here[i] / there[i] for here, there in pairs]) for i in (0, 1))
+        facts = {"genome": name, "width": width, "parameters": parameters, "arm": arm.name, "load": load()}
+        rows.append(facts | {"ratio_clock": clock, "ratio_cpu": cpu, "tokens_per_second_clock_and_cpu": speeds[arm.name]})
+    return rows
 
 
 def interval(ratios: list[float]) -> tuple[float, float, float]:
@@ -177,58 +185,73 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--whole-rounds", type=int, default=3)
+    parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
     arms = CPU if args.device == "cpu" else CUDA
+    path = args.out / f"packing-{args.device}.json"
+    rows = json.loads(path.read_text())["rows"] if path.exists() and not args.fresh else []
+    done = {(row["genome"], row["width"], row["arm"] == WHOLE) for row in rows}
     workers = Workers(max(arm.workers for arm in arms), args.device)
-    lines, rows = [], []
-
-    def say(line: str) -> None:
-        lines.append(line)
-        print(line, flush=True)
-
-    say(f"Training {MODELS} models of one genome on {args.device}: tokens/s of all together, and the ratio to one after the other")
-    say(f"(median of {args.rounds} rounds in turn, 95 % bootstrap interval)")
     for width in args.widths:
         for name, backbone in BACKBONES.items():
-            found = measure(workers, arms, width, backbone, args.rounds)
-            say(f"\n{name}, width {width}, {found['parameters']:,} parameters")
-            for arm in arms:
-                pairs = list(zip(found["speeds"][arm.name], found["speeds"]["sequential"], strict=True))
-                clock, cpu = (interval([here[i] / there[i] for here, there in pairs]) for i in (0, 1))
-                speed = statistics.median(here for (here, _), _ in pairs)
-                say(f"  {arm.name:22s} {speed:9,.0f} tokens/s   by the clock {shown(clock)}   per CPU second {shown(cpu)}")
-                facts = {"genome": name, "width": width, "parameters": found["parameters"], "arm": arm.name}
-                rows.append(facts | {"ratio_clock": clock, "ratio_cpu": cpu, "tokens_per_second_clock_and_cpu": found["speeds"][arm.name]})
-            write(args, lines, rows)
-    say(f"\nWhole runs, evaluations included: {LAPTOP_SEEDS} seeds x {LAPTOP_TOKENS:,} tokens, one process with one thread")
+            if (name, width, False) not in done:
+                # More threads than free cores wait for each other: at the greatest width, for minutes.
+                rows += measure(workers, [arm for arm in arms if arm.threads == 1 or width < max(STEPS)], width, name, backbone, args.rounds)
+                write(path, args.device, rows)
     for name, backbone in BACKBONES.items():
-        pairs = []
-        for k in range(args.whole_rounds):
-            order = (True, False) if k % 2 else (False, True)
-            done = {together: workers.ask(1, "whole", 64, backbone, together)[1][0] for together in order}
-            pairs.append((done[False], done[True]))
-            apart = max(abs(a - b) / a for a, b in zip(done[False][2], done[True][2], strict=True))
-        clock, cpu = (interval([a[i] / b[i] for a, b in pairs]) for i in (0, 1))
-        say(f"  {name:14s} width 64   by the clock {shown(clock)}   per CPU second {shown(cpu)}; losses differ by {apart:.1e} at most")
-        seconds = [(a[:2], b[:2]) for a, b in pairs]
-        rows.append({"genome": name, "width": 64, "arm": "whole runs", "ratio_clock": clock, "ratio_cpu": cpu, "seconds": seconds, "largest_difference": apart})
+        if (name, 64, True) not in done:
+            rows.append(whole_runs(workers, name, backbone, args.whole_rounds))
+            write(path, args.device, rows)
     for pipe in workers.pipes:
         pipe.send(("stop",))
-    write(args, lines, rows)
+    print(table(rows, args.device))
+
+
+def whole_runs(workers: Workers, name: str, backbone: str, rounds: int) -> dict:
+    pairs, apart = [], 0.0
+    for k in range(rounds):
+        order = (True, False) if k % 2 else (False, True)
+        done = {together: workers.ask(1, "whole", 64, backbone, together)[1][0] for together in order}
+        pairs.append((done[False][:2], done[True][:2]))
+        apart = max(abs(a - b) / a for a, b in zip(done[False][2], done[True][2], strict=True))
+    clock, cpu = (interval([a[i] / b[i] for a, b in pairs]) for i in (0, 1))
+    return {"genome": name, "width": 64, "arm": WHOLE, "ratio_clock": clock, "ratio_cpu": cpu, "seconds": pairs, "largest_difference": apart, "load": load()}
+
+
+def table(rows: list[dict], device: str) -> str:
+    lines = [f"Training {MODELS} models of one genome on {device}: tokens/s of all together, and the ratio to one after the other"]
+    lines += ["(median over rounds in turn, 95 % bootstrap interval; load: processes that wanted a core in the minute before)"]
+    heading = None
+    for row in (row for row in rows if row["arm"] != WHOLE):
+        if (row["genome"], row["width"]) != heading:
+            heading = row["genome"], row["width"]
+            facts = f"{row['parameters']:,} parameters, {len(row['tokens_per_second_clock_and_cpu'])} rounds"
+            lines.append(f"\n{row['genome']}, width {row['width']}, {facts}" + (f", load {row['load']:.1f}" if row.get("load") else ""))
+        speed = statistics.median(clock for clock, _ in row["tokens_per_second_clock_and_cpu"])
+        lines.append(f"  {row['arm']:22s} {speed:9,.0f} tokens/s   by the clock {shown(row['ratio_clock'])}   per CPU second {shown(row['ratio_cpu'])}")
+    lines.append(f"\nWhole runs, evaluations included: {LAPTOP_SEEDS} seeds x {LAPTOP_TOKENS:,} tokens in one process with one thread")
+    for row in (row for row in rows if row["arm"] == WHOLE):
+        facts = f"losses differ by {row['largest_difference']:.1e} at most"
+        lines.append(f"  {row['genome']:14s} width 64   by the clock {shown(row['ratio_clock'])}   per CPU second {shown(row['ratio_cpu'])}; {facts}")
+    return "\n".join(lines)
 
 
 def shown(ratio: tuple[float, float, float]) -> str:
     return f"{ratio[0]:5.2f} [{ratio[1]:.2f}, {ratio[2]:.2f}]"
 
 
-def write(args: argparse.Namespace, lines: list[str], rows: list[dict]) -> None:
+def load() -> float:
+    return os.getloadavg()[0]
+
+
+def write(path: Path, device: str, rows: list[dict]) -> None:
     import torch
 
-    machine = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or platform.machine()
-    facts = {"device": machine, "cores": os.cpu_count(), "torch": torch.__version__, "models": MODELS, "rounds": args.rounds, "load": os.getloadavg()[0], "rows": rows}
-    (args.out / f"packing-{args.device}.json").write_text(json.dumps(facts, indent=1) + "\n")
-    (args.out / f"packing-{args.device}.txt").write_text("\n".join(lines) + "\n")
+    machine = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
+    facts = {"device": machine, "cores": os.cpu_count(), "torch": torch.__version__, "models": MODELS, "rows": rows}
+    path.write_text(json.dumps(facts, indent=1) + "\n")
+    path.with_suffix(".txt").write_text(table(rows, device) + "\n")
 
 
 if __name__ == "__main__":
