@@ -120,5 +120,7 @@ def test_models_that_cannot_be_batched_are_refused(corpus):
         train_many([*models(1, "1-9"), *models(1, "5-9")], corpus, [RECIPE] * 2)
     with pytest.raises(UserError, match="given several times"):
         train_many(models(1) * 2, corpus, [RECIPE] * 2)
+    with pytest.raises(UserError, match="the models have 300 tokens and the corpus"):
+        train_many([build(Genome(parse_text("1-9"), d_model=16, head_dim=8), vocab_size=300)], corpus, [RECIPE])
     with pytest.raises(ValueError, match="1 models and 2 recipes"):
         train_many(models(1), corpus, [RECIPE] * 2)

@@ -53,6 +53,8 @@ def train_many(
     if reason := why_not(models, recipes):
         raise UserError(reason)
     corpus.check_context(recipes[0].seq_len)
+    if (vocab_size := getattr(models[0], "vocab_size", corpus.vocab_size)) != corpus.vocab_size:
+        raise UserError(f'the models have {vocab_size} tokens and the corpus "{corpus.name}" has {corpus.vocab_size}; build them with vocab_size={corpus.vocab_size}')
     device = resolve_device(recipes[0].device)
     reset_peak_memory(device)
     # Blocks stay eager: compiled ones cannot be batched.
@@ -67,6 +69,8 @@ def train_many(
         raise
     finally:
         ensemble.release()
+        for run in runs:
+            run.close()
 
 
 def why_not(models: Sequence[nn.Module], recipes: Sequence[Recipe]) -> str:

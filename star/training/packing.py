@@ -29,8 +29,10 @@ MEMORY_SHARE = 0.85  # of a device's memory, that candidates may plan for
 MOST_PER_GPU = 8
 NUMBERS_PER_CHANNEL = 40  # activations that a LIV keeps for its backward, per token and channel of the model
 MOST_TOGETHER = 8  # models in a batched program
-LEAST_TOGETHER_CPU = 4  # measured: two take 0.85 to 1.0 times as much as one after the other, four 1.2 to 1.5, eight 1.2 to 1.8,
-SMALL_STEP_CPU = 4e8  # at widths 32 and 64 (up to 3e8 FLOPs); at width 128 (1e9) about 1.0
+# Measured on one thread, steps for the same CPU time over those of models one after the other. Widths 32 and 64 (up to 3e8 FLOPs):
+# two models 0.85 to 1.0, four 1.2 to 1.5, eight 1.2 to 1.8. Width 128 (1e9): 1.0 to 1.25, at most.
+LEAST_TOGETHER_CPU = 4
+SMALL_STEP_CPU = 4e8  # FLOPs
 
 
 @dataclass(frozen=True)
