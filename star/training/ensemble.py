@@ -132,7 +132,9 @@ class Ensemble:
             for k, params in enumerate(self.params):
                 params[name].data = stack.data[k]
         self.optimizer = merged([run.optimizer for run in runs])
-        self.clips = torch.tensor([run.recipe.clip or float("inf") for run in runs], device=runs[0].device)
+        clips = [run.recipe.clip for run in runs]  # 0: any norm
+        self.limits = torch.tensor([clip or float("inf") for clip in clips], device=runs[0].device)
+        self.clips = any(clips)
         self.loss = _Loss(models[0])
 
     @property
@@ -170,7 +172,7 @@ class Ensemble:
         named = {f"model.{name}": stack for name, stack in self.stacks.items()}
         for piece in range(n):
             drawn = [run.batches.sequences((run.done + piece) * rows, rows) for run in self.runs]
-            inputs, targets = (torch.stack(part).to(self.clips.device, non_blocking=True) for part in zip(*drawn))  # [K, B, T]
+            inputs, targets = (torch.stack(part).to(self.limits.device, non_blocking=True) for part in zip(*drawn))  # [K, B, T]
             losses = vmap(lambda weights, x, y: functional_call(self.loss, weights, (x, y)))(named, inputs, targets)
             (losses.sum() if n == 1 else losses.sum() / n).backward()  # models share no weight: each gets the gradient of its own loss
             total = losses.detach() if total is None else total + losses.detach()
@@ -178,11 +180,11 @@ class Ensemble:
 
     def clip(self) -> None:
         """`clip_grad_norm_` of every model: each has a norm, and perhaps a limit, of its own."""
-        if not self.clips.isfinite().any():
+        if not self.clips:  # none has a limit
             return
         gradients = [stack.grad for stack in self.stacks.values() if stack.grad is not None]
         norms = torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=1) for g in gradients])  # [tensors, K]
-        factors = (self.clips / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1.0)
+        factors = (self.limits / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1.0)
         for gradient in gradients:
             gradient *= factors.view(-1, *(1,) * (gradient.dim() - 1))
 
