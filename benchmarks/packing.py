@@ -101,7 +101,7 @@ def work(pipe, device_name: str) -> None:
         if order == "prepare":
             width, backbone, count, together, threads, streams = what
             torch.set_num_threads(threads)
-            recipe = LAPTOP.replace(tokens=10**9, eval_tokens=256, device=device_name)
+            recipe = LAPTOP.replace(tokens=10**9, eval_tokens=256, device=device_name, compile="off" if together > 1 else "auto")
             runs = [TrainingRun(m, corpus, recipe.replace(seed=k), device) for k, m in enumerate(models(width, backbone, count))]
             units = [Ensemble(runs[k : k + together]) for k in range(0, count, together)] if together > 1 else runs
             lanes = [torch.cuda.Stream(device) for _ in range(streams)] if streams > 1 else [None]

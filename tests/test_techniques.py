@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,9 @@ from star.errors import UserError
 from star.genome import Genome, from_json
 from star.genome.codec import parse_text
 from star.model import build
-from star.training import Recipe, evaluate, learning_rate_factor, train
+from star.training import Recipe, evaluate, learning_rate_factor, open_logger, train
 from star.training.accumulation import LEAST, QUIET, Accumulation, estimate
+from star.training.compile import compile_blocks
 from star.training.muon import Muon, orthogonal_part
 from star.training.optim import build_optimizer, layer_factor
 from star.training.run import TrainingRun
@@ -460,3 +462,100 @@ def test_settings_are_bounded():
     for name, value in {"precision": 0.0, "layer_decay": 0.0, "sparsify": 0.95, "momentum": 1.0, "accumulate": 0}.items():
         with pytest.raises(UserError, match=f"recipe's {name} is"):
             RECIPE.replace(**{name: value})
+
+
+# ---- execution
+
+
+def test_compiled_blocks_train_alike(corpus, monkeypatch):
+    """The setting reaches the blocks; what it does to them is tested in test_blocks.py."""
+    from star.training import run
+
+    compiled = []
+    monkeypatch.setattr(run, "compile_blocks", lambda net: compiled.append(net) or compile_blocks(net, backend="eager"))
+    expected = train(model(), corpus, RECIPE.replace(tokens=512))
+    result = train(model(), corpus, RECIPE.replace(tokens=512, compile="blocks"))
+    assert len(compiled) == 1
+    np.testing.assert_allclose([p["val_loss"] for p in result.curve], [p["val_loss"] for p in expected.curve], rtol=1e-4)
+    with pytest.raises(UserError, match='compile is "graph", which takes one process on CUDA'):
+        train(model(), corpus, RECIPE.replace(compile="graph"))
+
+
+def test_activations_are_recomputed_only_when_halving_was_not_enough(corpus, tmp_path, monkeypatch):
+    """On a device that holds one row, or two if their activations are not kept."""
+    original, calls = TrainingRun._gradients, []
+
+    def gradients(self, n):
+        calls.append((self.parts, self.recomputes))
+        if not self.recomputes:
+            raise torch.OutOfMemoryError("no memory")
+        return original(self, n)
+
+    expected = train(model(), corpus, RECIPE)
+    monkeypatch.setattr(TrainingRun, "_gradients", gradients)
+    path = tmp_path / "train.safetensors"
+    first = model()
+    train(first, corpus, RECIPE, checkpoint=path, stop_tokens=1024)
+    assert calls[:4] == [(1, False), (2, False), (2, True), (2, True)]
+    calls.clear()
+    result = train(model(), corpus, RECIPE, checkpoint=path)
+    assert set(calls) == {(2, True)}  # what was learned about the memory is kept
+    np.testing.assert_allclose([p["val_loss"] for p in result.curve], [p["val_loss"] for p in expected.curve], rtol=1e-3)
+
+
+# ---- loggers
+
+
+def test_logging_to_wandb(corpus, monkeypatch):
+    logged, ended = [], []
+
+    class WandbRun:
+        def define_metric(self, *args, **options):
+            pass
+
+        def log(self, data):
+            logged.append(data)
+
+        def finish(self):
+            ended.append(True)
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=lambda **options: WandbRun()))
+    monkeypatch.setattr(sys.modules["star.training.train"], "PROGRESS_SECONDS", 0.0)
+    logger = open_logger("wandb:star", RECIPE)
+    result = train(model(), corpus, RECIPE, on_progress=logger)
+    logger.finish(result)
+    assert ended and [d["curve/val_loss"] for d in logged if "curve/val_loss" in d] == [p["val_loss"] for p in result.curve]
+    told = [d for d in logged if "train/loss" in d]
+    assert len(told) == result.steps and {"train/learning_rate", "train/tokens_per_second", "tokens"} <= told[-1].keys()
+
+
+def test_logging_to_tensorboard(monkeypatch):
+    scalars = []
+
+    class SummaryWriter:
+        def __init__(self, folder):
+            assert folder == "logs/a"
+
+        def add_text(self, name, text):
+            assert "learning_rate: 0.004" in text
+
+        def add_scalar(self, name, value, step):
+            scalars.append((name, value, step))
+
+        def close(self):
+            scalars.append("closed")
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=SummaryWriter))
+    logger = open_logger("tensorboard:logs/a", RECIPE)
+    logger({"tokens": 64, "loss": 2.0, "val_loss": None, "learning_rate": 1e-3, "tokens_per_second": 9.0})
+    logger.close()
+    assert scalars == [("train/loss", 2.0, 64), ("train/learning_rate", 1e-3, 64), ("train/tokens_per_second", 9.0, 64), "closed"]
+
+
+def test_loggers_that_are_not_there_are_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"logging to wandb needs a package that is not installed .*pip install 'star\[wandb\]'"):
+        open_logger("wandb:star", RECIPE)
+    for spec in ("mlflow:x", "wandb", "tensorboard:"):
+        with pytest.raises(UserError, match=f"cannot log to '{spec}'; write tensorboard:FOLDER or wandb:PROJECT"):
+            open_logger(spec, RECIPE)

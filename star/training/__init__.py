@@ -5,16 +5,17 @@
     results = train_many(models, corpus, recipes)     # several models of one genome as one batched program
 
 The recipe says everything that the result depends on; the same model, corpus and recipe give the same bits
-on a CPU with the same number of threads. Imports `star.data`, and of a model only `loss` and
-`parameter_groups`.
+on a CPU with the same number of threads. Imports `star.data`; a model needs `loss` and `parameter_groups`, and to be a
+`star.model.LanguageModel` only for compiled blocks and sparsification.
 """
 
 from star.training.checkpoint import CheckpointError
 from star.training.ensemble import train_many
 from star.training.evaluation import evaluate
+from star.training.loggers import Logger, open_logger
 from star.training.recipe import LAPTOP, Recipe
 from star.training.run import TrainingResult
 from star.training.schedule import learning_rate_factor
 from star.training.train import train
 
-__all__ = ["LAPTOP", "CheckpointError", "Recipe", "TrainingResult", "evaluate", "learning_rate_factor", "train", "train_many"]
+__all__ = ["LAPTOP", "CheckpointError", "Logger", "Recipe", "TrainingResult", "evaluate", "learning_rate_factor", "open_logger", "train", "train_many"]

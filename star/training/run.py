@@ -10,11 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from star.data import Batches, Corpus, validation_blocks
+from star.data import Batches, Corpus, Prefetcher, validation_blocks
 from star.errors import UserError, is_out_of_memory
 from star.genome import to_json
+from star.model import LanguageModel
 from star.training.accumulation import Accumulation
 from star.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from star.training.compile import CapturedBackward, checkpoint_blocks, compile_blocks
 from star.training.device import peak_memory, resolve_dtype
 from star.training.distributed import average, rank, shared_loss, world_size
 from star.training.evaluation import evaluate
@@ -62,6 +64,12 @@ class TrainingRun:
         self.sparsifier = self.make_sparsifier() if recipe.sparsify else None
         self.loss = model.loss if world_size() == 1 else shared_loss(model, device)
         self.batches = Batches(corpus.train, recipe.batch_size, recipe.seq_len, recipe.seed)
+        self.pieces: Prefetcher | None = None
+        self.captured: CapturedBackward | None = None
+        if recipe.compile in ("blocks", "graph") or (recipe.compile == "auto" and device.type == "cuda"):
+            compile_blocks(model)
+        if recipe.compile == "graph":
+            self.check_graph()
         self.sample = [part.to(device) for part in validation_blocks(corpus.validation, recipe.seq_len, recipe.eval_tokens)]
         self.unigram, self.uniform = corpus.baselines()["unigram"], math.log(corpus.vocab_size)
         n_evaluations = math.ceil(1 / recipe.eval_interval)
@@ -72,6 +80,7 @@ class TrainingRun:
 
         self.step, self.done = 0, 0
         self.parts = 1  # into which a micro-batch is cut, once memory has run out
+        self.recomputes = False  # activations in the backward, once that was not enough
         self.curve: list[dict] = []
         self.val_loss_se: float | None = None
         self.loss_sum = torch.zeros((), device=device)  # over the micro-batches since the last evaluation
@@ -79,6 +88,14 @@ class TrainingRun:
         self.earlier_seconds = 0.0  # before the checkpoint that this run went on from
         self.peak_memory = 0
         self.started = time.monotonic()
+
+    def check_graph(self) -> None:
+        recipe = self.recipe
+        if self.device.type != "cuda" or world_size() > 1 or recipe.adaptive or recipe.sparsify or recipe.accumulate > 1:
+            raise UserError(
+                'the training recipe\'s compile is "graph", which takes one process on CUDA and steps that are all alike '
+                '(no accumulation, no sparsification); use "blocks" or "auto"'
+            )
 
     def make_sparsifier(self) -> Sparsifier:
         return Sparsifier(self.model, self.recipe.sparsify, self.recipe.sparsify_heads, self.total * self.recipe.micro_batch)
@@ -126,29 +143,44 @@ class TrainingRun:
 
     def gradients(self, n: int) -> Tensor:
         """Leave the mean gradient of the next n micro-batches in the parameters; returns their mean loss."""
-        try:
-            return self._gradients(n)
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error) or self.parts > 1 or self.recipe.batch_size % 2 or world_size() > 1:
-                raise
-        self.parts = 2  # nothing has changed yet, so the step can be taken again, in smaller bites
-        self.optimizer.zero_grad()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        return self._gradients(n)
+        while True:
+            try:
+                return self._gradients(n)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error) or not self.save_memory():
+                    raise
+            # Nothing has changed yet, so the step can be taken again.
+            self.optimizer.zero_grad()
+            self.close()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def save_memory(self) -> bool:
+        """Make the step need less memory: halve the micro-batch, or else compute activations again; False if all that is done."""
+        if world_size() > 1 or self.captured is not None:
+            return False
+        if self.parts == 1 and self.recipe.batch_size % 2 == 0:
+            self.parts = 2
+        elif isinstance(self.model, LanguageModel) and not self.recomputes:
+            checkpoint_blocks(self.model)
+            self.recomputes = True
+        else:
+            return False
+        return True
 
     def _gradients(self, n: int) -> Tensor:
         pieces = n * self.parts
-        rows = self.recipe.batch_size // self.parts // world_size()
-        first = self.done * self.recipe.batch_size + rank() * rows
+        if self.recipe.compile == "graph":
+            return self._replay()
+        if self.pieces is None:
+            self.pieces = Prefetcher(_Pieces(self.batches, self.parts), self.done * self.parts, self.device)
         estimating = self.accumulation.due(self.step) and pieces * world_size() > 1
         together = world_size() > 1
         loss_sum, squares, total = None, [], None
         for piece in range(pieces):
-            inputs, targets = self.batches.sequences(first + piece * rows * world_size(), rows)
             apart = together and (estimating or piece < pieces - 1)  # gradients stay those of this process
             with self.loss.no_sync() if apart else contextlib.nullcontext():
-                loss = self.loss(inputs.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True))
+                loss = self.loss(*self.pieces[self.done * self.parts + piece])
                 (loss if pieces == 1 or estimating else loss / pieces).backward()
             loss_sum = loss.detach() if loss_sum is None else loss_sum + loss.detach()
             if estimating:
@@ -167,6 +199,11 @@ class TrainingRun:
         loss = loss_sum if pieces == 1 else loss_sum / pieces
         average([loss])
         return loss
+
+    def _replay(self) -> Tensor:
+        if self.captured is None:
+            self.captured = CapturedBackward(self.model, self.recipe.batch_size, self.recipe.seq_len)
+        return self.captured(*self.batches[self.done]).clone()
 
     def evaluate(self) -> None:
         """Add a point to the learning curve."""
@@ -213,13 +250,15 @@ class TrainingRun:
         )
 
     def close(self) -> None:
-        """Let go of what belongs to the other processes while they are still there: its destructor may wait for them for ever."""
-        self.loss = None
+        """Let go of the thread that prepares batches; it starts again when it is needed."""
+        if self.pieces is not None:
+            self.pieces.close()
+            self.pieces = None
 
     def save(self, path: Path) -> None:
         if rank():
             return
-        names = ("step", "done", "parts", "curve", "val_loss_se", "evaluation_seconds", "peak_memory")
+        names = ("step", "done", "parts", "recomputes", "curve", "val_loss_se", "evaluation_seconds", "peak_memory")
         progress = {name: getattr(self, name) for name in names}
         progress |= {"earlier_seconds": self.seconds, "loss_sum": self.loss_sum.item(), "accumulation": self.accumulation.state()}
         progress["sparsifier"] = self.sparsifier and self.sparsifier.state()
@@ -236,6 +275,18 @@ class TrainingRun:
             self.sparsifier.load(state)
         for name, value in progress.items():
             setattr(self, name, value)
+        if self.recomputes:
+            checkpoint_blocks(self.model)
+
+
+class _Pieces:
+    """What this process sees of micro-batches that are cut into parts: number i is part i % parts of micro-batch i // parts."""
+
+    def __init__(self, batches: Batches, parts: int):
+        self.batches, self.rows = batches, batches.batch_size // parts // world_size()
+
+    def __getitem__(self, piece: int) -> tuple[Tensor, Tensor]:
+        return self.batches.sequences((piece * world_size() + rank()) * self.rows, self.rows)
 
 
 def divergence(curve: list[dict], progress: float, unigram: float, uniform: float) -> str:

@@ -54,6 +54,7 @@ def train(
                 return _train(run, on_progress, deadline, Path(checkpoint) if checkpoint else None)
             finally:
                 run.close()
+                run.loss = None  # what belongs to the other processes goes while they are there: its destructor may wait for them for ever
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
