@@ -30,7 +30,7 @@ MOST_PER_GPU = 8
 NUMBERS_PER_CHANNEL = 40  # activations that a LIV keeps for its backward, per token and channel of the model
 MOST_TOGETHER = 8  # models in a batched program
 # Measured on one thread, steps for the same CPU time over those of models one after the other. Widths 32 and 64 (up to 3e8 FLOPs):
-# two models 0.85 to 1.0, four 1.2 to 1.5, eight 1.2 to 1.8. Width 128 (1e9): 1.0 to 1.25, at most.
+# two models 0.85 to 1.0, four 1.2 to 1.5, eight 1.2 to 1.8; whole runs of three 1.03 to 1.08. Width 128 (1e9): 1.0 to 1.25; 256: 1.0.
 LEAST_TOGETHER_CPU = 4
 SMALL_STEP_CPU = 4e8  # FLOPs
 
