@@ -24,7 +24,9 @@ from star.training.optim import build_optimizer
 from star.training.recipe import Recipe
 from star.training.result import TrainingResult, divergence
 from star.training.schedule import learning_rate_factor
-from star.training.sparsify import Sparsifier
+from star.training.sparsify import UPDATES, Sparsifier
+
+FEWEST_UPDATES, MICRO_BATCHES_PER_UPDATE = 5, 40  # of the scores of attention heads, in short runs
 
 
 class TrainingRun:
@@ -82,7 +84,8 @@ class TrainingRun:
             )
 
     def make_sparsifier(self) -> Sparsifier:
-        return Sparsifier(self.model, self.recipe.sparsify, self.recipe.sparsify_heads, self.total * self.recipe.micro_batch)
+        updates = min(UPDATES, max(FEWEST_UPDATES, self.total // MICRO_BATCHES_PER_UPDATE))  # each costs about a micro-batch
+        return Sparsifier(self.model, self.recipe.sparsify, self.recipe.sparsify_heads, self.total * self.recipe.micro_batch, updates=updates)
 
     @property
     def tokens(self) -> int:
