@@ -170,7 +170,7 @@ def gate(policy: Policy, scene: Scene, worlds: Worlds, steps: int, confidence: f
 def _verdict(mine: Play, other: Play, quantile: float) -> Verdict:
     gain = (mine.returns - other.returns).numpy().reshape(2, -1).mean(axis=0)
     low = gain.mean() - quantile * gain.std(ddof=1) / np.sqrt(len(gain))
-    return Verdict(bool(low > 0), float(gain.detach().mean()), float(low), len(gain))
+    return Verdict(bool(low > 0), float(gain.mean()), float(low), len(gain))
 
 
 def preferences(policy: Policy, scene: Scene) -> dict[str, np.ndarray | float]:

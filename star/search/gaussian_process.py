@@ -197,10 +197,10 @@ def _squares(A: np.ndarray, B: np.ndarray) -> np.ndarray:
 def _kernel(A: np.ndarray, B: np.ndarray, groups: np.ndarray, theta: np.ndarray, kernel: str = "matern") -> np.ndarray:
     """Covariance [a, b] of the noise-free function."""
     n_groups = int(groups.max()) + 1
-    squared = sum(_squares(A[:, groups == g], B[:, groups == g]) / np.exp(2 * theta[g]) for g in range(n_groups))
     if kernel == "matern":
-        r = np.sqrt(squared)
+        r = np.sqrt(sum(_squares(A[:, groups == g], B[:, groups == g]) / np.exp(2 * theta[g]) for g in range(n_groups)))
         smooth = (1 + ROOT5 * r + 5 / 3 * r * r) * np.exp(-ROOT5 * r)
     else:
-        smooth = np.exp(-0.5 * squared)
+        scales = np.exp(theta[groups])
+        smooth = np.exp(-0.5 * _squares(A / scales, B / scales))
     return np.exp(theta[n_groups]) * smooth + np.exp(theta[n_groups + 1]) * A @ B.T / max(1, A.shape[1])
