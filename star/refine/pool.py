@@ -24,7 +24,7 @@ class Pool:
     The last fidelity is the full training (1.0); the one objective that is modelled, the loss, matters there alone.
     """
 
-    X: np.ndarray  # [n, d] inputs in [0, 1]
+    X: np.ndarray  # [n, d] inputs in [0, 1], or [n, k, d] where they depend on the fidelity (a learning rate relative to a rule for its tokens)
     fidelities: tuple[float, ...] = (1.0,)  # shares of the full training's tokens, ascending
     cost: np.ndarray | None = None  # [n, k] in full trainings, or [n] of a full one; default: the fidelities
     exact: np.ndarray | None = None  # [n, m] the other objectives, scaled, smaller is better; default: none
@@ -43,7 +43,8 @@ class Pool:
         cost = shares[None] * np.ones((n, 1)) if self.cost is None else np.asarray(self.cost, float)
         put = object.__setattr__  # once, in a frozen dataclass
         put(self, "n", n)
-        put(self, "X", np.asarray(self.X, float))
+        X = np.asarray(self.X, float)
+        put(self, "X", np.repeat(X[:, None], k, axis=1) if X.ndim == 2 else X)
         put(self, "cost", cost[:, None] * shares if cost.ndim == 1 else cost)
         put(self, "exact", np.zeros((n, 0)) if self.exact is None else np.asarray(self.exact, float))
         for name in ("kind", "member", "distance", "inherits"):
@@ -52,6 +53,8 @@ class Pool:
         put(self, "open", np.ones((n, k), bool) if self.open is None else np.asarray(self.open, bool))
         if self.cost.shape != (n, k) or self.open.shape != (n, k) or not (self.cost > 0).all():
             raise ValueError("cost and open must be [candidates, fidelities], costs above 0")
+        if self.X.shape[:2] != (n, k):
+            raise ValueError(f"inputs must be [n, d] or [n, {k}, d], not {np.shape(self.X)}")
 
     @property
     def n_actions(self) -> int:
@@ -60,9 +63,8 @@ class Pool:
     def rows(self) -> np.ndarray:
         """Inputs of every action [n * k, d + 1]; the last column, the fidelity, is there only if there are several."""
         k = len(self.fidelities)
-        if k == 1:
-            return self.X
-        return np.column_stack([np.repeat(self.X, k, axis=0), np.tile(fidelity_coordinate(np.array(self.fidelities)), self.n)])
+        flat = self.X.reshape(self.n * k, -1)
+        return flat if k == 1 else np.column_stack([flat, np.tile(fidelity_coordinate(np.array(self.fidelities)), self.n)])
 
     def full(self) -> np.ndarray:
         """The actions [n] at full fidelity."""
