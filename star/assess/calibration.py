@@ -43,7 +43,7 @@ def report(predicted: Sequence[Sequence[float]], actual: Sequence[float], proxy:
     return result
 
 
-def calibration(predicted: Sequence[Sequence[float]], actual: Sequence[float]) -> dict[str, float | int | None | list[float]]:
+def calibration(predicted: Sequence[Sequence[float]], actual: Sequence[float]) -> dict[str, float | int | list[float] | None]:
     """Of normal forecasts [mean, sd], noise included, and what came. Rows that are not finite are left out; empty: None everywhere.
 
     Keys: n; coverage_50, _80, _90, _95 with _low and _high: share of the truth within the central interval and its 95 % interval
