@@ -51,7 +51,7 @@ def test_knowledge_gradient_against_simulation():
     for a in range(6):
         slope = covariance[targets, a] / np.sqrt(covariance[a, a] + noise)
         slow = mean[targets].min() - (mean[targets][:, None] + slope[:, None] * z).min(axis=0).mean()
-        assert float(found[a]) == pytest.approx(slow, rel=0.06, abs=1e-3)
+        assert float(found[a]) == pytest.approx(slow, rel=0.1, abs=1e-3)
     assert (found >= 0).all()
 
 

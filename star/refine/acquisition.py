@@ -15,7 +15,7 @@ from torch import Tensor
 from star.search.surrogate import first_covered
 
 # Quadrature over a standard normal: the trapezoidal rule, because the integrand of the knowledge gradient has kinks, at which 8
-# Gauss-Hermite nodes were measured to be 20 % off and these to be within 5 %.
+# Gauss-Hermite nodes were measured to be 20 % off and these a few per cent.
 NODES = np.linspace(-4.5, 4.5, 20)
 WEIGHTS = np.exp(-0.5 * NODES**2) / np.exp(-0.5 * NODES**2).sum()
 FAR = -30.0  # standard deviations from which on the asymptotic series of the expected improvement is exact to rounding
