@@ -6,13 +6,14 @@
 Tasks: tables of real trainings (benchmarks/tasks.py), where every answer is known. Cost: full trainings; a trial at a cheaper fidelity
 costs its share of the tokens; a configuration proposed again costs nothing.
 Arms, all from the same initial configurations of a seed:
-    random; TPE and GPSampler (Optuna, defaults but for the shorter start, nearest row of the table); ASHA (asynchronous halving of random configurations, one worker);
-    RL only (a REINFORCE controller over the settings, no model); BO (this package's GP, log EI, full trainings alone);
-    BO + KG (knowledge gradient per cost over fidelities); BO + RL ungated and gated (the policy on top of KG, where there are fidelities, or
-    of log EI); and, for tables of several model sizes, BO + rule (KG, with learning rate and batch relative to a rule fitted on the other sizes),
-    BO + transfer (the same with 24 results of the next smaller size, which count as had) and GPSampler + rule (first trial by the rule).
-What counts after each trial is the recommended configuration's true full loss: the best full trial, or for arms with a GP and fidelities
-the lowest averaged mean among configurations tried. Statistics: benchmarks/paired.py.
+    random; TPE and GPSampler (Optuna, defaults but for the shorter start, nearest row of the table); ASHA (asynchronous halving of random
+    configurations, one worker); RL only (a REINFORCE controller over the settings, no model);
+    BO (this package's GP and log EI, full trainings alone); BO + KG and BO + rate (fidelities by knowledge gradient per cost, or by rate of gain);
+    where tables hold several model sizes: BO + rule (rate; learning rate and batch relative to a rule that is fitted on the other sizes, whose
+    choice is the first trial), GPSampler + rule (the same first trial), BO + transfer (BO + rule with 24 results of the next smaller size,
+    which are taken as had: no cost); BO + RL ungated and gated: the policy on top of BO + rule, or of BO where there is no rule.
+What counts after each trial is the true full loss of the best that was trained in full (before any was: of the best at the highest fidelity yet).
+Statistics: benchmarks/paired.py.
 """
 
 from __future__ import annotations
@@ -264,10 +265,10 @@ ARMS: dict[str, Callable[[Run], None]] = {
     "BO": bayes(),
     "BO + KG": bayes(fidelities=True, gradient=True),
     "BO + rate": bayes(fidelities=True),
-    "BO + RL ungated": bayes(fidelities=True, rl="ungated"),
-    "BO + RL gated": bayes(fidelities=True, rl="gated"),
     "GPSampler + rule": optuna_arm("GPSampler", use_rule=True),
     "BO + rule": bayes(fidelities=True, use_rule=True),
+    "BO + RL ungated": bayes(fidelities=True, use_rule=True, rl="ungated"),
+    "BO + RL gated": bayes(fidelities=True, use_rule=True, rl="gated"),
     "BO + transfer": bayes(fidelities=True, use_rule=True, transfer=True),
 }
 NEEDS_FIDELITIES = ("ASHA", "BO + KG", "BO + rate")
