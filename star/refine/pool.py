@@ -80,6 +80,7 @@ class Observations:
     y: np.ndarray  # [m] losses in nats; not finite: failed or diverged
     pending: np.ndarray | None = None  # [q, d or d + 1] trials that are still running
     seed_sd: float = 0.0  # standard deviation of the loss between seeds, in nats, where it is known
+    related: int = 0  # how many columns (the last, before the fidelity) tell rows of related tasks apart; see transfer.py
 
     def __post_init__(self):
         X = np.atleast_2d(np.asarray(self.X, float))
