@@ -33,7 +33,8 @@ import numpy as np
 import torch
 from tasks import SHARED, TASKS, Task, load
 
-from star.refine import Observations, Pool
+from star.assess.calibration import inflation
+from star.refine import Observations, Pool, fidelity_coordinate
 from star.refine.policy import PolicySettings
 from star.refine.pretrain import pretrained
 from star.refine.propose import Settings, propose
@@ -219,7 +220,8 @@ def bayes(fidelities: bool = False, rl: str = "", use_rule: bool = False, transf
             else:
                 seen, kept = observations(run, pool, keep, source)
                 now = Pool(wide(inputs, kept), shares, open=run.open()[:, keep])
-                proposal = propose(now, seen, settings, policy, run.left(), run.seed, step)
+                factor = inflation([row[:2] for row in run.predicted], [row[2] for row in run.predicted])
+                proposal = propose(now, seen, settings, policy, run.left(), run.seed, step, scale=factor)
                 if proposal.action is None:
                     break
                 i, j = proposal.candidate, proposal.action % len(shares)
@@ -249,11 +251,16 @@ def observations(run: Run, pool: Pool, keep: slice, source: Source | None) -> tu
 
 
 def source_rows(sibling: Task, cheap: bool, seed: int, n: int = 24) -> tuple[np.ndarray, np.ndarray]:
-    """n results of the sibling at full fidelity, drawn with the seed, in relative inputs."""
+    """n results of the sibling, drawn with the seed, in relative inputs; half of them at its cheaper fidelities if these are asked for."""
     rng = np.random.default_rng([seed, 3])
-    rows = rng.choice(np.flatnonzero(np.isfinite(sibling.full)), size=n, replace=False)
-    X = sibling.relative[rows, -1]
-    return (np.column_stack([X, np.ones(n)]) if cheap else X), sibling.full[rows]
+    there = np.argwhere(np.isfinite(sibling.loss))
+    full = there[:, 1] == sibling.loss.shape[1] - 1
+    chosen = rng.choice(np.flatnonzero(full), size=n // 2 if cheap else n, replace=False)
+    if cheap:
+        chosen = np.append(chosen, rng.choice(np.flatnonzero(~full), size=n - n // 2, replace=False))
+    i, j = there[chosen].T
+    X = sibling.relative[i, j]
+    return (np.column_stack([X, fidelity_coordinate(np.array(sibling.fidelities)[j])]) if cheap else X), sibling.loss[i, j]
 
 
 ARMS: dict[str, Callable[[Run], None]] = {

@@ -119,7 +119,7 @@ def goals(rows: list[dict], by: dict) -> tuple[list[str], dict]:
     peers = [arm for arm in PEERS if any(row["arm"] == arm for row in rows)]
     found: dict = {}
     lines = ["goals"]
-    for key, words in (("to_best", "best 1 %"), ("to_near", f"a regret of {NEAR:g}")):
+    for key, words in (("to_best", "the table's best 1 %"), ("to_near", f"a regret of {NEAR:g}")):
         for mine in (STAR, ALONE):
             against = {peer: ratio(*pairs(rows, mine, peer, key)[:2]) for peer in peers}
             best = max(against, key=lambda peer: against[peer]["ratio"])
@@ -127,7 +127,7 @@ def goals(rows: list[dict], by: dict) -> tuple[list[str], dict]:
             verdict = "met" if r["high"] < GOAL else "missed" if r["low"] > GOAL else "met on average, interval reaches over it" if r["ratio"] < GOAL else "missed on average, interval reaches it"
             found[f"{mine} {key}"] = against | {"best_peer": best, "verdict": verdict}
             what = "with earlier results where there are any" if mine == STAR else "no earlier results, full trainings alone"
-            lines.append(f"cost to the table's {words}, {mine} ({what}) over its best peer, {best}: {r['ratio']:.2f} [{r['low']:.2f}, {r['high']:.2f}], goal {GOAL}: {verdict}")
+            lines.append(f"cost to {words}, {mine} ({what}) over its best peer, {best}: {r['ratio']:.2f} [{r['low']:.2f}, {r['high']:.2f}], goal {GOAL}: {verdict}")
     for arm in ("BO + RL gated", "BO + RL ungated"):
         parts = []
         for base, only in (("BO + rule", None), (ALONE, [name for name in by if "BO + rule" not in by[name]])):

@@ -39,7 +39,7 @@ class Averaged:
     def predict(self, X: np.ndarray, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
         """Mean [m] and sd [m] of what a trial at X [m, d] would measure, noise included: the average of all processes.
 
-        scale: factor on the sd, from `star.assess.calibration.inflation`.
+        scale: factor on the sd.
         """
         means, variances = zip(*(process.marginals(X) for process in self.processes), strict=True)
         means, w = np.array(means), self.weights[:, None]
