@@ -18,7 +18,7 @@ import torch
 
 from star.refine.acquisition import knowledge_gradient, log_ei, log_hypervolume_gain, log_rate, reduction
 from star.refine.imagine import NOTHING, Scene, dream, repeat
-from star.refine.policy import Policy, PolicySettings, gate, learn, preferences
+from star.refine.policy import Policy, PolicySettings, Verdict, gate, learn, preferences
 from star.refine.pool import KINDS, Observations, Pool, fidelity_coordinate
 from star.refine.posterior import SAMPLES, Averaged, condition, fit, whitened
 
@@ -161,10 +161,13 @@ def _consult(policy, pool, belief, scores, legal, settings, budget, seed, step) 
         return repeat(scene, s.worlds), dream(roots, weights, noise_sd, s.worlds // 2, rng), s.steps
 
     learned, history = learn(policy, episodes, s.updates, s, seed=int(rng.integers(2**31)))
-    verdict = gate(learned, repeat(scene, 2 * s.pairs), dream(roots, weights, noise_sd, s.pairs, rng), s.steps, s.confidence)
     found = preferences(learned, scene)
-    best = int(np.argmax(found["policy"]))
-    log = {"acts": verdict.acts, "gain": verdict.gain, "low": verdict.low, "entropy": found["entropy"], "kl": found["kl"]}
+    best, bayes = int(np.argmax(found["policy"])), int(np.argmax(found["bayes"]))
+    if best == bayes:  # nothing to decide
+        verdict = Verdict(False, 0.0, 0.0, 0)
+    else:
+        verdict = gate(learned, repeat(scene, 2 * s.pairs), dream(roots, weights, noise_sd, s.pairs, rng), s.steps, s.confidence)
+    log = {"acts": verdict.acts, "agrees": best == bayes, "gain": verdict.gain, "low": verdict.low, "entropy": found["entropy"], "kl": found["kl"]}
     if history:
         log["learned"] = float(np.mean([h["gain"] for h in history]))
     return (None if best == len(chosen) else int(chosen[best])), log
