@@ -22,7 +22,7 @@ from star.refine.pool import KINDS, fidelity_coordinate
 WEIGHTS = Path(__file__).with_name("policy.safetensors")
 PRETRAINING = PolicySettings(rate=2e-3, worlds=64, entropy=0.005)
 UPDATES = 240
-MISFIT = 0.3  # sd of the log of believed over true length scales
+MISFIT, AMPLITUDE = 0.6, 0.5  # sd of the log of believed over true length scales, and of the true output scale, which is believed to be 1
 
 
 @lru_cache(maxsize=2)
@@ -70,7 +70,7 @@ def _scene(rng: np.random.Generator, n: int, k: int, priced: bool) -> dict[str, 
     scales = np.clip(np.exp(np.append(rng.normal(0.5 * math.log(d) - 0.7, 0.8, size=d), rng.normal(-0.5, 0.7))), 0.08, 20.0)
     believed = scales * np.exp(rng.normal(0.0, MISFIT, size=d + 1))
     noise = float(np.exp(rng.normal(-6.0, 1.5)))
-    K, B = _rbf(Z, scales), _rbf(Z, believed)
+    K, B = _rbf(Z, scales) * math.exp(rng.normal(0.0, 2 * AMPLITUDE)), _rbf(Z, believed)
     truth = np.linalg.cholesky(K + 1e-6 * np.eye(len(Z))) @ rng.standard_normal(len(Z))
     y = truth[P:] + math.sqrt(noise) * rng.standard_normal(told)
     level, unit = y.mean(), max(y.std(), 0.1)
