@@ -26,17 +26,17 @@ CONTEXT = 5
 
 @dataclass(frozen=True)
 class PolicySettings:
-    """How the policy learns at each step of a refinement. The defaults cost 0.3-0.8 s a step on one core."""
+    """How the policy learns at each step of a refinement. The defaults cost some 0.5 s a step on one core."""
 
-    updates: int = 4  # from the pre-trained weights, at every step anew: nothing is carried, so a resumed run repeats itself
+    updates: int = 3  # from the pre-trained weights, at every step anew: nothing is carried, so a resumed run repeats itself
     worlds: int = 32
-    steps: int = 5  # of a play
+    steps: int = 4  # of a play
     rate: float = 1e-3
     entropy: float = 0.003
     anchor: float = 0.01  # weight of KL(policy, Bayesian optimization)
-    pairs: int = 64  # antithetic pairs of fresh worlds that the gate compares on
+    pairs: int = 48  # antithetic pairs of fresh worlds that the gate compares on
     confidence: float = 0.95  # of the gate: one-sided lower limit of the imagined gain above 0
-    actions: int = 72  # at most, in imagination
+    actions: int = 48  # at most, in imagination
 
 
 class Policy(nn.Module):

@@ -22,7 +22,7 @@ from star.refine.pool import KINDS, fidelity_coordinate
 WEIGHTS = Path(__file__).with_name("policy.safetensors")
 PRETRAINING = PolicySettings(rate=2e-3, worlds=64, entropy=0.005)
 UPDATES = 240
-MISFIT, AMPLITUDE = 0.6, 0.5  # sd of the log of believed over true length scales, and of the true output scale, which is believed to be 1
+MISFIT, AMPLITUDE = 0.3, 0.2  # sd of the log of believed over true length scales, and of the true output scale, which is believed to be 1
 
 
 @lru_cache(maxsize=2)

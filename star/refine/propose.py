@@ -163,7 +163,7 @@ def _consult(policy, pool, belief, scores, legal, settings, budget, seed, step) 
     learned, history = learn(policy, episodes, s.updates, s, seed=int(rng.integers(2**31)))
     found = preferences(learned, scene)
     best, bayes = int(np.argmax(found["policy"])), int(np.argmax(found["bayes"]))
-    if best == bayes:  # nothing to decide
+    if best == bayes or not settings.gated:  # nothing to decide
         verdict = Verdict(False, 0.0, 0.0, 0)
     else:
         verdict = gate(learned, repeat(scene, 2 * s.pairs), dream(roots, weights, noise_sd, s.pairs, rng), s.steps, s.confidence)
