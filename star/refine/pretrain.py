@@ -21,7 +21,7 @@ from star.refine.pool import KINDS, fidelity_coordinate
 
 WEIGHTS = Path(__file__).with_name("policy.safetensors")
 PRETRAINING = PolicySettings(rate=3e-3, contenders=6, pairs=12)
-LESSONS, SCENES = 160, 12
+LESSONS, SCENES = 120, 12
 PARTS = {"one fidelity": (False, False), "several": (True, False), "several at a price": (True, True)}  # cheap, priced
 
 
