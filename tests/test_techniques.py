@@ -458,6 +458,13 @@ def test_what_cannot_be_shared_is_one_sentence(corpus, monkeypatch):
         RECIPE.replace(adaptive=True, accumulate=4, accumulate_max=2)
 
 
+def test_a_checkpoint_of_another_genome_is_refused(corpus, tmp_path):
+    path = tmp_path / "train.safetensors"
+    train(model(), corpus, RECIPE, checkpoint=path, stop_tokens=512)
+    with pytest.raises(UserError, match="of another run: its genome is "):
+        train(model(backbone="1-9-7-8"), corpus, RECIPE, checkpoint=path)
+
+
 def test_settings_are_bounded():
     for name, value in {"precision": 0.0, "layer_decay": 0.0, "sparsify": 0.95, "momentum": 1.0, "accumulate": 0}.items():
         with pytest.raises(UserError, match=f"recipe's {name} is"):
