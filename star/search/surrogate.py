@@ -196,6 +196,22 @@ def expected_gain(points: np.ndarray, sd: np.ndarray, first: int, front: np.ndar
     function, so the expectation is a sum over its steps of A times the integral of P(value < s). Exact for any number of
     objectives.
     """
+    by_member, edges = first_covered(points, first, front, reference)
+    area = np.cumsum(by_member[:, ::-1], axis=1)[:, ::-1]  # [n, k + 1] what the first i members leave open
+    steps = np.append(-np.inf, edges)
+    mean = points[:, first]
+    total = np.zeros(len(points))
+    for i in range(len(edges)):  # between steps i and i + 1 the first i members count
+        total += area[:, i] * (_integral(steps[i + 1], mean, sd) - _integral(steps[i], mean, sd))
+    return total
+
+
+def first_covered(points: np.ndarray, first: int, front: np.ndarray, reference: float = 1.1) -> tuple[np.ndarray, np.ndarray]:
+    """Of the area that each point [n, m] covers in all objectives but `first`: how much of it each front member is the first to cover.
+
+    Areas [n, k + 1], members in the order of their value in `first`, the last for what none of them covers; and these values,
+    the last being the reference [k + 1]. Members beyond the reference are left out.
+    """
     n, m = points.shape
     others = [k for k in range(m) if k != first]
     front = front[(front < reference).all(axis=1)]
@@ -215,13 +231,7 @@ def expected_gain(points: np.ndarray, sd: np.ndarray, first: int, front: np.ndar
         width = np.clip(np.minimum(bounds[1:][None], reference) - low, 0.0, None)  # [n, cells]
         weights = (weights[:, :, None] * width[:, None, :]).reshape(n, -1)
     by_member = weights @ (covered.ravel()[:, None] == np.arange(len(front) + 1))  # [n, k + 1] area that each member takes first
-    area = np.cumsum(by_member[:, ::-1], axis=1)[:, ::-1]  # [n, k + 1] what the first i members leave open
-    steps = np.concatenate([[-np.inf], front[:, first], [reference]])
-    mean = points[:, first]
-    total = np.zeros(n)
-    for i in range(len(front) + 1):  # between steps i and i + 1 the first i members count
-        total += area[:, i] * (_integral(steps[i + 1], mean, sd) - _integral(steps[i], mean, sd))
-    return total
+    return by_member, np.append(front[:, first], reference)
 
 
 def _integral(t: float, mean: np.ndarray, sd: np.ndarray) -> np.ndarray:

@@ -1,0 +1,332 @@
+"""Which refinement finds good configurations for the least training?
+
+    python benchmarks/refine.py --cache refine.jsonl            # 20 seeds, hours on one core; the same command goes on where it stopped
+    python benchmarks/refine.py --cache refine.jsonl --report   # tables and plots of what is there
+
+Tasks: tables of real trainings (benchmarks/tasks.py), where every answer is known. Cost: full trainings; a trial at a cheaper fidelity
+costs its share of the tokens; a configuration proposed again costs nothing.
+Arms, all from the same initial configurations of a seed:
+    random; TPE and GPSampler (Optuna, defaults but for the shorter start, nearest row of the table); ASHA (asynchronous halving of random configurations, one worker);
+    RL only (a REINFORCE controller over the settings, no model); BO (this package's GP, log EI, full trainings alone);
+    BO + KG (knowledge gradient per cost over fidelities); BO + RL ungated and gated (the policy on top of KG, where there are fidelities, or
+    of log EI); and, for tables of several model sizes, BO + rule (KG, with learning rate and batch relative to a rule fitted on the other sizes),
+    BO + transfer (the same with 24 results of the next smaller size, which count as had) and GPSampler + rule (first trial by the rule).
+What counts after each trial is the recommended configuration's true full loss: the best full trial, or for arms with a GP and fidelities
+the lowest averaged mean among configurations tried. Statistics: benchmarks/paired.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+from tasks import SHARED, TASKS, Task, load
+
+from star.refine import Observations, Pool
+from star.refine.policy import PolicySettings
+from star.refine.posterior import fit
+from star.refine.pretrain import pretrained
+from star.refine.propose import Settings, propose, spread
+from star.refine.transfer import Source, contextual
+
+RESULTS = Path(__file__).parent / "results"
+FIRST = 4  # initial configurations, common to all arms of a seed
+SIBLING = {"steplaw-268M": "steplaw-215M", "steplaw-429M": "steplaw-268M", "steplaw-537M": "steplaw-429M"}
+MOST_TRIALS = 60
+
+
+@dataclass
+class Run:
+    """One arm on one task with one seed: what it tried, what that cost, and what it would have recommended."""
+
+    task: Task
+    seed: int
+    spent: float = 0.0
+    trials: list[tuple[int, int, float]] = field(default_factory=list)  # configuration, fidelity, loss
+    curve: list[tuple[float, int]] = field(default_factory=list)  # cost so far, recommended configuration
+    predicted: list[tuple[float, float, float]] = field(default_factory=list)  # mean, sd, what came
+    log: list[dict] = field(default_factory=list)
+
+    def __post_init__(self):
+        self.rng = np.random.default_rng([self.seed, 5])
+        self.first = spread(self.task.X, FIRST, np.random.default_rng([self.seed, 1]), first=[int(np.random.default_rng([self.seed, 2]).integers(len(self.task.X)))])
+
+    def open(self) -> np.ndarray:
+        """[n, k] what the table has and was not tried."""
+        free = np.isfinite(self.task.loss)
+        for i, j, _ in self.trials:
+            free[i, j] = False
+        return free
+
+    def left(self) -> float:
+        return self.task.budget - self.spent
+
+    def affords(self, j: int = -1) -> bool:
+        return self.spent + self.task.fidelities[j] <= self.task.budget * (1 + 1e-9)
+
+    def tell(self, i: int, j: int | None = None) -> float:
+        """Train configuration i at fidelity j (default: in full). Known results are free."""
+        j = len(self.task.fidelities) - 1 if j is None else j
+        for seen, at, loss in self.trials:
+            if (seen, at) == (i, j):
+                return loss
+        loss = float(self.task.loss[i, j])
+        self.trials.append((i, j, loss))
+        self.spent += self.task.fidelities[j]
+        return loss
+
+    def recommend(self, i: int | None = None) -> None:
+        """After a trial: configuration i, or the best full trial so far, or the best at the highest fidelity there is."""
+        if i is None:
+            top = max(j for _, j, _ in self.trials)
+            i = min((loss, c) for c, j, loss in self.trials if j == top)[1]
+        self.curve.append((self.spent, int(i)))
+
+    def nearest(self, x: np.ndarray) -> int:
+        return int(((self.task.X - x) ** 2).sum(axis=1).argmin())
+
+
+def centre(task: Task) -> int | None:
+    """The configuration that the rule picks, for tables that have one."""
+    return None if task.tokens is None else int((np.abs(task.relative[:, -1] - 0.5) ** 2).sum(axis=1).argmin())
+
+
+# Arms.
+
+
+def random(run: Run) -> None:
+    for i in [*run.first, *run.rng.permutation(len(run.task.X))]:
+        if not run.affords():
+            break
+        run.tell(int(i))
+        run.recommend()
+
+
+def optuna_arm(sampler: str, use_rule: bool = False) -> Callable[[Run], None]:
+    def arm(run: Run) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        made = {"TPE": optuna.samplers.TPESampler, "GPSampler": optuna.samplers.GPSampler}[sampler](seed=run.seed, n_startup_trials=FIRST)
+        study = optuna.create_study(sampler=made)
+        space = {f"x{c}": optuna.distributions.FloatDistribution(0.0, 1.0) for c in range(run.task.X.shape[1])}
+        first = [centre(run.task), *run.first] if use_rule and run.task.tokens is not None else run.first
+        for i in first:
+            study.enqueue_trial({f"x{c}": float(v) for c, v in enumerate(run.task.X[i])})
+        for _ in range(4 * int(run.task.budget)):  # what it asks for again is free, but not for ever
+            if not run.affords():
+                break
+            trial = study.ask(space)
+            i = run.nearest(np.array([trial.params[f"x{c}"] for c in range(run.task.X.shape[1])]))
+            before = run.spent
+            study.tell(trial, run.tell(i))
+            if run.spent > before:
+                run.recommend()
+
+    return arm
+
+
+def halving(run: Run, eta: int = 3) -> None:
+    """ASHA (Li et al., 2020) with one worker: promote the best third of a rung where one is due, else start a new configuration."""
+    k, queue = len(run.task.fidelities), [*run.first, *run.rng.permutation(len(run.task.X)).tolist()]
+    rungs: list[dict[int, float]] = [{} for _ in range(k)]
+    promoted: list[set[int]] = [set() for _ in range(k)]
+    while True:
+        job = None
+        for j in range(k - 2, -1, -1):
+            best = sorted(rungs[j], key=rungs[j].get)[: len(rungs[j]) // eta]
+            due = [i for i in best if i not in promoted[j]]
+            if due:
+                job = due[0], j
+                break
+        if job:
+            (i, j) = job
+            promoted[j].add(i)
+            j += 1
+        else:
+            i, j = next((int(c) for c in queue if all(int(c) not in rung for rung in rungs)), None), 0
+            if i is None:
+                return
+        while j < k - 1 and not np.isfinite(run.task.loss[i, j]):  # a gap in the table: the next rung that it has
+            j += 1
+        if run.spent + run.task.fidelities[j] > run.task.budget * (1 + 1e-9):
+            return
+        rungs[j][i] = run.tell(i, j)
+        run.recommend()
+
+
+def controller(run: Run, rate: float = 0.15) -> None:
+    """REINFORCE on independent categorical settings, baseline a running mean, no model of the loss."""
+    task, rng = run.task, run.rng
+    logits = [np.zeros(len(levels)) for levels in task.levels]
+    seen: list[float] = []
+    proposals = list(run.first)
+    for _ in range(20 * int(task.budget)):
+        if not run.affords():
+            break
+        if proposals:
+            i = proposals.pop(0)
+        else:
+            chosen = [rng.choice(len(part), p=np.exp(part - np.logaddexp.reduce(part))) for part in logits]
+            i = run.nearest(np.array([levels[c] for levels, c in zip(task.levels, chosen, strict=True)]))
+        before, loss = run.spent, run.tell(i)
+        if run.spent > before:
+            run.recommend()
+        seen.append(loss)
+        spread_of = np.std(seen) + 1e-9
+        advantage = float(np.clip((np.median(seen) - loss) / spread_of, -2, 2))
+        for part, levels, x in zip(logits, task.levels, task.X[i], strict=True):
+            p = np.exp(part - np.logaddexp.reduce(part))
+            part += rate * advantage * (np.eye(len(levels))[np.abs(levels - x).argmin()] - p)
+
+
+def bayes(fidelities: bool = False, rl: str = "", use_rule: bool = False, transfer: bool = False) -> Callable[[Run], None]:
+    """This package. fidelities: KG per cost; rl: "", gated or ungated; use_rule: relative inputs, first trial by the rule."""
+
+    def arm(run: Run) -> None:
+        task = run.task
+        cheap = fidelities and len(task.fidelities) > 1
+        keep = slice(None) if cheap else slice(-1, None)
+        shares = task.fidelities[keep]
+        inputs = task.relative[:, keep] if use_rule else task.X
+        source = Source(*source_rows(load(SIBLING[task.name]), cheap, run.seed)) if transfer and task.name in SIBLING else None
+        settings = Settings(gated=rl != "ungated", policy=PolicySettings())
+        policy = pretrained() if rl else None
+        first = [(centre(task), -1), *((i, 0) for i in run.first)] if use_rule and task.tokens is not None else [(i, 0) for i in run.first]
+        if transfer:
+            first = first[:1]
+        pool = Pool(inputs, shares)
+        step = 0
+        while len(run.trials) < MOST_TRIALS and min(shares) <= run.left() * (1 + 1e-9):
+            if step < len(first):
+                i, j = first[step]
+                j = j % len(shares)
+                while not np.isfinite(task.loss[:, keep][i, j]):
+                    j += 1
+                if shares[j] > run.left() * (1 + 1e-9):
+                    break
+                prediction = None
+            else:
+                seen, kept = observations(run, pool, keep, source)
+                now = Pool(wide(inputs, kept), shares, open=run.open()[:, keep])
+                proposal = propose(now, seen, settings, policy, run.left(), run.seed, step)
+                if proposal.action is None:
+                    break
+                i, j = proposal.candidate, proposal.action % len(shares)
+                prediction = proposal
+            loss = run.tell(i, j if cheap else None)
+            if prediction is not None:
+                run.predicted.append((prediction.mean, prediction.sd, loss))
+                run.log.append({"source": prediction.source, "fidelity": j} | {k: round(float(v), 6) for k, v in prediction.log.items()})
+            step += 1
+            run.recommend(recommended(run, inputs, shares, pool, keep, source, cheap))
+
+    return arm
+
+
+def wide(inputs: np.ndarray, kept: int) -> np.ndarray:
+    return np.concatenate([inputs, np.zeros((*inputs.shape[:-1], kept))], axis=-1) if kept else inputs
+
+
+def observations(run: Run, pool: Pool, keep: slice, source: Source | None) -> tuple[Observations, int]:
+    k = len(pool.fidelities)
+    rows = pool.rows()[[i * k + (j if k > 1 else 0) for i, j, _ in run.trials]]
+    seen = Observations(rows, np.array([loss for *_, loss in run.trials]))
+    if source is None:
+        return seen, 0
+    joined, kept = contextual(seen, [source], k > 1)
+    return joined, len(kept)
+
+
+def recommended(run: Run, inputs, shares, pool: Pool, keep: slice, source, cheap: bool) -> int | None:
+    """The best full trial; with fidelities, the lowest averaged mean in full among what was tried."""
+    if not cheap:
+        return None
+    seen, kept = observations(run, pool, keep, source)
+    tried = sorted({i for i, _, _ in run.trials})
+    now = Pool(wide(inputs, kept), shares)
+    mean, _ = fit(seen, True, run.seed, samples=8).predict(now.rows()[now.full()[tried]])
+    return tried[int(mean.argmin())]
+
+
+def source_rows(sibling: Task, cheap: bool, seed: int, n: int = 24) -> tuple[np.ndarray, np.ndarray]:
+    """n results of the sibling at full fidelity, drawn with the seed, in relative inputs."""
+    rng = np.random.default_rng([seed, 3])
+    rows = rng.choice(np.flatnonzero(np.isfinite(sibling.full)), size=n, replace=False)
+    X = sibling.relative[rows, -1]
+    return (np.column_stack([X, np.ones(n)]) if cheap else X), sibling.full[rows]
+
+
+ARMS: dict[str, Callable[[Run], None]] = {
+    "random": random,
+    "TPE": optuna_arm("TPE"),
+    "GPSampler": optuna_arm("GPSampler"),
+    "ASHA": halving,
+    "RL only": controller,
+    "BO": bayes(),
+    "BO + KG": bayes(fidelities=True),
+    "BO + RL ungated": bayes(fidelities=True, rl="ungated"),
+    "BO + RL gated": bayes(fidelities=True, rl="gated"),
+    "GPSampler + rule": optuna_arm("GPSampler", use_rule=True),
+    "BO + rule": bayes(fidelities=True, use_rule=True),
+    "BO + transfer": bayes(fidelities=True, use_rule=True, transfer=True),
+}
+NEEDS_FIDELITIES = ("ASHA", "BO + KG")
+NEEDS_RULE = ("GPSampler + rule", "BO + rule", "BO + transfer")
+
+
+def applies(arm: str, task: str) -> bool:
+    """Whether an arm differs from another one on this task."""
+    several = task.startswith("steplaw")
+    return (several or arm not in NEEDS_FIDELITIES + NEEDS_RULE) and (arm != "BO + transfer" or task in SIBLING)
+
+
+def execute(task: str, arm: str, seed: int) -> dict:
+    run, started = Run(load(task), seed), time.perf_counter()
+    ARMS[arm](run)
+    return {
+        "task": task, "arm": arm, "seed": seed, "cost": [round(c, 4) for c, _ in run.curve], "loss": [round(float(run.task.full[i]), 6) for _, i in run.curve],
+        "predicted": [[round(float(v), 6) for v in row] for row in run.predicted], "log": run.log, "seconds": round(time.perf_counter() - started, 2),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", default="0:20", help="first:last + 1")
+    parser.add_argument("--arms", default=",".join(ARMS))
+    parser.add_argument("--tasks", default=",".join(TASKS))
+    parser.add_argument("--cache", type=Path, default=Path("refine-tables.jsonl"))
+    parser.add_argument("--report", action="store_true", help="run nothing, report what the cache has")
+    parser.add_argument("--out", type=Path, default=RESULTS / "refine-tables-cpu.json")
+    args = parser.parse_args()
+    if not SHARED.is_dir():
+        print(f"{SHARED} is absent: skipped")
+        return
+    torch.set_num_threads(1)
+    done = {(r["task"], r["arm"], r["seed"]) for r in map(json.loads, args.cache.read_text().splitlines())} if args.cache.exists() else set()
+    first, last = map(int, args.seeds.split(":"))
+    todo = [(t, a, s) for s in range(first, last) for t in args.tasks.split(",") for a in args.arms.split(",") if applies(a, t)]
+    todo = [] if args.report else [item for item in todo if item not in done]
+    with args.cache.open("a") as file:
+        for n, (task, arm, seed) in enumerate(todo, start=1):
+            file.write(json.dumps(execute(task, arm, seed)) + "\n")
+            file.flush()
+            if n % 20 == 0:
+                print(f"{n} of {len(todo)}", flush=True)
+    from refine_report import report
+
+    report([json.loads(line) for line in args.cache.read_text().splitlines()], args.out, device=f"{platform.machine()} CPU")
+
+
+if __name__ == "__main__":
+    main()

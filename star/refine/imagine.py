@@ -1,0 +1,172 @@
+"""Futures drawn from the posterior and played by any chooser: where a policy learns, and where it must beat Bayesian optimization first.
+
+A *scene* is a batch of B pools of P actions with a belief about their losses. A *world* is one true loss for every action, and one
+noise. A *chooser* gives every action, and stopping, a logit; what it tries is measured in the world, and the belief
+is conditioned on it. The return of a play is minus the true loss of what is recommended at its end, the target with the lowest
+mean, minus price x cost: in nats.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from star.refine.acquisition import knowledge_gradient, log_ei
+
+SHUT = -1e9  # logit of what may not be chosen
+DEPTH = 12.0  # logs below the best at which scores are cut off
+
+
+@dataclass(frozen=True)
+class Scene:
+    """B pools of P actions, of which T are at full fidelity (the targets). float64 throughout."""
+
+    mean: Tensor  # [B, P] nats
+    covariance: Tensor  # [B, P, P] nats squared, of the noise-free loss
+    noise: Tensor  # [B] variance of one measurement
+    cost: Tensor  # [B, P] full trainings
+    targets: Tensor  # [B, T] actions at full fidelity
+    own: Tensor  # [B, P] the target that has the same candidate as action p
+    open: Tensor  # [B, P] may be tried
+    best: Tensor  # [B] lowest mean over what was observed at full fidelity
+    scale: Tensor  # [B] nats: sd of the losses that were fitted, the unit of what the policy sees
+    facts: Tensor  # [B, P, S] what does not change: fidelity, kind of edit, ... (see policy.py)
+    budget: Tensor  # [B] full trainings left
+    price: Tensor  # [B] nats that one full training is worth; 0: stopping has no value
+    cheap: bool  # whether there are several fidelities
+    spent: Tensor | None = None  # [B]
+    tried: Tensor | None = None  # [B, P]
+    step: int = 0
+    stopped: Tensor | None = None  # [B]
+    scores: Tensor | None = None  # [B, P] of this step, where they are known from a larger pool
+
+    def __post_init__(self):
+        put = object.__setattr__
+        if self.spent is None:
+            put(self, "spent", torch.zeros_like(self.budget))
+            put(self, "tried", torch.zeros_like(self.open))
+            put(self, "stopped", torch.zeros_like(self.budget, dtype=torch.bool))
+
+    def legal(self) -> Tensor:
+        """[B, P + 1] the last is stopping, which is always allowed, but only where it has a price or nothing else is."""
+        affordable = self.open & (self.cost <= (self.budget - self.spent)[:, None] * (1 + 1e-9)) & ~self.stopped[:, None]
+        stop = (self.price > 0) | ~affordable.any(dim=1)
+        return torch.cat([affordable, stop[:, None]], dim=1)
+
+    def observe(self, action: Tensor, y: Tensor) -> "Scene":
+        """Measured y [B] at action [B]; an action of P stops for good."""
+        B, P = self.mean.shape
+        rows, stops = torch.arange(B), action == P
+        a = torch.where(stops, 0, action)
+        column = self.covariance[rows, :, a]  # [B, P]
+        variance = (column[rows, a] + self.noise).clamp(min=1e-18)
+        go = (~stops & ~self.stopped).to(self.mean.dtype)
+        mean = self.mean + column * ((y - self.mean[rows, a]) / variance * go)[:, None]
+        gain = column * (go / variance.sqrt())[:, None]
+        covariance = torch.baddbmm(self.covariance, gain[:, :, None], gain[:, None, :], alpha=-1.0)
+        mark = torch.zeros_like(self.tried)
+        mark[rows, a] = go > 0
+        return replace(
+            self, mean=mean, covariance=covariance, spent=self.spent + go * self.cost[rows, a], open=self.open & ~mark,
+            tried=self.tried | mark, step=self.step + 1, stopped=self.stopped | stops, scores=None,
+        )  # fmt: skip
+
+    def recommended(self) -> Tensor:
+        """[B] the target with the lowest mean."""
+        return self.targets.gather(1, self.mean.gather(1, self.targets).argmin(dim=1, keepdim=True))[:, 0]
+
+    def sd(self) -> Tensor:
+        return self.covariance.diagonal(dim1=1, dim2=2).clamp(min=0.0).sqrt()
+
+
+def worth(scene: Scene) -> Tensor:
+    """[B, P + 1] log value per cost of each action, in nats per full training, and of stopping: the price. Bayesian optimization."""
+    if scene.scores is not None:
+        scores = scene.scores
+    elif scene.cheap:
+        moved = scene.covariance.gather(1, scene.own[:, None, :])[:, 0].abs()  # of an action and its own target
+        moved = moved / (scene.sd() ** 2 + scene.noise[:, None]).clamp(min=1e-18).sqrt()
+        gain = knowledge_gradient(scene.mean, scene.covariance, scene.noise, scene.targets)
+        scores = (gain + 1e-9 * moved + 1e-30).log() - scene.cost.log()  # where no gain is seen, what moves its target most
+    else:
+        seen = torch.where(scene.tried, scene.mean, torch.inf).amin(dim=1)
+        scores = log_ei(scene.mean, scene.sd(), torch.minimum(scene.best, seen)) - scene.cost.log()
+    return torch.cat([scores, scene.price.clamp(min=1e-300).log()[:, None]], dim=1)
+
+
+def anchored(scores: Tensor, legal: Tensor) -> Tensor:
+    """Scores [B, P + 1] below the best legal one, cut off at -12; SHUT where illegal."""
+    shut = scores.masked_fill(~legal, SHUT)
+    return (shut - shut.amax(dim=1, keepdim=True)).clamp(min=-DEPTH).masked_fill(~legal, SHUT)
+
+
+def greedy(scene: Scene) -> Tensor:
+    """The chooser that is Bayesian optimization itself."""
+    return worth(scene).masked_fill(~scene.legal(), SHUT)
+
+
+@dataclass(frozen=True)
+class Worlds:
+    """Truths for a scene: losses [B, P] and the noise of each measurement [B, P]; nats."""
+
+    loss: Tensor
+    noise: Tensor
+
+
+@dataclass(frozen=True)
+class Play:
+    """What came of it."""
+
+    returns: Tensor  # [B] nats
+    first: Tensor  # [B] first action; P: stopped at once
+    log_probability: Tensor  # [B] of all choices, where sampled
+    entropy: Tensor  # [B] of the choices, mean over steps
+    spent: Tensor  # [B]
+
+
+def play(
+    scene: Scene, worlds: Worlds, chooser: Callable[[Scene], Tensor], steps: int, generator: torch.Generator | None = None
+) -> Play:
+    """At most `steps` choices in each world: the highest logit, or drawn from the softmax of the logits with a generator."""
+    rows = torch.arange(len(scene.mean))
+    padded, noise = (torch.cat([part, torch.zeros(len(rows), 1, dtype=part.dtype)], dim=1) for part in (worlds.loss, worlds.noise))
+    first, log_probability, entropy = None, torch.zeros_like(scene.budget), torch.zeros_like(scene.budget)
+    for _ in range(steps):
+        logits = chooser(scene)
+        if generator is None:
+            action = logits.argmax(dim=1)
+        else:
+            log_p = logits.log_softmax(dim=1)
+            action = torch.multinomial(log_p.detach().exp(), 1, generator=generator)[:, 0]
+            alive = (~scene.stopped).to(log_p.dtype)
+            log_probability = log_probability + alive * log_p[rows, action]
+            entropy = entropy - alive * (log_p.exp() * log_p.clamp(min=-50.0)).sum(dim=1) / steps
+        first = action if first is None else first
+        scene = scene.observe(action, padded[rows, action] + noise[rows, action])
+    returns = -worlds.loss[rows, scene.recommended()] - scene.price * scene.spent
+    return Play(returns, first, log_probability, entropy, scene.spent)
+
+
+def repeat(scene: Scene, times: int) -> Scene:
+    """The same scene for `times` worlds: its one pool repeated [times, ...], without copies where possible."""
+    parts = {}
+    for name in scene.__dataclass_fields__:
+        value = getattr(scene, name)
+        parts[name] = value.expand(times, *value.shape[1:]) if isinstance(value, Tensor) else value
+    return replace(scene, **parts)
+
+
+def dream(roots: list[tuple[np.ndarray, np.ndarray]], weights: np.ndarray, noise_sd: float, pairs: int, rng: np.random.Generator) -> Worlds:
+    """2 x pairs worlds [2 pairs, P] in antithetic pairs (i and i + pairs), each drawn from one process of an average.
+
+    roots: mean [P] and root of the covariance [P, P] of each process (`star.refine.posterior.whitened`), with their weights.
+    """
+    P = len(roots[0][0])
+    which = rng.choice(len(roots), size=pairs, p=weights)
+    z, e = rng.standard_normal((pairs, P)), rng.standard_normal((pairs, P))
+    means = np.stack([roots[k][0] for k in which])
+    moves = np.stack([roots[k][1] @ v for k, v in zip(which, z, strict=True)])
+    loss = np.concatenate([means + moves, means - moves])
+    return Worlds(torch.as_tensor(loss), torch.as_tensor(noise_sd * np.concatenate([e, -e])))
