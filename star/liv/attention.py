@@ -76,6 +76,7 @@ class Attention(LIV):
     MAPS = ("q", "k", "v")
     VALUE = "v"
     config: AttentionConfig
+    attend = None  # what stands in for `softmax_attention`: limits of single heads, where training imposes them
 
     def features_of(self, h: dict[str, Tensor], state: State | None, given: Features, offset: int) -> tuple[Features, State | None]:
         table = rope_table(offset, h["q"].shape[1], self.config.head_dim, self.config.rope_theta, h["q"].device, h["q"].dtype)
@@ -91,7 +92,7 @@ class Attention(LIV):
         return self.remember(self.unflatten_value(h), "v", state, offset)
 
     def core(self, features: Features, value: Tensor, state: State | None) -> tuple[Tensor, State | None]:
-        y = softmax_attention(features["q"], features["k"], value, self.config.window)
+        y = (self.attend or softmax_attention)(features["q"], features["k"], value, self.config.window)
         return y.transpose(1, 2).flatten(2), state  # [B, T, H d]
 
     def unflatten_value(self, value: Tensor) -> Tensor:

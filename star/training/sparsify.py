@@ -1,0 +1,216 @@
+"""Structured attention sparsification (SAS): while a model trains, its attention heads get windows, and useless ones are dropped.
+
+    sparsifier = Sparsifier(model, tau=0.02, head_floor=0.03, total_tokens=recipe.tokens)
+    if sparsifier.due(tokens):                          # before an optimizer step
+        sparsifier.update(model, inputs, targets, tokens)
+    ...
+    sparsifier.finish()                                 # after the last step
+    genome = sparsifier.edited_genome()                 # takes the trained weights as they are, has a smaller cache
+
+The evidence is the score S_ij = |A_ij| |dL/dA_ij| of `star.training.attention_scores`, by head and distance, averaged over
+updates. A head gets the smallest legal window outside of which lies at most the share tau of its score; a head whose score
+is below `head_floor` of the mean of its layer is faded out. Phases, in fractions of the tokens: dense until `START`, then tau and
+floor grow from 0 on the cubic of Zhu & Gupta (arXiv 1710.01878), from `FREEZE` on nothing changes and the model recovers, with the
+windows that its edited genome has: one for all heads of a LIV and for all LIVs that share with it.
+
+On a model without attention it does nothing. Without a sparsifier the forward is bit for bit what it is without this file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from star.cost import costs
+from star.errors import UserError
+from star.genome import Genome
+from star.genome.edit import edited_genome, together
+from star.model import LanguageModel
+from star.training.attention_scores import N_BUCKETS, WINDOWS, HeadLimits, attention_livs, sample_scores, smaller
+
+OBSERVE, START, FREEZE = 0.1, 0.15, 0.6  # fractions of the tokens: first score; first limit; last change
+UPDATES = 20  # scores from OBSERVE to FREEZE
+DECAY = 0.8  # of the running means, per update
+FADE = 4  # updates below the floor that take a head from gain 1 to 0
+
+
+@dataclass
+class HeadScores:
+    """What is known of the heads of one LIV.
+
+    share: of a head's score by distance bucket, float64 [H, N_BUCKETS]; what a window has cut off keeps the share that it had, so
+    that tau is spent once and not at every update. strength [H]: a head's score over the mean of those of its layer that live.
+    windows: in force, None for all keys. faded: updates that a head has been below the floor; FADE is dropped for good.
+    """
+
+    share: Tensor | None
+    strength: Tensor | None
+    windows: list[int | None]
+    faded: list[int]
+
+    @property
+    def gains(self) -> list[float]:
+        return [1 - faded / FADE for faded in self.faded]
+
+    @property
+    def window(self) -> int | None:
+        """The smallest that is enough for every head; None for all keys."""
+        windows = [w for w, lives in zip(self.windows, self.lives, strict=True) if lives]
+        return None if None in windows else max(windows, default=None)
+
+    @property
+    def lives(self) -> list[bool]:
+        return [faded < FADE for faded in self.faded]
+
+    def observe(self, score: Tensor) -> None:
+        """Add one measured score [H, N_BUCKETS]."""
+        score = score.cpu()
+        total = score.sum(1)
+        if not torch.isfinite(total).all() or not total[torch.tensor(self.lives)].sum() > 0:
+            return  # a diverged step is no evidence
+        strength = total / total[torch.tensor(self.lives)].mean()
+        self.strength = strength if self.strength is None else DECAY * self.strength + (1 - DECAY) * strength
+        if self.share is None:
+            self.share = fractions(score)
+            return
+        is_open = torch.tensor([[w is None or n <= WINDOWS.index(w) for n in range(N_BUCKETS)] for w in self.windows])
+        left = (self.share * is_open).sum(1, keepdim=True)
+        new = fractions(score * is_open) * left
+        self.share = torch.where(is_open, DECAY * self.share + (1 - DECAY) * new, self.share)
+
+    def tighten(self, tau: float, floor: float, seq_len: int) -> None:
+        """Shorter windows and lower gains where the scores allow them. A window of the whole context says nothing: it stays None."""
+        if self.share is None:
+            return
+        outside = self.share.flip(1).cumsum(1).flip(1)[:, 1:]  # [H, len(WINDOWS)]: the share that each legal window cuts off
+        for head, row in enumerate(outside.tolist()):
+            enough = next((w for w, cut in zip(WINDOWS, row, strict=True) if cut <= tau and w < seq_len), None)
+            self.windows[head] = smaller(self.windows[head], enough)
+            if self.faded[head] < FADE:
+                self.faded[head] = self.faded[head] + 1 if self.strength[head] < floor else 0
+
+
+def fractions(score: Tensor) -> Tensor:
+    """Of the sum of each row; of a row of zeros, zeros."""
+    return score / score.sum(1, keepdim=True).clamp_min(1e-300)
+
+
+class Sparsifier:
+    """Imposes windows and gains on the attention heads of `model` while it trains; see the module.
+
+    Args: tau: share of a head's score that its window may cut off; head_floor: heads whose score is below this fraction of the mean of
+        their layer are dropped (0: none); total_tokens: of the run; sequences: of the batch, that an update looks at.
+    Raises: UserError for a setting out of bounds.
+    """
+
+    def __init__(self, model: LanguageModel, tau: float, head_floor: float, total_tokens: int, sequences: int = 2):
+        for name, value, high in (("tau", tau, 0.9), ("head_floor", head_floor, 0.5)):
+            if not 0 <= value <= high:
+                raise UserError(f"sparsification: {name} is {value}; legal is 0 to {high}")
+        if total_tokens < 1 or sequences < 1:
+            raise UserError(f"sparsification: total_tokens is {total_tokens} and sequences {sequences}; both must be at least 1")
+        self.model, self.tau, self.head_floor, self.total_tokens, self.sequences = model, tau, head_floor, total_tokens, sequences
+        self.updates, self.frozen, self.seq_len = 0, False, 0
+        self.livs = attention_livs(model)
+        n_heads = {layer: liv.config.branches * liv.config.n_heads for layer, liv in self.livs.items()}
+        self.layers = {layer: HeadScores(None, None, [None] * n, [0] * n) for layer, n in n_heads.items()}
+
+    def due(self, tokens: int) -> bool:
+        """Whether the next update is to be made after `tokens` training tokens."""
+        next_update = OBSERVE + self.updates * (FREEZE - OBSERVE) / (UPDATES - 1)
+        return bool(self.livs) and not self.frozen and tokens >= min(next_update, FREEZE) * self.total_tokens
+
+    def update(self, model: LanguageModel, inputs: Tensor, targets: Tensor, tokens: int) -> None:
+        """Score the heads on the first sequences of a batch, int64 [B, T], and set the limits that follow from that.
+
+        Costs about a training step on these sequences; changes no weight, gradient or random number generator.
+        """
+        progress = tokens / self.total_tokens
+        for layer, score in sample_scores(model, inputs[: self.sequences], targets[: self.sequences]).items():
+            self.layers[layer].observe(score)
+        self.updates, self.seq_len = self.updates + 1, inputs.shape[1]
+        if progress >= START:
+            ramp = 1 - (1 - min(1.0, (progress - START) / (FREEZE - START))) ** 3
+            for heads in self.layers.values():
+                heads.tighten(ramp * self.tau, ramp * self.head_floor, self.seq_len)
+        if progress >= FREEZE:
+            self._settle()
+        self._impose()
+
+    def state(self) -> dict:
+        """Everything that an exact resume needs, JSON-able."""
+        layers = {}
+        for layer, heads in self.layers.items():
+            layers[str(layer)] = {
+                "share": None if heads.share is None else heads.share.tolist(),
+                "strength": None if heads.strength is None else heads.strength.tolist(),
+                "windows": heads.windows,
+                "faded": heads.faded,
+            }
+        return {"updates": self.updates, "frozen": self.frozen, "seq_len": self.seq_len, "layers": layers}
+
+    def load(self, state: dict) -> None:
+        """Go on from a `state`, limits included."""
+        shapes = {str(layer): len(heads.windows) for layer, heads in self.layers.items()}
+        if {layer: len(saved["windows"]) for layer, saved in state["layers"].items()} != shapes:
+            raise UserError("sparsification: the saved state is of a model with other attention heads; remove its checkpoint to start afresh")
+        self.updates, self.frozen, self.seq_len = state["updates"], state["frozen"], state["seq_len"]
+        for layer, saved in state["layers"].items():
+            share, strength = (None if saved[name] is None else torch.tensor(saved[name], dtype=torch.float64) for name in ("share", "strength"))
+            self.layers[int(layer)] = HeadScores(share, strength, list(saved["windows"]), list(saved["faded"]))
+        self._impose()
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Write the dropped heads into the output maps, so that the weights and the edited genome are the model.
+
+        A run that stops before `FREEZE` ends with the limits that it has then, heads on their way out kept.
+        """
+        if not self.frozen:
+            self._settle()
+            self._impose()
+        for layer, heads in self.layers.items():
+            liv = self.livs[layer]
+            columns = liv.out.view(liv.out.shape[0], len(heads.faded), -1)  # [D, H, d]
+            columns[:, [head for head, lives in enumerate(heads.lives) if not lives]] = 0
+
+    def edited_genome(self) -> Genome:
+        """The genome of the model with the windows that its heads need; the genome itself where none can be shorter."""
+        return edited_genome(self.model.genome, {layer: heads.window for layer, heads in self.layers.items()})
+
+    def summary(self, seq_len: int | None = None) -> dict:
+        """JSON-able: window of every head and dropped heads by LIV; share of the cache that the edited genome saves.
+
+        seq_len: context at which caches are compared, that of training if it is not given.
+        """
+        now, then = (costs(genome, seq_len=seq_len or self.seq_len or 1).cache_bytes for genome in (self.model.genome, self.edited_genome()))
+        layers = [
+            {
+                "layer": layer,
+                "name": self.model.plan.layers[layer].name,
+                "windows": heads.windows,
+                "dropped": [head for head, lives in enumerate(heads.lives) if not lives],
+            }
+            for layer, heads in self.layers.items()
+        ]
+        return {"updates": self.updates, "frozen": self.frozen, "layers": layers, "cache_saved": 1 - then / now if now else 0.0}
+
+    def _settle(self) -> None:
+        """The last change: heads on their way out are kept, and every LIV gets the window of its edited genome."""
+        self.frozen = True
+        for heads in self.layers.values():
+            heads.faded = [faded if faded == FADE else 0 for faded in heads.faded]
+        for members in together(self.model.genome):
+            needed = [self.layers[layer].window for layer in members if layer in self.layers]
+            for layer in members:
+                if layer in self.layers:
+                    heads = self.layers[layer]
+                    heads.windows = [None if None in needed else max(needed)] * len(heads.windows)
+
+    def _impose(self) -> None:
+        for layer, heads in self.layers.items():
+            plain = not any(heads.windows) and not any(heads.faded)
+            liv = self.livs[layer]
+            liv.attend = None if plain else HeadLimits.make(heads.windows, heads.gains, liv.out.device)

@@ -1,0 +1,420 @@
+"""Sparsification of attention: scores equal dense autograd, limits are what they say, and the edit is the model that was trained."""
+
+import copy
+import json
+
+import pytest
+import torch
+
+import star
+from star.errors import UserError
+from star.genome import POOL, Gene, Genome, PoolClass, operator, parse_text, resolve, to_json
+from star.genome.codec import from_json
+from star.genome.edit import edited_genome, together
+from star.liv.attention import softmax_attention
+from star.training.attention_scores import FULL, N_BUCKETS, WINDOWS, HeadLimits, attention_livs, head_mask, sample_scores, scores
+from star.training.sparsify import FADE, FREEZE, START, UPDATES, HeadScores, Sparsifier
+
+CPU = torch.device("cpu")
+# Multi-head; grouped-query with filters; a window; differential; one key head; QK-norm; keys and values shared by the next; weights too.
+TEXTS = {
+    "multi-head": "1-9",
+    "grouped-query": "3-9-4",
+    "filtered": "2-9",
+    "windowed": "29-9-34",
+    "differential": "10-9-12",
+    "one key head": "28-25",
+    "keys and values shared": "1.0.0.1.4-9-1.0.0.1.4",
+    "keys shared": "10.0.0.1.2-9-10.0.0.1.2",
+    "weights shared": "1.1.2.0.0-9-1.1.2.0.0",
+}
+
+
+def model_of(text: str, seed: int = 0, d_model: int = 32, head_dim: int = 8) -> torch.nn.Module:
+    return star.build(Genome(parse_text(text), d_model=d_model, head_dim=head_dim), vocab_size=17, seed=seed)
+
+
+def batch_of(seq_len: int, batch: int = 2, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    tokens = torch.randint(0, 17, (batch, seq_len + 1), generator=torch.Generator().manual_seed(seed))
+    return tokens[:, :-1], tokens[:, 1:]
+
+
+class Dense:
+    """Attention by the book, with a matrix that autograd can differentiate: A itself is kept."""
+
+    def __init__(self, windows: list[int | None] | None = None):
+        self.windows, self.weight, self.output = windows, None, None
+
+    def __call__(self, q, k, v, window):
+        n_heads, seq_len, visible = q.shape[1], q.shape[2], k.shape[2]
+        k, v = (t.repeat_interleave(n_heads // t.shape[1], 1) for t in (k, v))
+        limits = [min(w or FULL, window or FULL) for w in self.windows or [None] * n_heads]
+        logits = torch.einsum("bhid,bhjd->bhij", q, k) / q.shape[-1] ** 0.5
+        rows = []
+        for head, limit in enumerate(limits):
+            keep = torch.tensor([[0 <= i - j < limit for j in range(visible)] for i in range(visible - seq_len, visible)])
+            rows.append(logits[:, head].masked_fill(~keep, -torch.inf).softmax(-1))
+        self.weight = torch.stack(rows, 1)
+        self.weight.retain_grad() if self.weight.requires_grad else None
+        self.output = torch.einsum("bhij,bhjd->bhid", self.weight, v)
+        self.output.retain_grad() if self.output.requires_grad else None
+        return self.output
+
+
+def dense_scores(weight: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+    """|A dA| summed by head and distance, one element after the other."""
+    score, result = (weight * grad).abs().sum(0), torch.zeros(weight.shape[1], N_BUCKETS, dtype=torch.float64)
+    for i in range(score.shape[1]):
+        for j in range(i + 1):
+            result[:, sum(i - j >= w for w in WINDOWS)] += score[:, i, j]
+    return result
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+def test_scores_are_those_of_dense_autograd(text):
+    model, (inputs, targets) = model_of(text).double(), batch_of(70)
+    measured = sample_scores(model, inputs, targets)
+    livs = attention_livs(model)
+    for liv in livs.values():
+        liv.attend = Dense()
+    model.loss(inputs, targets).backward()
+    for layer, liv in livs.items():
+        dense = liv.attend
+        torch.testing.assert_close(measured[layer], dense_scores(dense.weight, dense.weight.grad), rtol=1e-9, atol=0)
+        identity = (dense.weight * dense.weight.grad).sum(-1), (dense.output.grad * dense.output).sum(-1)
+        torch.testing.assert_close(*identity, rtol=1e-9, atol=1e-15)
+    assert measured.keys() == livs.keys() and all(score.sum() > 0 for score in measured.values())
+
+
+@pytest.mark.parametrize("block", [1, 7, 40, 128])
+def test_scores_do_not_depend_on_the_block_and_see_only_what_windows_and_the_past_let_them(block):
+    generator = torch.Generator().manual_seed(0)
+    q, grad = (torch.randn(2, 6, 40, 8, dtype=torch.float64, generator=generator) for _ in range(2))
+    k, v = (torch.randn(2, 3, 59, 8, dtype=torch.float64, generator=generator).requires_grad_() for _ in range(2))
+    windows = [16, 32, None, 3, 1, 40]
+    dense = Dense(windows)
+    (dense(q, k, v, None) * grad).sum().backward()
+    expected = torch.zeros(6, N_BUCKETS, dtype=torch.float64)
+    score = (dense.weight * dense.weight.grad).abs().sum(0)
+    for i in range(40):
+        for j in range(59):
+            expected[:, sum(i + 19 - j >= w for w in WINDOWS)] += score[:, i, j]
+    measured = scores(q, k, v, grad, torch.tensor([w or FULL for w in windows]), block)
+    torch.testing.assert_close(measured, expected, rtol=1e-9, atol=1e-300)
+
+
+def test_a_head_that_fades_is_scored_as_if_it_were_whole():
+    model, batch = model_of("1").double(), batch_of(40)
+    whole = sample_scores(model, *batch)[0]
+    model.blocks[0].liv.attend = HeadLimits.make([None] * 4, [0.0, 1.0, 1.0, 1.0], CPU)
+    assert sample_scores(model, *batch)[0][0].sum() > 0.1 * whole[0].sum()
+
+
+def test_sampling_leaves_weights_gradients_limits_and_generators_alone():
+    model, batch = model_of("1-9-3"), batch_of(40)
+    model.loss(*batch).backward()
+    limits = model.blocks[2].liv.attend = HeadLimits.make([16, None, 32, 16], [1.0, 1.0, 0.5, 1.0], CPU)
+    before = {name: (p.detach().clone(), p.grad.clone()) for name, p in model.named_parameters()}
+    generator = torch.get_rng_state()
+    with torch.no_grad():
+        sample_scores(model, *batch)
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert all(torch.equal(p, before[name][0]) and torch.equal(p.grad, before[name][1]) for name, p in model.named_parameters())
+    assert model.blocks[0].liv.attend is None and model.blocks[2].liv.attend is limits
+
+
+WINDOW_SETS = [[16, 16, 16, 16], [None, 16, 32, 16], [64, 16, None, None], [None] * 4]
+
+
+@pytest.mark.parametrize("windows", WINDOW_SETS)
+@pytest.mark.parametrize("window", [None, 32])
+@pytest.mark.parametrize("kv_heads, past", [(4, 0), (2, 0), (1, 25), (4, 25)])
+def test_limited_attention_is_dense_attention_with_those_windows_and_gains(windows, window, kv_heads, past):
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(2, 4, 70, 8, dtype=torch.float64, generator=generator)
+    k, v = (torch.randn(2, kv_heads, 70 + past, 8, dtype=torch.float64, generator=generator) for _ in range(2))
+    gains = [1.0, 0.5, 0.0, 1.0]
+    expected = Dense(windows)(q, k, v, window) * torch.tensor(gains)[:, None, None]
+    limits = HeadLimits.make(windows, gains, CPU)
+    torch.testing.assert_close(limits(q, k, v, window), expected, rtol=1e-9, atol=1e-12)
+    if len(set(windows)) > 1:
+        torch.testing.assert_close(limits.masked(q, k, v, window) * torch.tensor(gains)[:, None, None], expected, rtol=1e-9, atol=1e-12)
+
+
+def test_one_window_for_all_heads_has_the_bits_of_a_liv_with_that_window():
+    q, k, v = (torch.randn(2, 4, 100, 8, generator=torch.Generator().manual_seed(n)) for n in range(3))
+    for window in (16, 64, None):
+        assert torch.equal(HeadLimits.make([window] * 4, [1.0] * 4, CPU)(q, k, v, None), softmax_attention(q, k, v, window))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")
+def test_new_windows_compile_nothing_again():
+    liv = model_of("1").blocks[0].liv
+    x = torch.randn(1, 70, 32, generator=torch.Generator().manual_seed(0))
+    torch._dynamo.reset()
+    compiled = torch.compile(liv, fullgraph=True, dynamic=False, backend="aot_eager")
+    for n, windows in enumerate(WINDOW_SETS[1:3]):
+        liv.attend = HeadLimits.make(windows, [1.0, 1.0, 1.0, 0.25 * n], CPU)
+        with torch._dynamo.config.patch(error_on_recompile=n > 0):
+            torch.testing.assert_close(compiled(x)[0], liv(x)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_limited_model_decodes_as_it_reads():
+    model, (inputs, _) = model_of("1-29-3"), batch_of(50)
+    model.blocks[0].liv.attend = HeadLimits.make([16, None, 32, 16], [1.0, 0.5, 0.0, 1.0], CPU)
+    model.blocks[2].liv.attend = HeadLimits.make([16] * 4, [1.0] * 4, CPU)
+    whole, _ = model(inputs)
+    state, parts = None, []
+    for part in inputs.split([30, 1, 1, 18], dim=1):
+        logits, state = model(part, state)
+        parts.append(logits)
+    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-4, atol=1e-5)
+
+
+# The rules of windows and heads.
+
+
+def heads_with(score: list[list[float]]) -> HeadScores:
+    heads = HeadScores(None, None, [None] * len(score), [0] * len(score))
+    heads.observe(torch.tensor([row + [0.0] * (N_BUCKETS - len(row)) for row in score], dtype=torch.float64))
+    return heads
+
+
+def test_window_is_the_smallest_that_cuts_off_at_most_tau():
+    score = [[90.0, 6.0, 3.0, 1.0], [1.0, 0.0, 0.0, 99.0], [1.0, 0.0, 0.0, 0.0]]
+    for tau, expected in ((0.0, [128, 128, 16]), (0.01, [64, 128, 16]), (0.05, [32, 128, 16]), (0.1, [16, 128, 16])):
+        heads = heads_with(score)
+        heads.tighten(tau, 0.0, seq_len=1024)
+        assert heads.windows == expected
+    heads = heads_with(score)
+    heads.tighten(0.05, 0.0, seq_len=128)
+    assert heads.windows == [32, None, 16]  # a window of the whole context would be no evidence for longer ones
+
+
+def test_tau_is_spent_once_however_many_updates_there_are():
+    heads = heads_with([[70.0, 20.0, 6.0, 4.0]])
+    for _ in range(50):
+        heads.tighten(0.05, 0.0, seq_len=1024)
+        window = heads.windows[0]
+        visible = [row if w < window else 0.0 for row, w in zip([70.0, 20.0, 6.0, 4.0], (0, *WINDOWS), strict=False)]
+        heads.observe(torch.tensor([visible + [0.0] * (N_BUCKETS - 4)], dtype=torch.float64))
+    assert heads.windows == [64]
+    torch.testing.assert_close(heads.share[0, :4], torch.tensor([70.0, 20.0, 6.0, 4.0], dtype=torch.float64) / 100, rtol=1e-9, atol=0)
+
+
+def test_weak_heads_fade_to_exactly_zero_and_stay_there():
+    heads, weak, strong = heads_with([[10.0], [0.1], [10.0]]), [[10.0], [0.1], [10.0]], [[10.0], [1e9], [10.0]]
+    gains = []
+    for _ in range(FADE + 2):
+        heads.tighten(0.0, 0.05, seq_len=64)
+        gains.append(heads.gains[1])
+        heads.observe(torch.tensor([row + [0.0] * (N_BUCKETS - 1) for row in weak], dtype=torch.float64))
+    assert gains == [0.75, 0.5, 0.25, 0.0, 0.0, 0.0] and heads.gains == [1, 0, 1]
+    for _ in range(30):
+        heads.observe(torch.tensor([row + [0.0] * (N_BUCKETS - 1) for row in strong], dtype=torch.float64))
+        heads.tighten(0.0, 0.5, seq_len=64)
+    assert heads.gains == [1, 0, 1]  # a dropped head is no measure for the others
+
+
+def test_a_head_that_recovers_is_kept():
+    heads = heads_with([[10.0], [0.1]])
+    heads.tighten(0.0, 0.05, seq_len=64)
+    for _ in range(10):
+        heads.observe(torch.tensor([[10.0] + [0.0] * 8, [10.0] + [0.0] * 8], dtype=torch.float64))
+    heads.tighten(0.0, 0.05, seq_len=64)
+    assert heads.gains == [1, 1]
+
+
+def test_a_score_that_is_not_finite_is_no_evidence():
+    heads = heads_with([[3.0, 1.0]])
+    heads.observe(torch.full((1, N_BUCKETS), torch.nan, dtype=torch.float64))
+    assert heads.share[0, :2].tolist() == [0.75, 0.25]
+
+
+# The controller in a run.
+
+
+def run(model, tau=0.3, floor=0.3, steps=60, start=0, sparsifier=None, stop=None, seq_len=70):
+    """A training loop of `steps` batches, and its sparsifier; deterministic, and can begin at `start` with a loaded one."""
+    total = steps * 2 * seq_len
+    sparsifier = sparsifier or Sparsifier(model, tau, floor, total)
+    updates = []
+    for step in range(start, steps if stop is None else stop):
+        inputs, targets = batch_of(seq_len, seed=step)
+        tokens = step * 2 * seq_len
+        if sparsifier.due(tokens):
+            sparsifier.update(model, inputs, targets, tokens)
+            updates.append(tokens / total)
+        model.zero_grad()
+        model.loss(inputs, targets).backward()
+        with torch.no_grad():
+            for p in model.parameters():
+                p -= 0.1 * p.grad
+    return sparsifier, updates
+
+
+@pytest.fixture(scope="module")
+def finished():
+    """A run with heads made to differ: two heads of the first LIV matter little, its keys are near."""
+    model = model_of("1-9-3")
+    with torch.no_grad():
+        model.blocks[0].liv.out[:, 8:16] *= 0.02
+    sparsifier, updates = run(model)
+    return model, sparsifier, updates
+
+
+def test_phases_dense_then_tightened_then_frozen(finished):
+    _, sparsifier, updates = finished
+    assert 0.1 <= updates[0] < START and FREEZE <= updates[-1] < FREEZE + 0.05 and len(updates) == UPDATES
+    assert sparsifier.frozen and not sparsifier.due(sparsifier.total_tokens)
+    dense = model_of("1-9-3")
+    early, _ = run(dense, stop=int(START * 60))
+    assert early.updates > 0 and all(liv.attend is None for liv in attention_livs(dense).values())
+    assert all(heads.windows == [None] * 4 for heads in early.layers.values())
+
+
+def test_before_the_first_limit_training_has_the_bits_of_a_plain_run():
+    plain, observed = model_of("1-9-3"), model_of("1-9-3")
+    run(plain, sparsifier=Sparsifier(plain, 0.3, 0.3, 10**9), stop=int(START * 60))
+    run(observed, stop=int(START * 60))
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), observed.parameters(), strict=True))
+
+
+def test_the_edited_genome_with_the_same_weights_is_the_sparsified_model(finished):
+    model, sparsifier, _ = finished
+    trained, batch = copy.deepcopy(model), batch_of(70, batch=8, seed=999)
+    summary = sparsifier.summary()
+    assert 1 in summary["layers"][0]["dropped"]
+    with torch.no_grad():
+        before = trained.loss(*batch)
+        sparsifier.finish()
+        genome = sparsifier.edited_genome()
+        edited = star.build(genome, vocab_size=17)
+        edited.load_state_dict(model.state_dict())
+        assert abs(edited.loss(*batch) - before) <= 1e-6
+        assert abs(model_with(model.state_dict(), "1-9-3").loss(*batch) - before) > 1e-5  # the windows do matter
+    assert genome != model.genome and all(layer.config.window for layer in resolve(genome).layers if layer.config.state())
+    now, then = (star.costs(g, vocab_size=17, seq_len=70) for g in (model.genome, genome))
+    assert then.cache_bytes < now.cache_bytes and then.parameters == now.parameters
+    assert summary["cache_saved"] == 1 - then.cache_bytes / now.cache_bytes
+
+
+def model_with(weights, text):
+    model = model_of(text)
+    model.load_state_dict(weights)
+    return model
+
+
+def test_a_run_goes_on_exactly_from_its_state():
+    straight, stopped = model_of("1-9-3"), model_of("1-9-3")
+    whole, _ = run(straight)
+    part, _ = run(stopped, stop=23)
+    text = json.dumps(part.state(), allow_nan=False)
+    fresh = model_with(stopped.state_dict(), "1-9-3")
+    loaded = Sparsifier(fresh, 0.3, 0.3, part.total_tokens)
+    loaded.load(json.loads(text))
+    assert any(liv.attend for liv in attention_livs(fresh).values())
+    run(fresh, start=23, sparsifier=loaded)
+    assert loaded.state() == whole.state()
+    assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), fresh.parameters(), strict=True))
+    with pytest.raises(UserError, match="other attention heads"):
+        Sparsifier(model_of("1"), 0.3, 0.3, 100).load(json.loads(text))
+
+
+def test_a_run_that_ends_early_keeps_heads_that_are_on_their_way_out():
+    model = model_of("1-9-1")
+    sparsifier = Sparsifier(model, 0.1, 0.1, 1000)
+    for layer, heads in sparsifier.layers.items():
+        heads.windows, heads.faded = [16, 32, 16, 16 if layer else None], [FADE, 0, 2, FADE]
+    sparsifier.finish()
+    assert [heads.gains for heads in sparsifier.layers.values()] == [[0, 1, 1, 0]] * 2
+    columns = model.blocks[0].liv.out.view(32, 4, 8)
+    assert not columns[:, 0].any() and not columns[:, 3].any() and columns[:, 1].any() and columns[:, 2].any()
+    # The head that needs everything is dropped, so it no longer decides the window of its LIV.
+    assert [layer["windows"] for layer in sparsifier.summary()["layers"]] == [[32] * 4] * 2
+
+
+def test_a_model_without_attention_is_left_alone():
+    model = model_of("5-9-7")
+    sparsifier, updates = run(model, steps=3)
+    sparsifier.finish()
+    assert not updates and sparsifier.edited_genome() is model.genome and sparsifier.summary()["cache_saved"] == 0.0
+    assert sparsifier.state()["layers"] == {}
+
+
+@pytest.mark.parametrize("setting", [{"tau": -0.1}, {"tau": 0.95}, {"head_floor": 0.6}, {"total_tokens": 0}])
+def test_settings_out_of_bounds(setting):
+    with pytest.raises(UserError, match=f"{next(iter(setting))} is {next(iter(setting.values()))}"):
+        Sparsifier(model_of("1"), **({"tau": 0.1, "head_floor": 0.1, "total_tokens": 100} | setting))
+
+
+# The genome edit.
+
+
+def genome_of(text: str, pool=POOL) -> Genome:
+    return Genome(parse_text(text), d_model=64, head_dim=16, pool=pool)
+
+
+def windows_of(genome: Genome) -> list[int | None]:
+    return [genome.operator(gene).window for gene in genome.canonical().backbone]
+
+
+def test_edit_uses_the_class_of_the_pool_where_there_is_one_and_else_adds_one():
+    edited = edited_genome(genome_of("1-9-3"), {0: 60, 2: 17})
+    assert edited.class_names == ("SWA-64", "GMemless", "attention-window-32")
+    assert windows_of(edited) == [64, None, 32] and edited.operator(edited.backbone[2]).feature("k").repeat == 4
+    again = from_json(json.loads(json.dumps(to_json(edited))))
+    assert again == edited and len(to_json(edited)["evolved"]) == 1
+    twice = edited_genome(edited, {0: 16, 2: 16})
+    assert windows_of(twice) == [16, None, 16] and from_json(to_json(twice)) == twice
+
+
+def test_nothing_to_edit_gives_the_genome_itself():
+    genome = genome_of("1-29-9-5")
+    for windows in ({}, {0: None}, {1: 64, 0: None}, {0: 4096}, {2: 16, 3: 16}):
+        assert edited_genome(genome, windows) is genome
+
+
+def test_livs_that_share_keep_one_window():
+    # 1 and 3 share keys and values, 3 and 5 share weights, 7 stands alone.
+    genome = genome_of("1.0.0.1.4-9-1.1.2.1.4-9-1.1.2.0.0-9-1")
+    assert together(genome) == [[0, 2, 4], [1], [3], [5], [6]]
+    edited = edited_genome(genome, {0: 16, 2: 100, 4: 16, 6: 16})
+    assert windows_of(edited) == [128, None, 128, None, 128, None, 16]
+    assert [gene[1:] for gene in edited.backbone] == [gene[1:] for gene in genome.canonical().backbone]
+    assert edited_genome(genome, {0: 16, 2: None, 4: 16}) is genome
+    before, after = (star.costs(g, seq_len=4096).cache_bytes for g in (genome, edited))
+    assert after < before
+    star.build(edited)(torch.zeros(1, 5, dtype=torch.int64))
+
+
+def test_edit_of_a_genome_with_empty_slots_and_a_pool_of_its_own():
+    own = (PoolClass("MHA", operator("12123", q=(1, 2, 1, 1), k=(1, 2, 1, 1), v=(1, 2, 1, 1))),)
+    genome = Genome((Gene(0), Gene(1), Gene(0), Gene(1)), d_model=64, head_dim=16, pool=own)
+    edited = edited_genome(genome, {0: 16, 1: 2048})
+    assert windows_of(edited) == [16, 2048] and len(edited.pool) == 3 and from_json(to_json(edited)) == edited
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_any_edit_of_any_sampled_genome_is_valid_and_never_costs_more(seed):
+    import numpy as np
+
+    from star.genome import OperatorSpace
+
+    rng = np.random.default_rng(seed)
+    space = OperatorSpace(n_slots=8, d_models=(64,), head_dim=16)
+    shortened = 0
+    for row in space.sample(rng, 12):
+        genome = space.decode(row)
+        windows = {index: rng.choice([None, 5, 16, 200, 2000]) for index in range(genome.depth)}
+        edited = edited_genome(genome, windows)
+        before, after = (star.costs(g, seq_len=4096) for g in (genome, edited))
+        assert after.cache_bytes <= before.cache_bytes and after.parameters == before.parameters
+        shapes = [{n: p.shape for n, p in star.build(g).named_parameters()} for g in (genome, edited)]
+        assert shapes[0] == shapes[1]
+        shortened += edited is not genome
+    assert shortened > 0
+
+
+def test_heads_mask():
+    assert head_mask(2, 3, torch.tensor([1, 2, FULL])).int().tolist() == [[[0, 1, 0], [0, 0, 1]], [[1, 1, 0], [0, 1, 1]], [[1, 1, 0], [1, 1, 1]]]
