@@ -36,7 +36,7 @@ from star.refine import Observations, Pool
 from star.refine.policy import PolicySettings
 from star.refine.posterior import fit
 from star.refine.pretrain import pretrained
-from star.refine.propose import Settings, propose, spread
+from star.refine.propose import Settings, propose
 from star.refine.transfer import Source, contextual
 
 RESULTS = Path(__file__).parent / "results"
@@ -59,7 +59,7 @@ class Run:
 
     def __post_init__(self):
         self.rng = np.random.default_rng([self.seed, 5])
-        self.first = spread(self.task.X, FIRST, np.random.default_rng([self.seed, 1]), first=[int(np.random.default_rng([self.seed, 2]).integers(len(self.task.X)))])
+        self.first = np.random.default_rng([self.seed, 1]).choice(len(self.task.X), size=FIRST, replace=False).tolist()
 
     def open(self) -> np.ndarray:
         """[n, k] what the table has and was not tried."""

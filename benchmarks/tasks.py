@@ -88,7 +88,7 @@ def steplaw(name: str) -> Task:
     offsets = np.stack([raw - np.array([lr(size, D), bs(size, D)]) for D in tokens], axis=1)  # [n, k, 2] doublings from the rule
     return Task(
         name, (raw - raw.min(axis=0)) / np.ptp(raw, axis=0), (offsets + 4.0) / 8.0, tuple(np.unique(c) for c in unit(raw).T), loss,
-        tuple(float(D / tokens[-1]) for D in tokens), 8.0, "nats per token", tokens, float(size),
+        tuple(float(D / tokens[-1]) for D in tokens), 16.0, "nats per token", tokens, float(size),
     )  # fmt: skip
 
 

@@ -1,6 +1,8 @@
 """How well predictions rank and how honest their uncertainty is, once the truth is known.
 
     report([[2.3, 0.1], ...], [2.35, ...], proxy=[...])      # predicted [mean, sd] before training, measured after it
+    calibration([[2.3, 0.1], ...], [2.35, ...])              # the same intervals, and the scores by which forecasts are judged
+    inflation([[2.3, 0.1], ...], [2.35, ...])                # what to multiply later sds by: 1 unless coverage has fallen off
 
 In a search the predicted are those that were chosen, so they are more alike than architectures at large, and all correlations are
 smaller than in a random sample. The proxy (size alone, say) is judged on the same ones and is what a surrogate must beat.
@@ -10,10 +12,12 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import norm, rankdata
+from scipy.stats import kstest, norm, rankdata
 
 LEAST = 5  # results before a correlation is given
 LEVELS = (50, 80, 90)
+WINDOW, LOST = 10, 0.7  # coverage of the 90 % intervals over the last ten results below this: calibration has fallen off
+BINS = 5  # of sd, for the expected normalised calibration error
 
 
 def report(predicted: Sequence[Sequence[float]], actual: Sequence[float], proxy: Sequence[float] | None = None) -> dict[str, float | int | None]:
@@ -37,6 +41,65 @@ def report(predicted: Sequence[Sequence[float]], actual: Sequence[float], proxy:
     if proxy is not None:
         result |= _correlation("proxy_spearman", np.asarray(proxy, dtype=float)[finite], truth)
     return result
+
+
+def calibration(predicted: Sequence[Sequence[float]], actual: Sequence[float]) -> dict[str, float | int | list[float] | None]:
+    """Of normal forecasts [mean, sd], noise included, and what came. Rows that are not finite are left out; empty: None everywhere.
+
+    Keys: n; coverage_50, _80, _90, _95 with _low and _high: share of the truth within the central interval and its 95 % interval
+    (Wilson, 1927); nll, nll_median: negative log density, in nats; crps: continuous ranked probability score, in the
+    unit of the forecasts (Gneiting and Raftery, 2007); pit: probability integral transforms, in order; ks_p: Kolmogorov-Smirnov test
+    of their uniformity; z_sd: 1 if sds are right on average; sharpness: root mean variance; ence: expected normalised
+    calibration error over bins of sd (Levi et al., 2022); sd_error: Spearman's correlation of sd with |error|. Below 50 results
+    little more than coverage and nll means much.
+    """
+    mean, sd, truth = _finite(predicted, actual)
+    n, z = len(truth), (truth - mean) / sd
+    result: dict = {"n": n}
+    for level in (*LEVELS, 95):
+        inside = int((np.abs(z) <= norm.ppf(0.5 + level / 200)).sum())
+        result[f"coverage_{level}"] = inside / n if n else None
+        result[f"coverage_{level}_low"], result[f"coverage_{level}_high"] = _wilson(inside, n)
+    if not n:
+        return result | dict.fromkeys(("nll", "nll_median", "crps", "ks_p", "z_sd", "sharpness", "ence", "sd_error")) | {"pit": []}
+    nll = 0.5 * z * z + np.log(sd) + 0.5 * math.log(2 * math.pi)
+    pit = norm.cdf(z)
+    crps = sd * (z * (2 * pit - 1) + 2 * norm.pdf(z) - 1 / math.sqrt(math.pi))
+    result |= {"nll": float(nll.mean()), "nll_median": float(np.median(nll)), "crps": float(crps.mean())}
+    result |= {"pit": pit.tolist(), "ks_p": float(kstest(pit, "uniform").pvalue), "z_sd": float(np.sqrt((z * z).mean()))}
+    result |= {"sharpness": float(np.sqrt((sd * sd).mean())), "ence": _ence(sd, truth - mean)}
+    return result | {"sd_error": _correlation("r", sd, np.abs(truth - mean))["r"]}
+
+
+def inflation(predicted: Sequence[Sequence[float]], actual: Sequence[float]) -> float:
+    """Factor on the sd of the next forecasts, never below 1: the root mean square of z so far if calibration has fallen off.
+
+    It has if fewer than 70 % of the last ten results lie in their 90 % intervals; a well calibrated forecaster is seen so in 1 % of all
+    windows. Anything above 1 is to be told, and the trust region widened. predicted: as recorded, before any factor.
+    """
+    mean, sd, truth = _finite(predicted, actual)
+    z = (truth - mean) / sd
+    last = z[-WINDOW:]
+    if len(last) < WINDOW or (np.abs(last) <= norm.ppf(0.95)).mean() >= LOST:
+        return 1.0
+    return max(1.0, float(np.sqrt((z * z).mean())))
+
+
+def _finite(predicted: Sequence[Sequence[float]], actual: Sequence[float]) -> np.ndarray:
+    """Means, sds above 0 and truths [3, n] of the rows where all three are finite."""
+    rows = np.array([[mean, sd, value] for (mean, sd), value in zip(predicted, actual, strict=True)], dtype=float).reshape(-1, 3)
+    rows = rows[np.isfinite(rows).all(axis=1)]
+    rows[:, 1] = np.maximum(rows[:, 1], 1e-12)
+    return rows.T
+
+
+def _ence(sd: np.ndarray, error: np.ndarray) -> float:
+    """|root mean variance - root mean square error| / root mean variance, mean over bins of equal size in the order of sd."""
+    found = []
+    for part in np.array_split(np.argsort(sd, kind="stable"), min(BINS, len(sd))):
+        spread = math.sqrt((sd[part] ** 2).mean())
+        found.append(abs(spread - math.sqrt((error[part] ** 2).mean())) / spread)
+    return float(np.mean(found))
 
 
 def _correlation(name: str, a: np.ndarray, b: np.ndarray) -> dict[str, float | None]:
