@@ -105,12 +105,8 @@ class RecipeSpace:
         return {name: value for name, value in settings.items() if value != self.base[name]}
 
     def sample(self, n: int, rng: np.random.Generator) -> list[Settings]:
-        """n settings that fill the space evenly (scrambled Sobol)."""
-        from scipy.stats.qmc import Sobol
-
-        if not self.open:
-            return [self.start()] * n
-        places = Sobol(len(self.open), rng=rng).random_base2(max(0, math.ceil(math.log2(max(n, 1)))))[:n]
+        """n settings that fill the space evenly (a Latin hypercube; McKay et al., 1979)."""
+        places = np.stack([(rng.permutation(n) + rng.random(n)) / n for _ in self.open], axis=1) if self.open else np.zeros((n, 0))
         return [self.start() | {d.name: self.mend(d, d.decode(p)) for d, p in zip(self.open, row, strict=True)} for row in places]
 
     def perturb(self, settings: Mapping[str, float | str], rng: np.random.Generator, width: float = 0.15) -> Settings:
