@@ -34,7 +34,6 @@ from tasks import SHARED, TASKS, Task, load
 
 from star.refine import Observations, Pool
 from star.refine.policy import PolicySettings
-from star.refine.posterior import fit
 from star.refine.pretrain import pretrained
 from star.refine.propose import Settings, propose
 from star.refine.transfer import Source, contextual
@@ -190,7 +189,7 @@ def controller(run: Run, rate: float = 0.15) -> None:
             part += rate * advantage * (np.eye(len(levels))[np.abs(levels - x).argmin()] - p)
 
 
-def bayes(fidelities: bool = False, rl: str = "", use_rule: bool = False, transfer: bool = False) -> Callable[[Run], None]:
+def bayes(fidelities: bool = False, rl: str = "", use_rule: bool = False, transfer: bool = False, gradient: bool = False) -> Callable[[Run], None]:
     """This package. fidelities: KG per cost; rl: "", gated or ungated; use_rule: relative inputs, first trial by the rule."""
 
     def arm(run: Run) -> None:
@@ -200,7 +199,7 @@ def bayes(fidelities: bool = False, rl: str = "", use_rule: bool = False, transf
         shares = task.fidelities[keep]
         inputs = task.relative[:, keep] if use_rule else task.X
         source = Source(*source_rows(load(SIBLING[task.name]), cheap, run.seed)) if transfer and task.name in SIBLING else None
-        settings = Settings(gated=rl != "ungated", policy=PolicySettings())
+        settings = Settings(gated=rl != "ungated", policy=PolicySettings(), gradient=gradient)
         policy = pretrained() if rl else None
         first = [(centre(task), -1), *((i, 0) for i in run.first)] if use_rule and task.tokens is not None else [(i, 0) for i in run.first]
         if transfer:
@@ -229,7 +228,7 @@ def bayes(fidelities: bool = False, rl: str = "", use_rule: bool = False, transf
                 run.predicted.append((prediction.mean, prediction.sd, loss))
                 run.log.append({"source": prediction.source, "fidelity": j} | {k: round(float(v), 6) for k, v in prediction.log.items()})
             step += 1
-            run.recommend(recommended(run, inputs, shares, pool, keep, source, cheap))
+            run.recommend()
 
     return arm
 
@@ -248,17 +247,6 @@ def observations(run: Run, pool: Pool, keep: slice, source: Source | None) -> tu
     return joined, len(kept)
 
 
-def recommended(run: Run, inputs, shares, pool: Pool, keep: slice, source, cheap: bool) -> int | None:
-    """The best full trial; with fidelities, the lowest averaged mean in full among what was tried."""
-    if not cheap:
-        return None
-    seen, kept = observations(run, pool, keep, source)
-    tried = sorted({i for i, _, _ in run.trials})
-    now = Pool(wide(inputs, kept), shares)
-    mean, _ = fit(seen, True, run.seed, samples=8).predict(now.rows()[now.full()[tried]])
-    return tried[int(mean.argmin())]
-
-
 def source_rows(sibling: Task, cheap: bool, seed: int, n: int = 24) -> tuple[np.ndarray, np.ndarray]:
     """n results of the sibling at full fidelity, drawn with the seed, in relative inputs."""
     rng = np.random.default_rng([seed, 3])
@@ -274,14 +262,15 @@ ARMS: dict[str, Callable[[Run], None]] = {
     "ASHA": halving,
     "RL only": controller,
     "BO": bayes(),
-    "BO + KG": bayes(fidelities=True),
+    "BO + KG": bayes(fidelities=True, gradient=True),
+    "BO + rate": bayes(fidelities=True),
     "BO + RL ungated": bayes(fidelities=True, rl="ungated"),
     "BO + RL gated": bayes(fidelities=True, rl="gated"),
     "GPSampler + rule": optuna_arm("GPSampler", use_rule=True),
     "BO + rule": bayes(fidelities=True, use_rule=True),
     "BO + transfer": bayes(fidelities=True, use_rule=True, transfer=True),
 }
-NEEDS_FIDELITIES = ("ASHA", "BO + KG")
+NEEDS_FIDELITIES = ("ASHA", "BO + KG", "BO + rate")
 NEEDS_RULE = ("GPSampler + rule", "BO + rule", "BO + transfer")
 
 

@@ -2,8 +2,8 @@
 
 A *scene* is a batch of B pools of P actions with a belief about their losses. A *world* is one true loss for every action, and one
 noise. A *chooser* gives every action, and stopping, a logit; what it tries is measured in the world, and the belief
-is conditioned on it. The return of a play is minus the true loss of what is recommended at its end, the target with the lowest
-mean, minus price x cost: in nats.
+is conditioned on it. The return of a play is minus the true loss of what is delivered at its end, minus price x cost: in nats. Only
+what was trained in full can be delivered: the target with the lowest mean of those tried, unless what was had before is better.
 """
 
 from collections.abc import Callable
@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from star.refine.acquisition import knowledge_gradient, log_ei
+from star.refine.acquisition import knowledge_gradient, log_ei, log_rate
 
 SHUT = -1e9  # logit of what may not be chosen
 DEPTH = 12.0  # logs below the best at which scores are cut off
+NOTHING = -700.0  # score of what cannot lead to anything
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,13 @@ class Scene:
     targets: Tensor  # [B, T] actions at full fidelity
     own: Tensor  # [B, P] the target that has the same candidate as action p
     open: Tensor  # [B, P] may be tried
-    best: Tensor  # [B] lowest mean over what was observed at full fidelity
+    best: Tensor  # [B] nats: what is had already, the lowest mean over what was observed at full fidelity
     scale: Tensor  # [B] nats: sd of the losses that were fitted, the unit of what the policy sees
     facts: Tensor  # [B, P, S] what does not change: fidelity, kind of edit, ... (see policy.py)
     budget: Tensor  # [B] full trainings left
     price: Tensor  # [B] nats that one full training is worth; 0: stopping has no value
     cheap: bool  # whether there are several fidelities
+    gradient: bool = False  # of these, whether they are ranked by knowledge gradient per cost
     spent: Tensor | None = None  # [B]
     tried: Tensor | None = None  # [B, P]
     step: int = 0
@@ -73,9 +75,21 @@ class Scene:
             tried=self.tried | mark, step=self.step + 1, stopped=self.stopped | stops, scores=None,
         )  # fmt: skip
 
-    def recommended(self) -> Tensor:
-        """[B] the target with the lowest mean."""
-        return self.targets.gather(1, self.mean.gather(1, self.targets).argmin(dim=1, keepdim=True))[:, 0]
+    def delivered(self) -> tuple[Tensor, Tensor]:
+        """[B] the target with the lowest mean of those tried, and whether it is expected to be better than what was had before."""
+        means = torch.where(self.tried.gather(1, self.targets), self.mean.gather(1, self.targets), torch.inf)
+        lowest, at = means.min(dim=1)
+        return self.targets.gather(1, at[:, None])[:, 0], lowest < self.best
+
+    def had(self) -> Tensor:
+        """[B] nats: the lowest mean of what could be delivered now."""
+        target, better = self.delivered()
+        return torch.where(better, self.mean.gather(1, target[:, None])[:, 0], self.best)
+
+    def moves(self) -> Tensor:
+        """[B, P] sd of how trying action p changes the mean of its own target."""
+        variance = self.covariance.diagonal(dim1=1, dim2=2) + self.noise[:, None]
+        return self.covariance.gather(1, self.own[:, None, :])[:, 0].abs() / variance.clamp(min=1e-18).sqrt()
 
     def sd(self) -> Tensor:
         return self.covariance.diagonal(dim1=1, dim2=2).clamp(min=0.0).sqrt()
@@ -85,15 +99,26 @@ def worth(scene: Scene) -> Tensor:
     """[B, P + 1] log value per cost of each action, in nats per full training, and of stopping: the price. Bayesian optimization."""
     if scene.scores is not None:
         scores = scene.scores
-    elif scene.cheap:
-        moved = scene.covariance.gather(1, scene.own[:, None, :])[:, 0].abs()  # of an action and its own target
-        moved = moved / (scene.sd() ** 2 + scene.noise[:, None]).clamp(min=1e-18).sqrt()
+    elif not scene.cheap:
+        scores = log_ei(scene.mean, scene.sd(), scene.had()) - scene.cost.log()
+    elif scene.gradient:
         gain = knowledge_gradient(scene.mean, scene.covariance, scene.noise, scene.targets)
-        scores = (gain + 1e-9 * moved + 1e-30).log() - scene.cost.log()  # where no gain is seen, what moves its target most
+        scores = (gain + 1e-9 * scene.moves() + 1e-30).log() - scene.cost.log()  # where no gain is seen, what moves its target most
     else:
-        seen = torch.where(scene.tried, scene.mean, torch.inf).amin(dim=1)
-        scores = log_ei(scene.mean, scene.sd(), torch.minimum(scene.best, seen)) - scene.cost.log()
+        scores = rates(scene)
     return torch.cat([scores, scene.price.clamp(min=1e-300).log()[:, None]], dim=1)
+
+
+def rates(scene: Scene) -> Tensor:
+    """[B, P] log gain per cost where trials may be cheap; NOTHING where the full training cannot follow."""
+    had, full = scene.had(), scene.cost.gather(1, scene.own)
+    mean, sd = scene.mean.gather(1, scene.own), scene.sd().gather(1, scene.own)
+    is_full = scene.own == torch.arange(scene.own.shape[1])
+    at_once = log_ei(mean, sd, had) - scene.cost.log()
+    first = log_rate(lambda m, s: log_ei(m.flatten(1), s.flatten(1), had).view_as(m), mean, sd, torch.minimum(scene.moves(), sd), scene.cost, full)
+    left = (scene.budget - scene.spent)[:, None]
+    possible = scene.open.gather(1, scene.own) & (scene.cost + full <= left * (1 + 1e-9))
+    return torch.where(is_full, at_once, torch.where(possible, first, NOTHING)).clamp(min=NOTHING)
 
 
 def anchored(scores: Tensor, legal: Tensor) -> Tensor:
@@ -145,7 +170,8 @@ def play(
             entropy = entropy - alive * (log_p.exp() * log_p.clamp(min=-50.0)).sum(dim=1) / steps
         first = action if first is None else first
         scene = scene.observe(action, padded[rows, action] + noise[rows, action])
-    returns = -worlds.loss[rows, scene.recommended()] - scene.price * scene.spent
+    target, better = scene.delivered()
+    returns = -torch.where(better, worlds.loss[rows, target], scene.best) - scene.price * scene.spent
     return Play(returns, first, log_probability, entropy, scene.spent)
 
 

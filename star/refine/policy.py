@@ -82,8 +82,9 @@ def see(scene: Scene, scores: Tensor, uncertainty: bool = True) -> tuple[Tensor,
     left = (scene.budget - scene.spent).clamp(min=1e-9)
     variance = (sd**2 + scene.noise[:, None]).clamp(min=1e-18)
     influence = (scene.covariance**2).mean(dim=2) / variance / (sd**2).mean(dim=1, keepdim=True).clamp(min=1e-18)
-    at = scene.covariance.gather(2, scene.recommended()[:, None, None].expand(-1, sd.shape[1], 1))[..., 0]
-    chosen = sd.gather(1, scene.recommended()[:, None])
+    lowest = scene.targets.gather(1, scene.mean.gather(1, scene.targets).argmin(dim=1, keepdim=True))
+    at = scene.covariance.gather(2, lowest[:, None, :].expand(-1, sd.shape[1], 1))[..., 0]
+    chosen = sd.gather(1, lowest)
     alike = at / (sd * chosen).clamp(min=1e-12)
     unsure = [
         (sd / scale).clamp(max=3.0),
@@ -94,7 +95,7 @@ def see(scene: Scene, scores: Tensor, uncertainty: bool = True) -> tuple[Tensor,
         alike,
     ]
     known = [
-        ((scene.mean - scene.best[:, None]) / scale).clamp(-3.0, 3.0),
+        ((scene.mean - scene.had()[:, None]) / scale).clamp(-3.0, 3.0),
         scene.cost.log() / 3,
         (scene.cost / left[:, None]).clamp(max=2.0),
         scene.tried.to(scale.dtype),

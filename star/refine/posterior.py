@@ -23,7 +23,7 @@ class Averaged:
     weights: np.ndarray  # [s]
     slope: float  # nats per unit of the last input, which was taken out before the fit: what more tokens bring on average
     cap: float  # nats: losses above this, and failures, were set to it
-    best: float  # lowest mean of the most probable process, at full fidelity, over what was observed; nats
+    best: float  # nats: lowest mean of the most probable process over what was observed at full fidelity; if nothing was, its average
 
     def joint(self, X: np.ndarray, sample: int = 0) -> tuple[np.ndarray, np.ndarray, float]:
         """Mean [m], covariance [m, m] of the noise-free loss at X [m, d], and variance of the noise, of one process."""
@@ -71,10 +71,9 @@ def fit(seen: Observations, fidelity: bool, seed: int = 0, samples: int = SAMPLE
     posterior = Posterior(seen.X, y, np.arange(seen.X.shape[1]), with_noise(assumptions, (seen.seed_sd / spread) ** 2))
     thetas, weights = laplace(posterior, posterior.mode(), samples, np.random.default_rng([seed, len(y)]))
     processes = tuple(posterior.process(theta) for theta in thetas)
-    at = seen.X.copy()
-    if fidelity:
-        at[:, -1] = 1.0
-    return Averaged(processes, weights, slope, cap, float(processes[0].marginals(at)[0].min()))
+    at = seen.X[seen.X[:, -1] >= 1.0] if fidelity else seen.X
+    best = float(processes[0].marginals(at)[0].min()) if len(at) else processes[0].level[0]
+    return Averaged(processes, weights, slope, cap, best)
 
 
 def winsorised(y: np.ndarray) -> tuple[np.ndarray, float]:

@@ -81,12 +81,12 @@ def _scene(rng: np.random.Generator, n: int, k: int, priced: bool) -> dict[str, 
     full = np.arange(n) * k + k - 1
     kinds = np.eye(len(KINDS))[rng.integers(len(KINDS), size=n)]
     facts = np.column_stack([np.tile(coordinate, n), np.repeat(kinds, k, axis=0), np.repeat(rng.random((n, 4)), k, axis=0)])
-    at_full = np.column_stack([seen[:, :-1], np.ones(told)])
-    best = level + _rbf(at_full, believed, seen) @ np.linalg.solve(B[P:, P:] + (noise + 1e-6) * np.eye(told), y - level)
+    at_full = seen[levels >= 1.0]
+    best = level + _rbf(at_full, believed, seen) @ np.linalg.solve(B[P:, P:] + (noise + 1e-6) * np.eye(told), y - level) if len(at_full) else level
     budget = rng.uniform(0.5, 3.0) if k > 1 else rng.integers(2, 7) * cost.mean()
     return {
         "mean": mean, "covariance": 0.5 * (covariance + covariance.T), "noise": np.array(noise), "cost": cost, "targets": full,
-        "own": np.repeat(full, k), "open": np.ones(P, bool), "best": np.array(best.min()), "scale": np.array(unit),
+        "own": np.repeat(full, k), "open": np.ones(P, bool), "best": np.array(np.min(best)), "scale": np.array(unit),
         "facts": facts.astype(float), "budget": np.array(float(budget)),
         "price": np.array(unit * math.exp(rng.uniform(math.log(0.01), math.log(0.5))) if priced else 0.0),
         "truth": truth[:P], "error": math.sqrt(noise) * rng.standard_normal(P),

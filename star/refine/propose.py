@@ -10,14 +10,14 @@ over where it beats Bayesian optimization there.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
-from star.refine.acquisition import knowledge_gradient, log_ei, log_hypervolume_gain, reduction
-from star.refine.imagine import Scene, dream, repeat
+from star.refine.acquisition import knowledge_gradient, log_ei, log_hypervolume_gain, log_rate, reduction
+from star.refine.imagine import NOTHING, Scene, dream, repeat
 from star.refine.policy import Policy, PolicySettings, gate, learn, preferences
 from star.refine.pool import KINDS, Observations, Pool, fidelity_coordinate
 from star.refine.posterior import SAMPLES, Averaged, condition, fit, whitened
@@ -31,7 +31,7 @@ class Settings:
     price: float = 0.0
     gated: bool = True  # the policy acts only where it wins in imagination
     policy: PolicySettings = field(default_factory=PolicySettings)
-    single: bool = False  # rank by log EI per cost at full fidelity even where there are cheaper ones
+    gradient: bool = False  # rank by knowledge gradient per cost where there are several fidelities
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,10 @@ def propose(
     """
     k = len(pool.fidelities)
     posterior, rows = fit(seen, k > 1, seed, settings.samples), pool.rows()
-    belief = _Belief(pool, posterior, seen, rows, front, settings)
+    belief = _Belief(pool, posterior, seen, rows, front, settings, budget)
     legal = pool.open.ravel() & (pool.cost.ravel() <= budget * (1 + 1e-9))
     scores = np.where(legal, belief.scores, -np.inf)
-    stop = not legal.any() or (settings.price > 0 and scores.max() < math.log(settings.price))
+    stop = not legal.any() or scores.max() <= NOTHING or (settings.price > 0 and scores.max() < math.log(settings.price))
     action, source = None if stop else int(scores.argmax()), "bayes"
     log: dict[str, float] = {"log_worth": float(scores.max()) if legal.any() else -math.inf, "best": posterior.best}
     if policy is not None and legal.any():
@@ -99,33 +99,39 @@ def spread(X: np.ndarray, n: int, rng: np.random.Generator, first: Sequence[int]
 class _Belief:
     """The most probable process on the whole pool, pending trials taken as predicted, and what each action is worth."""
 
-    def __init__(self, pool: Pool, posterior: Averaged, seen: Observations, rows: np.ndarray, front: np.ndarray | None, settings: Settings):
+    def __init__(self, pool: Pool, posterior: Averaged, seen: Observations, rows: np.ndarray, front: np.ndarray | None, settings: Settings, budget: float):
         self.posterior, self.seen, self.rows = posterior, seen, rows
         k = len(pool.fidelities)
         self.own = np.repeat(pool.full(), k)
-        cheap = k > 1 and not settings.single
-        # What a candidate must beat at its size and cache; 0 everywhere if the loss alone counts.
-        self.offset, self.best = np.zeros(len(rows)), posterior.best
-        if cheap or len(seen.pending) or front is not None:
-            self.mean, self.covariance, self.noise = condition(seen.pending, posterior, rows)
+        self.cheap, self.gradient, self.best = k > 1, settings.gradient, posterior.best
+        if self.cheap or len(seen.pending):
+            self.mean, covariance, self.noise = condition(seen.pending, posterior, rows)
+            variance, moves = np.diag(covariance), reduction(covariance, self.noise, self.own)
         else:
             process = posterior.processes[0]
-            mean, variance = process.marginals(rows)
-            self.mean, self.covariance, self.noise = mean + posterior.slope * (rows[:, -1] - 1.0), np.diag(variance), process.noise
+            (self.mean, variance), self.noise = process.marginals(rows), process.noise
+            moves = np.sqrt(variance)
+        sd, cost = np.sqrt(np.maximum(variance, 0.0)), pool.cost.ravel()
+        self.offset = np.zeros(len(rows))  # the loss that a candidate must beat at its size and cache; 0 if the loss alone counts
         if front is not None:
-            self.offset = np.repeat(thresholds(front, pool.exact), k)
-            self.best = 0.0
-            self.scores = _hypervolume_scores(pool, self.mean, self.covariance, self.noise, self.own, front)
-        elif cheap:
-            batch = torch.as_tensor(self.mean)[None], torch.as_tensor(self.covariance)[None], torch.tensor([self.noise])
-            gain = knowledge_gradient(*batch, torch.as_tensor(pool.full())[None])[0].numpy()
-            self.scores = np.log(gain + 1e-9 * reduction(self.covariance, self.noise, self.own) + 1e-30)
+            self.offset, self.best = np.repeat(thresholds(front, pool.exact), k), 0.0
+            gain = _hypervolume(front, np.repeat(pool.exact, k, axis=0))
         else:
-            sd = torch.as_tensor(np.sqrt(np.maximum(np.diag(self.covariance), 0.0)))[None]
-            self.scores = log_ei(torch.as_tensor(self.mean)[None], sd, torch.tensor([posterior.best]))[0].numpy()
-            self.scores[np.arange(len(rows)) % k < k - 1] = -np.inf
-        self.scores = self.scores - np.log(pool.cost.ravel())
-        self.cheap = cheap
+            best = torch.tensor(posterior.best)
+            gain = lambda mean, sd: log_ei(mean.reshape(1, -1), sd.reshape(1, -1), best[None]).view_as(mean)  # noqa: E731
+        m, s, v, c = (torch.as_tensor(part) for part in (self.mean[self.own], sd[self.own], np.minimum(moves, sd[self.own]), cost))
+        self.scores = (gain(m, s) - c.log()).numpy()
+        if self.cheap and self.gradient and front is None:
+            batch = torch.as_tensor(self.mean)[None], torch.as_tensor(covariance)[None], torch.tensor([self.noise])
+            learnt = knowledge_gradient(*batch, torch.as_tensor(pool.full())[None])[0].numpy()
+            self.scores = np.log(learnt + 1e-9 * moves + 1e-30) - np.log(cost)
+        elif self.cheap:
+            full = cost[self.own]
+            first = log_rate(gain, m, s, v, c, torch.as_tensor(full)).numpy()
+            possible = pool.open.ravel()[self.own] & (cost + full <= budget * (1 + 1e-9))
+            at_once = self.own == np.arange(len(rows))
+            self.scores = np.where(at_once, self.scores, np.where(possible, first, NOTHING))
+        self.scores = np.maximum(self.scores, NOTHING)
 
     def scene(self, pool: Pool, chosen: np.ndarray, legal: np.ndarray, budget: float, settings: Settings) -> Scene:
         """Of the actions `chosen`, which hold the target of each."""
@@ -138,13 +144,13 @@ class _Belief:
             "scale": np.array(self.posterior.processes[0].level[1]), "facts": facts(pool)[chosen], "budget": np.array(budget),
             "price": np.array(settings.price), "scores": self.scores[chosen],
         }  # fmt: skip
-        return Scene(**{name: torch.as_tensor(part)[None] for name, part in parts.items()}, cheap=self.cheap)
+        return Scene(**{name: torch.as_tensor(part)[None] for name, part in parts.items()}, cheap=self.cheap, gradient=self.gradient)
 
 
 def _consult(policy, pool, belief, scores, legal, settings, budget, seed, step) -> tuple[int | None, dict[str, float]]:
     """What the policy would do after learning in this posterior, and the log: acts, gain, low, entropy, kl."""
     s, rng = settings.policy, np.random.default_rng([seed, step, 1])
-    chosen = shortlist(pool, scores, belief.mean - belief.offset, s.actions, rng, settings.single)
+    chosen = shortlist(pool, scores, belief.mean - belief.offset, s.actions, rng)
     left = min(budget, s.steps * float(pool.cost.ravel()[chosen].max()))
     scene = belief.scene(pool, chosen, legal, left, settings)
     roots = [whitened(belief.rows[chosen], belief.posterior, i) for i in range(len(belief.posterior.processes))]
@@ -164,15 +170,15 @@ def _consult(policy, pool, belief, scores, legal, settings, budget, seed, step) 
     return (None if best == len(chosen) else int(chosen[best])), log
 
 
-def shortlist(pool: Pool, scores: np.ndarray, mean: np.ndarray, most: int, rng: np.random.Generator, single: bool = False) -> np.ndarray:
+def shortlist(pool: Pool, scores: np.ndarray, mean: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
     """Actions [<= most] that imagination is about: of the candidates worth most, expected best and some by lot, all fidelities."""
     k = len(pool.fidelities)
-    n = max(1, min(pool.n, most // (1 if single else k)))
+    n = max(1, min(pool.n, most // k))
     worth, expected = scores.reshape(-1, k).max(axis=1), mean[pool.full()]
-    kept = list(dict.fromkeys([*np.argsort(-worth, kind="stable")[: n // 2], *np.argsort(expected, kind="stable")[: n // 4]]))
+    kept = list(dict.fromkeys([*np.argsort(-worth, kind="stable")[: max(1, n // 2)], *np.argsort(expected, kind="stable")[: n // 4]]))
     rest = np.setdiff1d(np.arange(pool.n), kept)
     kept = np.sort([*kept, *rng.choice(rest, size=min(len(rest), n - len(kept)), replace=False)]).astype(int)
-    return pool.full()[kept] if single else (kept[:, None] * k + np.arange(k)).ravel()
+    return (kept[:, None] * k + np.arange(k)).ravel()
 
 
 def facts(pool: Pool) -> np.ndarray:
@@ -193,11 +199,18 @@ def thresholds(front: np.ndarray, exact: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(lowest), lowest, front[:, 0].max())
 
 
-def _hypervolume_scores(pool, mean, covariance, noise, own, front) -> np.ndarray:
-    """Log expected gain in hypervolume once the action is measured: of its candidate's mean at full fidelity, which moves by `reduction`."""
-    exact = np.repeat(pool.exact, len(pool.fidelities), axis=0)
+def _hypervolume(front: np.ndarray, exact: np.ndarray) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Log expected gain in hypervolume as a function of mean and sd of the loss, [P] or [P, nodes]; exact [P, m]."""
     low, high = front.min(axis=0), front.max(axis=0)
     span = np.where(high > low, high - low, 1.0)
-    points = (np.column_stack([mean[own], exact]) - low) / span
-    sd = reduction(covariance, noise, own) / span[0]
-    return log_hypervolume_gain(points, sd, 0, np.unique((front - low) / span, axis=0))
+    scaled, others = np.unique((front - low) / span, axis=0), (exact - low[1:]) / span[1:]
+
+    def gain(mean: torch.Tensor, sd: torch.Tensor) -> torch.Tensor:
+        means, sds = (part.reshape(len(others), -1).numpy() for part in (mean, sd))
+        columns = [
+            log_hypervolume_gain(np.column_stack([(m - low[0]) / span[0], others]), s / span[0], 0, scaled)
+            for m, s in zip(means.T, sds.T, strict=True)
+        ]
+        return torch.as_tensor(np.maximum(np.stack(columns, axis=1), NOTHING)).view_as(mean)
+
+    return gain
