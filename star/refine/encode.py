@@ -1,8 +1,13 @@
 """Candidates of a refinement, and the one encoding by which a Gaussian process sees all of them.
 
     setup = Setup(member.id, member.genome, space.base)
-    encoder = Encoder(space, vocab_size, cache_tokens, known_genomes)
-    encoder.row(setup)       # [recipe coordinates | genome descriptors], about [0, 1]
+    encoder = Encoder(space, vocab_size, cache_tokens, evidence)
+    encoder.row(setup)       # [recipe coordinates | genome descriptors | expected loss], about [0, 1]
+    encoder.prior(rows)      # the expected loss in nats
+
+The expected loss of a genome is what the search's own surrogate says of it under the search's recipe, with all of the search's
+results. It is the prior mean of the refinement's process, so what that has to learn is only what settings and edits change; the
+losses of different members differ by ten times more than that.
 
 The member is no input of its own: two candidates with the same genome and settings are the same, whatever member they came from, so
 what is learned about one member speaks about the others by how alike they are. The share of the budget is appended by `Pool`.
@@ -11,7 +16,7 @@ what is learned about one member speaks about the others by how alike they are. 
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 
@@ -23,6 +28,8 @@ from star.genome import Genome
 from star.liv import FAMILIES
 from star.refine.edits import RECIPE, Edit
 from star.refine.space import RecipeSpace, Settings
+from star.search.descriptors import describe as search_descriptors
+from star.search.gaussian_process import fit
 
 FAMILY_NAMES = tuple(sorted(FAMILIES))
 DESCRIPTORS = (
@@ -57,22 +64,38 @@ class Setup:
 
 
 class Encoder:
-    """known: genomes by which descriptors are scaled to [0, 1]: those of the search that is refined."""
+    """evidence: (genome, loss in nats) of the search that is refined: descriptors are scaled by it, and losses expected from it."""
 
-    def __init__(self, space: RecipeSpace, vocab_size: int, cache_tokens: int, known: Iterable[Genome]):
+    def __init__(self, space: RecipeSpace, vocab_size: int, cache_tokens: int, evidence: Sequence[tuple[Genome, float]]):
         self.space, self.vocab_size, self.cache_tokens = space, vocab_size, cache_tokens
-        table = np.array([self._descriptors(genome) for genome in known])
+        genomes, losses = [genome for genome, _ in evidence], np.array([loss for _, loss in evidence])
+        table = np.array([self._descriptors(genome) for genome in genomes])
         low, high = table.min(axis=0), table.max(axis=0)
         self.low, self.span = low, np.maximum(high - low, LEAST_SPAN)
+        self.level, self.unit = float(losses.min()), float(np.ptp(losses)) or 1.0
+        X, groups = search_descriptors(genomes, [self.costs(genome) for genome in genomes])
+        self.search = fit(X, losses, groups) if len(losses) >= LEAST_EVIDENCE else None
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return (*self.space.columns, *DESCRIPTORS)
+        return (*self.space.columns, *DESCRIPTORS, "expected loss")
+
+    @lru_cache(maxsize=8192)  # noqa: B019  one encoder for each refinement
+    def expected(self, genome: Genome) -> float:
+        """Loss in nats of a genome under the search's recipe."""
+        if self.search is None:
+            return self.level + 0.5 * self.unit
+        return float(self.search.marginals(search_descriptors([genome], [self.costs(genome)])[0])[0][0])
+
+    def prior(self, rows: np.ndarray) -> np.ndarray:
+        """Expected losses [n] of rows [n, d] or, with a fidelity, [n, d + 1]."""
+        return self.level + self.unit * rows[:, len(self.columns) - 1]
 
     def row(self, setup: Setup) -> np.ndarray:
         """[d]; beyond [0, 1] where a genome is beyond all that the search knew."""
         place = (self._descriptors(setup.genome) - self.low) / self.span
-        return np.array([*self.space.encode(setup.settings), *np.clip(place, -0.5, 1.5)])
+        expected = (self.expected(setup.genome) - self.level) / self.unit
+        return np.array([*self.space.encode(setup.settings), *np.clip(place, -0.5, 1.5), expected])
 
     def rows(self, setups: Sequence[Setup]) -> np.ndarray:
         return np.array([self.row(setup) for setup in setups])
@@ -85,6 +108,7 @@ class Encoder:
 
 
 # Differences within a search that are smaller than this are not stretched to the whole of [0, 1].
+LEAST_EVIDENCE = 8
 LEAST_SPAN = np.array([1.0, 2.0, 1.0, 2.0, *([0.5] * len(FAMILY_NAMES)), 0.5, 0.5, 1.0, 1.0, 0.2, 2.0, 2.0])
 
 

@@ -17,6 +17,7 @@ from star.refine.space import RecipeSpace
 
 FAR, NEAR, EDITED, BEST = 16, 24, 48, 2  # of each member: recipes anywhere; recipes nearby; edits; incumbents of each kind
 MOST_TRIED = 80  # latest tried candidates of a member that stay in the list
+BOXES = (0.2, 0.4, 0.6, 1.0)  # shares of every range that recipes "anywhere" are drawn from, around one of the best
 WIDTHS = (0.05, 0.15, 0.3)  # of the steps of nearby recipes, as shares of their ranges
 
 
@@ -43,7 +44,8 @@ class Neighbourhood:
         tried = [s.setup for s in seen if s.setup.member == member.member]
         new: list[Setup] = []
         if self.change != "edits":
-            new += [setup.with_settings(settings) for setup, settings in zip(_drawn(best, FAR, rng), self.recipes.sample(FAR, rng), strict=True)]
+            for setup, width in zip(_drawn(best, len(BOXES), rng), BOXES, strict=True):
+                new += [setup.with_settings(settings) for settings in self.recipes.sample(FAR // len(BOXES), rng, setup.settings, width)]
             near = _drawn(best, NEAR, rng)
             new += [s.with_settings(self.recipes.perturb(s.settings, rng, WIDTHS[i % len(WIDTHS)])) for i, s in enumerate(near)]
             new += [member.with_settings(other.settings) for other in others]

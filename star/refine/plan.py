@@ -8,6 +8,7 @@ then neither the number of workers nor the order in which they finish changes an
     confirm     the best, and the members themselves, with fresh seeds: the best of many noisy results is partly luck
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -22,12 +23,12 @@ from star.errors import RunFailed
 from star.genome import Genome, Space, from_json, to_json
 from star.refine.acquisition import TrustRegion
 from star.refine.encode import Encoder, Setup
-from star.refine.neighbourhood import Neighbourhood, Seen, ranked
+from star.refine.neighbourhood import Neighbourhood, Seen, all_edits, ranked
 from star.refine.pool import KINDS, Observations, Pool, fidelity_coordinate
 from star.refine.posterior import Averaged, fit
 from star.refine.pretrain import pretrained
 from star.refine.propose import Settings as ProposalSettings
-from star.refine.propose import propose, spread
+from star.refine.propose import propose
 from star.refine.settings import RefineSettings
 from star.refine.space import RecipeSpace, recipe_space
 from star.search.candidate import Candidates, finite
@@ -37,13 +38,17 @@ REGION = TrustRegion()
 
 
 class Planner:
-    """Args: the run's config and space; candidates: its cheap objectives; known: genomes of the search by id, members included."""
+    """Args: the run's config and space; candidates: its cheap objectives; known: genomes of the search by id, members included;
+    evidence: [(id, loss), ...] of the search."""
 
-    def __init__(self, config: RunConfig, space: Space, candidates: Candidates, settings: RefineSettings, known: Mapping[str, Genome]):
+    def __init__(
+        self, config: RunConfig, space: Space, candidates: Candidates, settings: RefineSettings, known: Mapping[str, Genome],
+        evidence: Sequence[tuple[str, float]],
+    ):  # fmt: skip
         self.config, self.settings, self.candidates, self.known = config, settings, candidates, known
         self.recipes: RecipeSpace = recipe_space(config.training, settings.ranges)
         self.neighbourhood = Neighbourhood(self.recipes, space, settings.change)
-        self.encoder = Encoder(self.recipes, candidates.corpus["vocab_size"], config.objectives.cache_tokens, known.values())
+        self.encoder = Encoder(self.recipes, candidates.corpus["vocab_size"], config.objectives.cache_tokens, [(known[id], loss) for id, loss in evidence])
         self.loss: Objective = next(o for o in candidates.objectives if not o.cheap)
         self.exact = [o for o in candidates.objectives if o.cheap]
         self.members = {id: Setup(id, known[id], self.recipes.base) for id in settings.members}
@@ -54,15 +59,19 @@ class Planner:
         if k < len(self.design):
             return [self.design[k]]
         if state.closed or state.spent + s.fidelities[0] + s.confirm_cost > s.budget * (1 + 1e-9):
-            return [] if state.unfinished() else self._confirm(state) or None
+            return self._ending(state)
         told = state.trials[: k + 1 - s.parallel]
         if any(trial.id not in state.results for trial in told):
             return []
         self._check(state, told)
         trial = self._propose(state, told, state.trials[len(told) :])
-        if trial is None:
-            return [] if state.unfinished() else self._confirm(state) or None
-        return [trial]
+        return self._ending(state) if trial is None else [trial]
+
+    def _ending(self, state: Refinement) -> list[Trial] | None:
+        """The last measurements, once everything else is done; they end it, until there is a larger budget."""
+        if state.unfinished():
+            return []
+        return None if state.trials[-1].purpose == "confirm" else self._confirm(state) or None
 
     # The initial design.
 
@@ -73,11 +82,24 @@ class Planner:
         if cheap < 1:
             trials += [self.trial(member, cheap, purpose="member") for member in self.members.values()]
         for member in self.members.values():
-            pool = [s for s in self.neighbourhood.around(member, [], [], REGION.start, rng) if s.key != member.key and self._feasible(s)]
-            if pool:
-                rows = self.encoder.rows([member, *pool])
-                trials += [self.trial(pool[i - 1], cheap, purpose="design") for i in spread(rows, self.settings.design + 1, rng, first=[0])[1:]]
-        return list({trial.id: trial for trial in trials}.values())
+            trials += [self.trial(setup, cheap, purpose="design") for setup in self._spread(member, rng)]
+        found: dict[str, Trial] = {}
+        for trial in trials:
+            found.setdefault(trial.id, trial)
+        return list(found.values())
+
+    def _spread(self, member: Setup, rng: np.random.Generator) -> list[Setup]:
+        """Recipes in the middle of the space around the search's, and edits of different kinds; half of each."""
+        s, n = self.settings, self.settings.design
+        n_edits = {"both": n // 2, "recipes": 0, "edits": n}[s.change]
+        recipes = [member.with_settings(settings) for settings in self.recipes.sample(n - n_edits, rng, width=0.5)]
+        groups: dict[str, list[Setup]] = {}
+        for edit in all_edits(member.genome, self.neighbourhood.genomes) if n_edits else ():
+            if self._feasible(edited := member.edited(edit)):
+                groups.setdefault(edit.kind, []).append(edited)
+        order = [groups[kind] for kind in rng.permutation(sorted(groups))] if groups else []
+        edited = [group[int(rng.integers(len(group)))] for _, group in zip(range(n_edits), itertools.cycle(order), strict=False)]
+        return recipes + edited
 
     def _check(self, state: Refinement, told: Sequence[Trial]) -> None:
         """All trials diverging is no case for Bayesian optimization."""
@@ -149,7 +171,7 @@ class Planner:
     def observations(self, seen: Sequence[Seen], pending: Sequence[Trial] = ()) -> Observations:
         y = np.array([math.nan if x.loss is None else x.loss for x in seen])
         waiting = self.rows([(self.setup(t), t.share) for t in pending]) if pending else None
-        return Observations(self.rows([(x.setup, x.share) for x in seen]), y, waiting, self.seed_sd(seen))
+        return Observations(self.rows([(x.setup, x.share) for x in seen]), y, waiting, self.seed_sd(seen), self.encoder.prior)
 
     def rows(self, tried: Sequence[tuple[Setup, float]]) -> np.ndarray:
         """Inputs as `Pool.rows` makes them."""

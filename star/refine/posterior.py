@@ -4,6 +4,7 @@ The process with the most probable hyperparameters proposes; the average reports
 observations: measured on tables, its 90 % intervals hold 76-86 % of what comes, the average's 83-95 %.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,7 @@ class Averaged:
     slope: float  # nats per unit of the last input, which was taken out before the fit: what more tokens bring on average
     cap: float  # nats: losses above this, and failures, were set to it
     best: float  # nats: lowest mean of the most probable process over what was observed at full fidelity; if nothing was, its average
+    prior: Callable[[np.ndarray], np.ndarray] | None = None  # losses that were expected before any observation: taken out before the fit too
 
     def joint(self, X: np.ndarray, sample: int = 0) -> tuple[np.ndarray, np.ndarray, float]:
         """Mean [m], covariance [m, m] of the noise-free loss at X [m, d], and variance of the noise, of one process."""
@@ -54,7 +56,7 @@ class Averaged:
         return mean + trend, sd, truth + trend
 
     def _trend(self, X: np.ndarray) -> np.ndarray:
-        return self.slope * (X[:, -1] - 1.0)
+        return self.slope * (X[:, -1] - 1.0) + (self.prior(X) if self.prior else 0.0)
 
 
 def fit(seen: Observations, fidelity: bool, seed: int = 0, samples: int = SAMPLES, assumptions: Assumptions = REFINE) -> Averaged:
@@ -62,7 +64,8 @@ def fit(seen: Observations, fidelity: bool, seed: int = 0, samples: int = SAMPLE
 
     Deterministic given seed. With samples = 0 the most probable hyperparameters alone.
     """
-    y, cap = winsorised(seen.y)
+    expected = seen.prior(seen.X) if seen.prior else 0.0
+    y, cap = winsorised(seen.y - expected)
     slope = 0.0
     if fidelity and np.ptp(seen.X[:, -1]) > 0:
         slope = min(0.0, float(np.polyfit(seen.X[:, -1], y, 1)[0]))
@@ -72,8 +75,8 @@ def fit(seen: Observations, fidelity: bool, seed: int = 0, samples: int = SAMPLE
     thetas, weights = laplace(posterior, posterior.mode(), samples, np.random.default_rng([seed, len(y)]))
     processes = tuple(posterior.process(theta) for theta in thetas)
     at = seen.X[seen.X[:, -1] >= 1.0] if fidelity else seen.X
-    best = float(processes[0].marginals(at)[0].min()) if len(at) else processes[0].level[0]
-    return Averaged(processes, weights, slope, cap, best)
+    best = float((processes[0].marginals(at)[0] + (seen.prior(at) if seen.prior else 0.0)).min()) if len(at) else processes[0].level[0]
+    return Averaged(processes, weights, slope, cap, best, seen.prior)
 
 
 def winsorised(y: np.ndarray) -> tuple[np.ndarray, float]:

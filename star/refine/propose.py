@@ -110,6 +110,7 @@ class _Belief:
         else:
             process = posterior.processes[0]
             (self.mean, variance), self.noise = process.marginals(rows), process.noise
+            self.mean = self.mean + (seen.prior(rows) if seen.prior else 0.0)
             moves = np.sqrt(variance)
         sd, cost = np.sqrt(np.maximum(variance, 0.0)), pool.cost.ravel()
         self.offset = np.zeros(len(rows))  # the loss that a candidate must beat at its size and cache; 0 if the loss alone counts

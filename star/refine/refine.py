@@ -16,7 +16,7 @@ from star.assess.evaluations import load_evaluation
 from star.config import RunConfig
 from star.engine import Engine, Outcome
 from star.errors import RunFailed, UserError
-from star.genome import Genome, resolve
+from star.genome import resolve
 from star.refine.plan import Planner
 from star.refine.settings import RefineSettings
 from star.run import Candidate, Run
@@ -62,7 +62,7 @@ def refine(
         state = record.refinements.get(settings.id)
         evidence = state.evidence if state else evidence_of(found, members)
         known = {id: found.candidate(id).genome for id, _ in evidence}
-        planner = Planner(config, found.space, Candidates(config, corpus), settings, known)
+        planner = Planner(config, found.space, Candidates(config, corpus), settings, known, evidence)
         check_budget(settings)
         if engine is None:
             engine = make_engine(config, f"{evaluation.__name__}:assess", run)
@@ -74,7 +74,7 @@ def refine(
 
 
 def choose_members(run: Run, chosen: str = "3") -> tuple[str, ...]:
-    """Ids of members: so many of the front, spread over it from the lowest loss on, the knee among them; or those named, with commas."""
+    """Ids of members: so many of the front, evenly from the lowest loss to the knee; or those named, with commas."""
     front = run.front()
     if not front:
         raise UserError(f"{run.path} has no front to refine; star status {run.path} shows how far it is")
@@ -86,12 +86,10 @@ def choose_members(run: Run, chosen: str = "3") -> tuple[str, ...]:
     n = int(chosen)
     if not n:
         raise UserError("--members is 0: give at least one")
-    places = [round(i * (len(front) - 1) / max(1, min(n, len(front)) - 1)) for i in range(min(n, len(front)))]
-    ids = [front[place].id for place in places]
-    knee = run.knee().id
-    if n > 1 and knee not in ids:
-        ids[min(range(1, len(ids)), key=lambda i: abs(places[i] - [c.id for c in front].index(knee)))] = knee
-    return tuple(ids)
+    knee = [c.id for c in front].index(run.knee().id)
+    last = min(len(front), max(n, knee + 1)) - 1
+    places = [round(i * last / max(1, n - 1)) for i in range(min(n, len(front)))]
+    return tuple(front[place].id for place in places)
 
 
 def check_members(run: Run, ids: Iterable[str]) -> list[Candidate]:
@@ -317,10 +315,5 @@ class Refiner:
             self.record.apply(kind, data)
 
     def _about(self, trial: Trial) -> Mapping:
-        fields = ("id", "candidate", "member", "kind", "edits", "share", "repeat", "purpose", "predicted", "source")
-        return {name: getattr(trial, name) for name in fields} | {"changed": self.planner.recipes.changed(trial.settings), "acts": trial.log.get("acts")}
-
-
-def genomes(run: Run, evidence: Iterable) -> dict[str, Genome]:
-    """Of the candidates that a refinement takes as known, by id."""
-    return {id: run.candidate(id).genome for id, _ in evidence}
+        fields = ("id", "candidate", "member", "edits", "share", "repeat", "purpose", "predicted", "source")
+        return {name: getattr(trial, name) for name in fields} | {"changed": self.planner.recipes.changed(trial.settings), "edit": trial.kind, "acts": trial.log.get("acts")}

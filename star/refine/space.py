@@ -104,10 +104,25 @@ class RecipeSpace:
         """What is not as in the search's recipe."""
         return {name: value for name, value in settings.items() if value != self.base[name]}
 
-    def sample(self, n: int, rng: np.random.Generator) -> list[Settings]:
-        """n settings that fill the space evenly (a Latin hypercube; McKay et al., 1979)."""
-        places = np.stack([(rng.permutation(n) + rng.random(n)) / n for _ in self.open], axis=1) if self.open else np.zeros((n, 0))
-        return [self.start() | {d.name: self.mend(d, d.decode(p)) for d, p in zip(self.open, row, strict=True)} for row in places]
+    def sample(self, n: int, rng: np.random.Generator, around: Mapping[str, float | str] | None = None, width: float = 1.0) -> list[Settings]:
+        """n settings that fill a box of this share of every range evenly (a Latin hypercube; McKay et al., 1979).
+
+        The box lies around some settings, by default those of the search; a choice is drawn again with probability `width`.
+        """
+        around = {**self.start(), **{name: value for name, value in (around or {}).items() if name not in self._fixed}}
+        strata = [(rng.permutation(n) + rng.random(n)) / n for _ in self.open]
+        found = []
+        for row in range(n):
+            settings = dict(around)
+            for d, places in zip(self.open, strata, strict=True):
+                if d.choices or d.off:
+                    value = d.decode(places[row]) if rng.random() < width else settings[d.name]
+                else:
+                    low = min(max(d.encode(settings[d.name])[0] - width / 2, 0.0), 1.0 - width)
+                    value = d.decode(low + width * places[row])
+                settings[d.name] = self.mend(d, value)
+            found.append(settings)
+        return found
 
     def perturb(self, settings: Mapping[str, float | str], rng: np.random.Generator, width: float = 0.15) -> Settings:
         """Settings nearby: one to three of them changed, numbers by a normal step of `width` of their range."""
@@ -124,6 +139,10 @@ class RecipeSpace:
                 value = rounded(d.low * (d.high / d.low) ** place)
             changed[d.name] = self.mend(d, value)
         return changed
+
+    @property
+    def _fixed(self) -> set[str]:
+        return {d.name for d in self.dimensions if d.fixed}
 
     def start(self) -> Settings:
         """The search's recipe, but for what a range has fixed."""
