@@ -19,6 +19,7 @@ from star.errors import RunFailed, UserError
 from star.genome import resolve
 from star.refine.plan import Planner
 from star.refine.settings import RefineSettings
+from star.refine.space import recipe_space
 from star.run import Candidate, Run
 from star.search import policy
 from star.search.candidate import Candidates, finite
@@ -62,11 +63,14 @@ def refine(
         state = record.refinements.get(settings.id)
         evidence = state.evidence if state else evidence_of(found, members)
         known = {id: found.candidate(id).genome for id, _ in evidence}
-        planner = Planner(config, found.space, Candidates(config, corpus), settings, known, evidence)
+        recipe_space(config.training, settings.ranges)  # a wrong range is an error before any worker starts
         check_budget(settings)
         if engine is None:
             engine = make_engine(config, f"{evaluation.__name__}:assess", run)
             stack.callback(engine.close)
+        parallel = state.settings["parallel"] if state else settings.parallel or engine.slots
+        settings = dataclasses.replace(settings, parallel=parallel)
+        planner = Planner(config, found.space, Candidates(config, corpus), settings, known, evidence)
         refiner = Refiner(run, config, store, record, planner, engine, emit)
         with stop_on_signals(refiner):
             session = {"workers": engine.slots, "star": star.__version__, "packages": packages()}

@@ -20,7 +20,7 @@ class RefineSettings:
     `star.refine.space.recipe_space`. change: what may be changed. policy: whether the learned policy may choose (where it wins in
     imagination). design: trials of each member before the first proposal, apart from the member itself. confirm: fresh seeds of each
     candidate that is measured at the end. parallel: proposals at one time; part of what decides the results, so it is
-    fixed when a refinement begins, whatever the number of workers later on.
+    fixed when a refinement begins, whatever the number of workers later on; 0: as many as there are workers then.
     """
 
     members: tuple[str, ...]
@@ -32,7 +32,7 @@ class RefineSettings:
     policy: bool = True
     design: int = 4
     confirm: int = 3
-    parallel: int = 1
+    parallel: int = 0
     seed: int = 0
 
     def __post_init__(self):
@@ -43,15 +43,15 @@ class RefineSettings:
         rungs = self.fidelities
         if not rungs or list(rungs) != sorted(set(rungs)) or rungs[-1] != 1.0 or rungs[0] < 0.01:
             raise UserError(f"the fidelities are {', '.join(f'{share:g}' for share in rungs)}; give rising shares from 0.01 that end at 1, such as 0.25,1")
-        for name, least in (("design", 0), ("confirm", 1), ("parallel", 1), ("minutes", 0), ("budget", 0)):
+        for name, least in (("design", 0), ("confirm", 1), ("parallel", 0), ("minutes", 0), ("budget", 0)):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= least):
                 raise UserError(f"{name} of the refinement is {value}; it must be at least {least}")
 
     @property
     def id(self) -> str:
-        """8 hexadecimal digits, of all that decides the results: a refinement may go on with a larger budget."""
-        decides = {key: value for key, value in self.to_json().items() if key not in ("budget", "minutes")}
+        """8 hexadecimal digits, of all that a person chooses to try: a refinement may go on with a larger budget."""
+        decides = {key: value for key, value in self.to_json().items() if key not in ("budget", "minutes", "parallel")}
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
 
     def to_json(self) -> dict:
