@@ -22,6 +22,7 @@ from star.liv import FAMILIES, Operator
 from star.liv.genes import SPARSITY, FeatureGenes
 from star.refine.pool import KINDS
 
+STEPS = 2  # of a gene's legal values, either way: the nearest may not fit the width
 RECIPE, SWAP, SIZE, SHARING, WINDOW, SHAPE = KINDS
 
 
@@ -73,7 +74,7 @@ def _classes(genome: Genome, space: Space) -> Changes:
 
 
 def _operators(genome: Genome) -> Changes:
-    """A gene of a LIV's operator one step up or down (expansion, repeat, window); of all LIVs that must agree with it."""
+    """A gene of a LIV's operator a step or two up or down (expansion, repeat, window); of all LIVs that must agree with it."""
     genes = genome.backbone
     for members in together(genome):
         i = members[0]
@@ -95,7 +96,7 @@ def _steps(operator: Operator) -> Iterator[tuple[str, str, Operator]]:
     for address in addresses:
         legal, now = sorted(family.legal(address), key=lambda v: (v == 0, v)), operator.gene(address)  # repeat 0: one for all, beyond any number
         at = legal.index(now)
-        for value in (*legal[max(0, at - 1) : at], *legal[at + 1 : at + 2], *((legal[-1],) if address == "sparsity" and at == 0 else ())):
+        for value in (*legal[max(0, at - STEPS) : at], *legal[at + 1 : at + 1 + STEPS], *((legal[-1],) if address == "sparsity" and at == 0 else ())):
             changed = _obeying(operator.with_gene(address, value), address)
             if changed is not None:
                 kind = WINDOW if address == "sparsity" or (operator.family == "attention" and address.endswith("repeat")) else SIZE

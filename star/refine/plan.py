@@ -34,7 +34,7 @@ from star.refine.space import RecipeSpace, recipe_space
 from star.search.candidate import Candidates, finite
 from star.store import Refinement, Trial
 
-REGION = TrustRegion()
+REGION = TrustRegion(start=1.0, least=1.0, most=3.0)  # edits: further away is another search, not a refinement
 
 
 class Planner:
@@ -45,7 +45,7 @@ class Planner:
         self, config: RunConfig, space: Space, candidates: Candidates, settings: RefineSettings, known: Mapping[str, Genome],
         evidence: Sequence[tuple[str, float]],
     ):  # fmt: skip
-        self.config, self.settings, self.candidates, self.known = config, settings, candidates, known
+        self.config, self.settings, self.candidates, self.known, self.evidence = config, settings, candidates, known, list(evidence)
         self.recipes: RecipeSpace = recipe_space(config.training, settings.ranges)
         self.neighbourhood = Neighbourhood(self.recipes, space, settings.change)
         self.encoder = Encoder(self.recipes, candidates.corpus["vocab_size"], config.objectives.cache_tokens, [(known[id], loss) for id, loss in evidence])
@@ -133,8 +133,8 @@ class Planner:
 
     def _pool(self, seen, told, state, pending, scale: float, rng) -> tuple[list[Setup], np.ndarray]:
         order = list(self.members)
-        full = [(order.index(t.member), self._loss_of(state, t)) for t in told if t.share == 1.0 and t.purpose != "confirm"]
-        radii = REGION.radii([(m, math.inf if loss is None else loss) for m, loss in full], widened=int(scale > 1.0), margin=self.seed_sd(seen))
+        full = [(order.index(t.member), self._gain_of(state, t)) for t in told if t.share == 1.0 and t.purpose != "confirm" and t.member in order]
+        radii = REGION.radii(full, widened=int(scale > 1.0), margin=self.seed_sd(seen))
         running = [Seen(self.setup(t), t.share, None) for t in pending]
         best = {id: ranked([x for x in seen if x.setup.member == id])[:1] for id in order}
         setups, member = [], []
@@ -144,7 +144,19 @@ class Planner:
             found = [setup for setup in found if self._feasible(setup)]
             setups += found
             member += [i] * len(found)
+        recipes = [rows[0][1].settings for rows in best.values() if rows and rows[0][1].settings != self.recipes.base]
+        for id in self.rest if self.settings.change != "edits" else ():
+            setups += [Setup(id, self.known[id], settings) for settings in recipes]
+            member += [len(order)] * len(recipes)
         return setups, np.array(member)
+
+    @cached_property
+    def rest(self) -> list[str]:
+        """The other members of the front, as the refinement found it: what was learned is tried on them as it is."""
+        F = {id: [loss, *self.exact_of(self.known[id])] for id, loss in dict(reversed(self.evidence)).items()}
+        rows = np.array(list(F.values()))
+        dominated = ((rows[:, None] <= rows[None]).all(axis=2) & (rows[:, None] < rows[None]).any(axis=2)).any(axis=0)
+        return [id for id, out in zip(F, dominated, strict=True) if not out and id not in self.members]
 
     def pool(self, setups: Sequence[Setup], member: np.ndarray, state: Refinement) -> Pool:
         """Closed is what was decided on already, and what the search knows at full length."""
@@ -169,6 +181,9 @@ class Planner:
         return known + [Seen(self.setup(t), t.share, self._loss_of(state, t)) for t in told]
 
     def observations(self, seen: Sequence[Seen], pending: Sequence[Trial] = ()) -> Observations:
+        """Of the search's results those of the members alone: the others are in the prior mean already, and so many losses that are just
+        as expected would make every effect of a setting look like an outlier."""
+        seen = [x for x in seen if x.setup.member]
         y = np.array([math.nan if x.loss is None else x.loss for x in seen])
         waiting = self.rows([(self.setup(t), t.share) for t in pending]) if pending else None
         return Observations(self.rows([(x.setup, x.share) for x in seen]), y, waiting, self.seed_sd(seen), self.encoder.prior)
@@ -208,6 +223,11 @@ class Planner:
     def _loss_of(self, state: Refinement, trial: Trial) -> float | None:
         objectives = state.results[trial.id].objectives
         return self.loss.scaled(objectives[self.loss.name]) if objectives else None
+
+    def _gain_of(self, state: Refinement, trial: Trial) -> float:
+        """Loss above what its genome was expected to have: a larger genome is no success by being larger."""
+        loss = self._loss_of(state, trial)
+        return math.inf if loss is None else loss - self.encoder.expected(self.setup(trial).genome)
 
     def _feasible(self, setup: Setup) -> bool:
         proposal = self.candidates.propose(setup.genome, "refined")
