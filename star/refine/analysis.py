@@ -22,6 +22,7 @@ from star.store import Trial
 
 NEAR = (0.15, 0.3, 0.6, np.inf)  # nats above the best of its slice up to which a trial counts: the first that leaves enough
 SPARE = 8  # rows beyond the number of coefficients
+COLLINEAR = 0.2  # share of a column that earlier ones must leave unexplained: a variance inflation of at most 25
 SHUFFLES = 20
 PLAIN = ("expected loss", "log2 parameters", "depth")  # descriptors in the regression
 
@@ -88,8 +89,9 @@ def regression(refined: Refined, planner: Planner) -> Regression | None:
         if len(rows) >= X.shape[1] + SPARE:
             y = np.array([s.loss for s in rows])
             beta, cov, r2, sd = ols_hc3(X, y)
-            half = student.ppf(0.975, len(y) - X.shape[1]) * np.sqrt(np.diag(cov))
-            found = [Coefficient(n, float(b), float(h / student.ppf(0.975, len(y) - X.shape[1])), float(b - h), float(b + h)) for n, b, h in zip(names, beta, half, strict=True)]
+            quantile = float(student.ppf(0.975, len(y) - X.shape[1]))
+            rows_of = zip(names, beta.tolist(), np.sqrt(np.diag(cov)).tolist(), strict=True)
+            found = [Coefficient(name, b, se, b - quantile * se, b + quantile * se) for name, b, se in rows_of]
             return Regression(tuple(found[1:]), len(y), float(near), r2, sd)
     return None
 
@@ -122,12 +124,13 @@ def _design(rows: Sequence[Seen], planner: Planner) -> tuple[list[str], np.ndarr
             columns.append((f"{d.name} on", np.array([float(v > 0) for v in values])))
         else:
             columns.append((f"{d.name}, per doubling", np.log2(np.array(values) / (d.base or d.low))))
-    names, kept = [], np.zeros((len(rows), 0))
-    for name, column in columns:
-        together = np.column_stack([kept, column - column.mean() if names else column])
-        if np.linalg.matrix_rank(together, tol=1e-6 * max(1.0, len(rows))) == together.shape[1]:
+    names, kept = ["constant"], columns[0][1][:, None]
+    for name, column in columns[1:]:
+        centered = column - column.mean()
+        left = centered - kept @ np.linalg.lstsq(kept, centered, rcond=None)[0]
+        if np.linalg.norm(left) > COLLINEAR * np.linalg.norm(centered) and np.ptp(column) > 1e-9:
             names.append(name)
-            kept = together
+            kept = np.column_stack([kept, centered])
     return names, kept
 
 
