@@ -6,13 +6,14 @@
 Tasks: tables of real trainings (benchmarks/tasks.py), where every answer is known. Cost: full trainings; a trial at a cheaper fidelity
 costs its share of the tokens; a configuration proposed again costs nothing.
 Arms, all from the same initial configurations of a seed:
-    random; TPE and GPSampler (Optuna, defaults but for the shorter start, nearest row of the table); ASHA (asynchronous halving of random configurations, one worker);
-    RL only (a REINFORCE controller over the settings, no model); BO (this package's GP, log EI, full trainings alone);
-    BO + KG (knowledge gradient per cost over fidelities); BO + RL ungated and gated (the policy on top of KG, where there are fidelities, or
-    of log EI); and, for tables of several model sizes, BO + rule (KG, with learning rate and batch relative to a rule fitted on the other sizes),
-    BO + transfer (the same with 24 results of the next smaller size, which count as had) and GPSampler + rule (first trial by the rule).
-What counts after each trial is the recommended configuration's true full loss: the best full trial, or for arms with a GP and fidelities
-the lowest averaged mean among configurations tried. Statistics: benchmarks/paired.py.
+    random; TPE and GPSampler (Optuna, defaults but for the shorter start, nearest row of the table); ASHA (asynchronous halving of random
+    configurations, one worker); RL only (a REINFORCE controller over the settings, no model);
+    BO (this package's GP and log EI, full trainings alone); BO + KG and BO + rate (fidelities by knowledge gradient per cost, or by rate of gain);
+    where tables hold several model sizes: BO + rule (rate; learning rate and batch relative to a rule that is fitted on the other sizes, whose
+    choice is the first trial), GPSampler + rule (the same first trial), BO + transfer (BO + rule with 24 results of the next smaller size,
+    which are taken as had: no cost); BO + RL ungated and gated: the policy on top of BO + rule, or of BO where there is no rule.
+What counts after each trial is the true full loss of the best that was trained in full (before any was: of the best at the highest fidelity yet).
+Statistics: benchmarks/paired.py.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ import numpy as np
 import torch
 from tasks import SHARED, TASKS, Task, load
 
-from star.refine import Observations, Pool
+from star.assess.calibration import inflation
+from star.refine import Observations, Pool, fidelity_coordinate
 from star.refine.policy import PolicySettings
 from star.refine.pretrain import pretrained
 from star.refine.propose import Settings, propose
@@ -218,7 +220,8 @@ def bayes(fidelities: bool = False, rl: str = "", use_rule: bool = False, transf
             else:
                 seen, kept = observations(run, pool, keep, source)
                 now = Pool(wide(inputs, kept), shares, open=run.open()[:, keep])
-                proposal = propose(now, seen, settings, policy, run.left(), run.seed, step)
+                factor = inflation([row[:2] for row in run.predicted], [row[2] for row in run.predicted])
+                proposal = propose(now, seen, settings, policy, run.left(), run.seed, step, scale=factor)
                 if proposal.action is None:
                     break
                 i, j = proposal.candidate, proposal.action % len(shares)
@@ -248,11 +251,16 @@ def observations(run: Run, pool: Pool, keep: slice, source: Source | None) -> tu
 
 
 def source_rows(sibling: Task, cheap: bool, seed: int, n: int = 24) -> tuple[np.ndarray, np.ndarray]:
-    """n results of the sibling at full fidelity, drawn with the seed, in relative inputs."""
+    """n results of the sibling, drawn with the seed, in relative inputs; half of them at its cheaper fidelities if these are asked for."""
     rng = np.random.default_rng([seed, 3])
-    rows = rng.choice(np.flatnonzero(np.isfinite(sibling.full)), size=n, replace=False)
-    X = sibling.relative[rows, -1]
-    return (np.column_stack([X, np.ones(n)]) if cheap else X), sibling.full[rows]
+    there = np.argwhere(np.isfinite(sibling.loss))
+    full = there[:, 1] == sibling.loss.shape[1] - 1
+    chosen = rng.choice(np.flatnonzero(full), size=n // 2 if cheap else n, replace=False)
+    if cheap:
+        chosen = np.append(chosen, rng.choice(np.flatnonzero(~full), size=n - n // 2, replace=False))
+    i, j = there[chosen].T
+    X = sibling.relative[i, j]
+    return (np.column_stack([X, fidelity_coordinate(np.array(sibling.fidelities)[j])]) if cheap else X), sibling.loss[i, j]
 
 
 ARMS: dict[str, Callable[[Run], None]] = {
@@ -264,10 +272,10 @@ ARMS: dict[str, Callable[[Run], None]] = {
     "BO": bayes(),
     "BO + KG": bayes(fidelities=True, gradient=True),
     "BO + rate": bayes(fidelities=True),
-    "BO + RL ungated": bayes(fidelities=True, rl="ungated"),
-    "BO + RL gated": bayes(fidelities=True, rl="gated"),
     "GPSampler + rule": optuna_arm("GPSampler", use_rule=True),
     "BO + rule": bayes(fidelities=True, use_rule=True),
+    "BO + RL ungated": bayes(fidelities=True, use_rule=True, rl="ungated"),
+    "BO + RL gated": bayes(fidelities=True, use_rule=True, rl="gated"),
     "BO + transfer": bayes(fidelities=True, use_rule=True, transfer=True),
 }
 NEEDS_FIDELITIES = ("ASHA", "BO + KG", "BO + rate")

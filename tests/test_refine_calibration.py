@@ -5,7 +5,7 @@ import pytest
 from scipy.integrate import quad
 from scipy.stats import norm
 
-from star.assess.calibration import calibration, inflation
+from star.assess.calibration import calibration, fallen_off, inflation
 
 
 def forecasts(n: int, factor: float = 1.0, seed: int = 0):
@@ -42,17 +42,32 @@ def test_a_known_ence():
     assert calibration(predicted, 0.5 * predicted[:, 1])["ence"] == pytest.approx(0.5)
 
 
-def test_inflation_only_where_coverage_has_fallen_off():
+def test_inflation_brings_coverage_back():
+    """A forecaster whose sds are half of what they should be: with the factor, nine tenths are covered in the long run."""
+    predicted, actual = forecasts(1500, factor=2.0)
+    made, inside = [], []
+    for (mean, sd), y in zip(predicted, actual, strict=True):
+        made.append([mean, sd * inflation(made[-200:], actual[max(0, len(made) - 200) : len(made)])])
+        inside.append(abs(y - mean) <= 1.6448536 * made[-1][1])
+    assert np.mean(inside[200:]) == pytest.approx(0.9, abs=0.02) and np.mean(np.abs(actual - predicted[:, 0]) <= 1.6448536 * predicted[:, 1]) < 0.7
+
+
+def test_inflation_follows_its_formula_and_never_narrows():
+    assert inflation([], []) == 1.3
+    out, within = ([[0.0, 1.0]], [2.0]), ([[0.0, 1.0]], [1.0])
+    assert inflation(*out) == pytest.approx(1.3 * np.exp(0.45)) and inflation(*within) == pytest.approx(1.3 * np.exp(-0.05))
+    assert inflation([[0.0, 1.0]] * 50, [0.0] * 50) == 1.0
+
+
+def test_fallen_off_is_below_seven_of_ten():
     predicted, actual = forecasts(40)
     actual[-10:] = predicted[-10:, 0]
-    assert inflation(predicted, actual) == 1.0
     worse = actual.copy()
-    worse[-4:] = predicted[-4:, 0] + 5 * predicted[-4:, 1]  # six of ten left: below 70 %
-    z = (worse - predicted[:, 0]) / predicted[:, 1]
-    assert inflation(predicted, worse) == pytest.approx(np.sqrt((z * z).mean())) and inflation(predicted, worse) > 1
-    assert inflation(predicted[-9:], worse[-9:]) == 1.0  # too few to say
+    worse[-4:] = predicted[-4:, 0] + 5 * predicted[-4:, 1]
+    assert not fallen_off(predicted, actual) and fallen_off(predicted, worse)
+    assert not fallen_off(predicted[-9:], worse[-9:])  # too few to say
     worse[-4] = predicted[-4, 0]
-    assert inflation(predicted, worse) == 1.0  # seven of ten
+    assert not fallen_off(predicted, worse)  # seven of ten
 
 
 def test_failures_are_left_out():

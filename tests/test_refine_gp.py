@@ -136,7 +136,7 @@ def test_averaging_is_reproducible_and_wider_where_little_is_known():
     seen = Observations(X, y)
     one, again, mode = fit(seen, False, seed=3), fit(seen, False, seed=3), fit(seen, False, samples=0)
     rows = np.random.default_rng(9).random((50, 4))
-    assert (one.predict(rows)[0] == again.predict(rows)[0]).all() and len(one.processes) == 25
+    assert (one.predict(rows)[0] == again.predict(rows)[0]).all() and len(one.processes) == 26
     assert one.weights.sum() == pytest.approx(1.0) and one.processes[0].theta == pytest.approx(mode.processes[0].theta)
     assert one.predict(rows)[1].mean() > mode.predict(rows)[1].mean()
     assert one.predict(rows, scale=2.0)[1] == pytest.approx(2 * one.predict(rows)[1])
@@ -148,7 +148,7 @@ def test_mixture_moments():
     rng, row = np.random.default_rng(0), X[:1] + 0.2
     own = [(process.marginals(row), process.noise) for process in found.processes]
     mean, sd = np.array([(m[0], np.sqrt(v[0] + noise)) for (m, v), noise in own]).T
-    which = rng.choice(25, size=40000, p=found.weights)
+    which = rng.choice(26, size=40000, p=found.weights)
     draws = mean[which] + sd[which] * rng.standard_normal(40000)
     mean, sd = found.predict(X[:1] + 0.2)
     assert mean[0] == pytest.approx(np.mean(draws), abs=4 * np.std(draws) / 200) and sd[0] == pytest.approx(np.std(draws), rel=0.02)

@@ -17,6 +17,7 @@ from star.refine.acquisition import knowledge_gradient, log_ei, log_rate
 
 SHUT = -1e9  # logit of what may not be chosen
 DEPTH = 12.0  # logs below the best at which scores are cut off
+NODES = 10  # of quadrature, in imagination
 NOTHING = -700.0  # score of what cannot lead to anything
 
 
@@ -43,6 +44,7 @@ class Scene:
     step: int = 0
     stopped: Tensor | None = None  # [B]
     scores: Tensor | None = None  # [B, P] of this step, where they are known from a larger pool
+    value: Tensor | None = None  # [B, P + 1] what `worth` has found
 
     def __post_init__(self):
         put = object.__setattr__
@@ -72,7 +74,7 @@ class Scene:
         mark[rows, a] = go > 0
         return replace(
             self, mean=mean, covariance=covariance, spent=self.spent + go * self.cost[rows, a], open=self.open & ~mark,
-            tried=self.tried | mark, step=self.step + 1, stopped=self.stopped | stops, scores=None,
+            tried=self.tried | mark, step=self.step + 1, stopped=self.stopped | stops, scores=None, value=None,
         )  # fmt: skip
 
     def delivered(self) -> tuple[Tensor, Tensor]:
@@ -97,16 +99,20 @@ class Scene:
 
 def worth(scene: Scene) -> Tensor:
     """[B, P + 1] log value per cost of each action, in nats per full training, and of stopping: the price. Bayesian optimization."""
+    if scene.value is None:  # what greedy, policy and their divergence all ask for
+        object.__setattr__(scene, "value", torch.cat([_worth(scene), scene.price.clamp(min=1e-300).log()[:, None]], dim=1))
+    return scene.value
+
+
+def _worth(scene: Scene) -> Tensor:
     if scene.scores is not None:
-        scores = scene.scores
-    elif not scene.cheap:
-        scores = log_ei(scene.mean, scene.sd(), scene.had()) - scene.cost.log()
-    elif scene.gradient:
-        gain = knowledge_gradient(scene.mean, scene.covariance, scene.noise, scene.targets)
-        scores = (gain + 1e-9 * scene.moves() + 1e-30).log() - scene.cost.log()  # where no gain is seen, what moves its target most
-    else:
-        scores = rates(scene)
-    return torch.cat([scores, scene.price.clamp(min=1e-300).log()[:, None]], dim=1)
+        return scene.scores
+    if not scene.cheap:
+        return log_ei(scene.mean, scene.sd(), scene.had()) - scene.cost.log()
+    if not scene.gradient:
+        return rates(scene)
+    gain = knowledge_gradient(scene.mean, scene.covariance, scene.noise, scene.targets)
+    return (gain + 1e-9 * scene.moves() + 1e-30).log() - scene.cost.log()  # where no gain is seen, what moves its target most
 
 
 def rates(scene: Scene) -> Tensor:
@@ -115,7 +121,7 @@ def rates(scene: Scene) -> Tensor:
     mean, sd = scene.mean.gather(1, scene.own), scene.sd().gather(1, scene.own)
     is_full = scene.own == torch.arange(scene.own.shape[1])
     at_once = log_ei(mean, sd, had) - scene.cost.log()
-    first = log_rate(lambda m, s: log_ei(m.flatten(1), s.flatten(1), had).view_as(m), mean, sd, torch.minimum(scene.moves(), sd), scene.cost, full)
+    first = log_rate(lambda m, s: log_ei(m.flatten(1), s.flatten(1), had).view_as(m), mean, sd, torch.minimum(scene.moves(), sd), scene.cost, full, n=NODES)
     left = (scene.budget - scene.spent)[:, None]
     possible = scene.open.gather(1, scene.own) & (scene.cost + full <= left * (1 + 1e-9))
     return torch.where(is_full, at_once, torch.where(possible, first, NOTHING)).clamp(min=NOTHING)

@@ -56,7 +56,7 @@ def _joined(seen: Observations, sources: Sequence[Source], fidelity: bool) -> Ob
         shift = float(np.median((told - expected)[finite])) if finite.any() else 0.0
         X.append(widen(source.X, n, fidelity, i))
         y.append(winsorised(source.y)[0] + shift)
-    return Observations(np.vstack(X), np.concatenate(y), widen(seen.pending, n, fidelity), seen.seed_sd)
+    return Observations(np.vstack(X), np.concatenate(y), widen(seen.pending, n, fidelity), seen.seed_sd, n)
 
 
 def _left_out(seen: Observations, sources: Sequence[Source], fidelity: bool) -> float:

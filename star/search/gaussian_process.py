@@ -41,6 +41,8 @@ REFINE = Assumptions(
     "rbf", False, scale=(np.exp(2 * np.sqrt(2.0)), np.sqrt(3.0)), amplitude=(1.0, 0.0), linear=(0.0, 0.0), noise=(np.exp(-4.0), 1.0),
     least_scale=0.025, least_noise=1e-4, starts=(1.0, 0.15),
 )  # fmt: skip
+# For averages, the output scale is free, and wider: four losses tell little about how far the others spread.
+AVERAGE = replace(REFINE, amplitude=(2.0, 0.7), starts=(1.0,))
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,10 @@ class GaussianProcess:
 class Posterior:
     """The posterior of the log hyperparameters given y [n] at X [n, p]: of the free ones, which are those with a prior sd above 0."""
 
-    def __init__(self, X: np.ndarray, y: np.ndarray, groups: np.ndarray, assumptions: Assumptions = SEARCH):
+    def __init__(
+        self, X: np.ndarray, y: np.ndarray, groups: np.ndarray, assumptions: Assumptions = SEARCH, scales: dict[int, tuple[float, float]] | None = None
+    ):
+        """scales: priors (median, sd of the log) of the length scales of some groups, other than the assumptions'."""
         varying = X.std(axis=0) > 1e-9
         if assumptions.standardised:
             self.center = X.mean(axis=0), np.where(varying, X.std(axis=0), 1.0)
@@ -109,6 +114,8 @@ class Posterior:
             rest = np.log([a.amplitude[0], a.linear[0], a.noise[0]])
         self.prior = np.concatenate([np.log(np.sqrt(a.scale[0] * sizes * n_groups)), rest])
         self.spread = np.array([a.scale[1]] * n_groups + [a.amplitude[1], a.linear[1], a.noise[1]])
+        for group, (median, sd) in (scales or {}).items():
+            self.prior[group], self.spread[group] = np.log(median), sd
         self.free = self.spread > 0
         low, high = self.prior - 4 * self.spread, self.prior + 4 * self.spread
         with np.errstate(divide="ignore"):
