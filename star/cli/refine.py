@@ -17,6 +17,7 @@ def refine(
     minutes: Annotated[float, typer.Option(metavar="N", help="Propose nothing new after so many minutes of this call (0: no limit).")] = 0.0,
     range_: Annotated[list[str] | None, typer.Option("--range", metavar="NAME=LOW:HIGH", help="Range of a setting, or one value, choices with commas, or off; may be repeated.")] = None,
     change: Annotated[str, typer.Option(help="What may change: both, recipes or edits (of the genome).")] = "both",
+    aim: Annotated[str, typer.Option(help="members: a lower loss of each at no larger size; front: hypervolume, whatever the size.")] = "members",
     fidelities: Annotated[str, typer.Option(metavar="SHARES", help="Shares of the training budget at which candidates are tried.")] = "0.25,1",
     seeds: Annotated[int, typer.Option(min=1, help="Fresh seeds of the best, and of the members, at the end.")] = 3,
     seed: Annotated[int, typer.Option(min=0, help="From which every random choice follows.")] = 0,
@@ -48,7 +49,7 @@ def refine(
         with RefineDisplay(quiet=json) as display:
             chosen = RefineSettings(
                 choose_members(opened, members), budget, minutes, shares_of(fidelities), ranges_of(range_ or []), change,
-                not no_policy, confirm=seeds, seed=seed,
+                aim, not no_policy, confirm=seeds, seed=seed,
             )  # fmt: skip
             ending = tune(run, chosen, workers, callbacks=[display])
         if not json:

@@ -122,9 +122,10 @@ class Planner:
         scale = inflation(*zip(*pairs, strict=True)) if pairs else 1.0
         setups, member = self._pool(seen, told, state, pending, scale, rng)
         left = s.budget - s.confirm_cost - state.spent
+        worth = {"front": self.front(seen)} if s.aim == "front" else {"level": self.levels(setups, seen)}
         proposal = propose(
             self.pool(setups, member, state), self.observations(seen, pending), ProposalSettings(), pretrained() if s.policy else None,
-            budget=left, seed=s.seed, step=step, front=self.front(seen), scale=scale,
+            budget=left, seed=s.seed, step=step, scale=scale, **worth,
         )  # fmt: skip
         if proposal.action is None:
             return None
@@ -141,7 +142,7 @@ class Planner:
         for i, id in enumerate(order):
             others = [row[1] for other, rows in best.items() if other != id for row in rows]
             found = self.neighbourhood.around(self.members[id], [*seen, *running], others, radii.get(i, REGION.start), rng)
-            found = [setup for setup in found if self._feasible(setup)]
+            found = [setup for setup in found if self._feasible(setup) and (self.settings.aim == "front" or self._no_larger(setup))]
             setups += found
             member += [i] * len(found)
         recipes = [rows[0][1].settings for rows in best.values() if rows and rows[0][1].settings != self.recipes.base]
@@ -186,7 +187,7 @@ class Planner:
         seen = [x for x in seen if x.setup.member]
         y = np.array([math.nan if x.loss is None else x.loss for x in seen])
         waiting = self.rows([(self.setup(t), t.share) for t in pending]) if pending else None
-        return Observations(self.rows([(x.setup, x.share) for x in seen]), y, waiting, self.seed_sd(seen), self.encoder.prior)
+        return Observations(self.rows([(x.setup, x.share) for x in seen]), y, waiting, self.seed_sd(seen), prior=self.encoder.prior)
 
     def rows(self, tried: Sequence[tuple[Setup, float]]) -> np.ndarray:
         """Inputs as `Pool.rows` makes them."""
@@ -212,6 +213,23 @@ class Planner:
             return None
         dominated = ((F[:, None] <= F[None]).all(axis=2) & (F[:, None] < F[None]).any(axis=2)).any(axis=0)
         return F[~dominated]
+
+    def levels(self, setups: Sequence[Setup], seen: Sequence[Seen]) -> np.ndarray:
+        """Loss [n] that each candidate must beat: the lowest mean at full length of its member or what was made of it, less what is luck."""
+        sd, best = self.seed_sd(seen), {}
+        for id in dict.fromkeys(setup.member for setup in setups):
+            losses: dict[str, list[float]] = {}
+            for x in seen:
+                mine = x.setup.member == id and self._no_larger(x.setup) or (x.setup.genome.id == id and x.setup.settings == self.recipes.base)
+                if mine and x.share == 1.0 and x.loss is not None:
+                    losses.setdefault(x.setup.key, []).append(x.loss)
+            best[id] = min((np.mean(values) + sd / math.sqrt(len(values)) for values in losses.values()), default=math.nan)
+        known = [level for level in best.values() if math.isfinite(level)]
+        return np.array([best[s.member] if math.isfinite(best[s.member]) else max(known, default=0.0) for s in setups])
+
+    def _no_larger(self, setup: Setup) -> bool:
+        """Than its member, in all objectives that are exact."""
+        return all(a <= b + 1e-9 for a, b in zip(self.exact_of(setup.genome), self.exact_of(self.known[setup.member]), strict=True))
 
     def exact_of(self, genome: Genome) -> list[float]:
         cost = self.encoder.costs(genome)

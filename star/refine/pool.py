@@ -81,8 +81,8 @@ class Observations:
     y: np.ndarray  # [m] losses in nats; not finite: failed or diverged
     pending: np.ndarray | None = None  # [q, d or d + 1] trials that are still running
     seed_sd: float = 0.0  # standard deviation of the loss between seeds, in nats, where it is known
-    prior: Callable[[np.ndarray], np.ndarray] | None = None  # rows [m, d] -> losses [m] expected before any observation, nats; default: none
     related: int = 0  # how many columns (the last, before the fidelity) tell rows of related tasks apart; see transfer.py
+    prior: Callable[[np.ndarray], np.ndarray] | None = None  # rows [m, d] -> losses [m] expected before any observation, nats; default: none
 
     def __post_init__(self):
         X = np.atleast_2d(np.asarray(self.X, float))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from star.errors import UserError
 
 CHANGES = ("both", "recipes", "edits")
+AIMS = ("members", "front")
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,8 @@ class RefineSettings:
 
     members: ids of front members. budget: of everything, the last measurements included. minutes: after which nothing new is
     proposed; 0: no limit. fidelities: shares of the training budget at which candidates may be tried. ranges: see
-    `star.refine.space.recipe_space`. change: what may be changed. policy: whether the learned policy may choose (where it wins in
+    `star.refine.space.recipe_space`. change: what may be changed. aim: members, a lower loss of each, at no more parameters,
+    cache and so on; or front, hypervolume, whatever the size. policy: whether the learned policy may choose (where it wins in
     imagination). design: trials of each member before the first proposal, apart from the member itself. confirm: fresh seeds of each
     candidate that is measured at the end. parallel: proposals at one time; part of what decides the results, so it is
     fixed when a refinement begins, whatever the number of workers later on; 0: as many as there are workers then.
@@ -29,6 +31,7 @@ class RefineSettings:
     fidelities: tuple[float, ...] = (0.25, 1.0)
     ranges: dict[str, str] = field(default_factory=dict)
     change: str = "both"
+    aim: str = "members"
     policy: bool = True
     design: int = 4
     confirm: int = 3
@@ -40,6 +43,8 @@ class RefineSettings:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.change not in CHANGES:
             raise UserError(f"what to change is {self.change!r}; it must be one of {', '.join(CHANGES)}")
+        if self.aim not in AIMS:
+            raise UserError(f"the aim is {self.aim!r}; it must be one of {', '.join(AIMS)}")
         rungs = self.fidelities
         if not rungs or list(rungs) != sorted(set(rungs)) or rungs[-1] != 1.0 or rungs[0] < 0.01:
             raise UserError(f"the fidelities are {', '.join(f'{share:g}' for share in rungs)}; give rising shares from 0.01 that end at 1, such as 0.25,1")
