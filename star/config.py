@@ -170,6 +170,7 @@ PAPER: dict[str, Any] = {
     "training.batch_size": 64,
     "training.seq_len": 4096,
     "training.learning_rate": 8e-4,
+    "training.base_width": 768,
     "training.betas": (0.9, 0.95),
     "training.schedule": "cosine",
     "training.warmup": 0.1,  # 500 steps
@@ -203,6 +204,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "training.batch_size": 32,
         "training.seq_len": 512,
         "training.learning_rate": 1e-3,
+        "training.base_width": 256,
         "training.betas": (0.9, 0.95),
         "training.eval_tokens": 1_048_576,
         "engine.timeout": 3600.0,

@@ -58,6 +58,12 @@ class Candidate:
     traceback: str | None = None
     recipe: Recipe | None = None
 
+    @property
+    def trained_genome(self) -> Genome:
+        """The genome that its weights belong to: with the windows that sparsification has found, if it was at work."""
+        edited = (self.metrics.get("sparsity") or {}).get("genome")
+        return self.genome if edited is None else from_json(edited)
+
 
 class Run:
     """The run directory `path`, read as it is now; `refresh` reads on. Raises UserError if there is no run."""

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -172,6 +173,39 @@ def test_train_one_architecture(text, tmp_path):
     assert re.search(r"validation loss \d\.\d+ \+- ", output) and "byte bigram" in output
     assert ok("generate", tmp_path / "model", "--tokens", 10)
     assert "holds an exported model already" in refused("train", "transformer++", "--d-model", 32, "--depth", 2, *options)
+
+
+def test_train_a_scaled_backbone_with_every_technique(text, tmp_path):
+    out = tmp_path / "model"
+    settings = ("eval_tokens=512", "optimizer=muon", "adaptive=true", "layer_decay=0.5", "sparsify=0.5")
+    options = ("--preset", "smoke", "--data", text, "--tokens", 4096, "--scale", "2x-depth,2x-width", "--out", out)
+    output = ok("train", "1-9", "--d-model", 32, *options, *(word for s in settings for word in ("--set", s)))
+    assert "muon, linear, accumulation adapts up to 16, rates x 0.5^(l/L), attention sparsified (tau 0.5)" in output
+    assert "sparsification saves" in output
+    told = json.loads((out / "training.json").read_text())
+    assert told["curve"][-1]["tokens"] == 4096 and told["recipe"]["optimizer"] == "muon"
+    config = json.loads((out / "config.json").read_text())
+    assert config["genome"]["d_model"] == 64 and len(config["genome"]["backbone"].split("-")) == 4
+    assert ok("generate", out, "--tokens", 10)
+    assert not list(tmp_path.glob("*.checkpoint.safetensors"))
+    assert "'3x-heads' is no part of a scale" in refused("train", "1-9", "--scale", "3x-heads", "--out", tmp_path / "other")
+    assert "pip install 'star[wandb]'" in refused("train", "1-9", "--log", "wandb:a", "--out", tmp_path / "other") or "wandb" in sys.modules
+
+
+def test_train_goes_on_where_it_was_stopped(text, tmp_path):
+    options = ("--preset", "smoke", "--data", text, "--d-model", 32, "--depth", 2, "--set", "eval_tokens=512", "--set", "device=cpu", "--tokens")
+    ok("train", "transformer++", *options, 40_960, "--out", tmp_path / "whole")
+    stopped = process("train", "transformer++", *options, 40_960, "--out", tmp_path / "model")
+    checkpoint = tmp_path / "model.checkpoint.safetensors"
+    while not checkpoint.exists() and stopped.poll() is None:
+        time.sleep(0.01)
+    stopped.kill()
+    stopped.wait()
+    assert checkpoint.exists() and not (tmp_path / "model").exists()
+    assert "of another run: its recipe" in refused("train", "transformer++", *options, 20_480, "--out", tmp_path / "model")
+    assert f"going on from {checkpoint}" in ok("train", "transformer++", *options, 40_960, "--out", tmp_path / "model")
+    whole, resumed = (json.loads((tmp_path / name / "training.json").read_text())["curve"] for name in ("whole", "model"))
+    assert [p["val_loss"] for p in whole] == [p["val_loss"] for p in resumed]
 
 
 # Help, and a fast start.

@@ -275,9 +275,9 @@ def test_real_training_killed_and_resumed(tmp_path, rungs):
         setattr(module, name, wrapped)
         session(path, settings, 1, float("inf"), training)
 
-    moments = [("star.training.train", "evaluate", 2), ("star.assess.evaluations.training", "write_atomically", 1)]
+    moments = [("star.training.run", "evaluate", 2), ("star.assess.evaluations.training", "write_atomically", 1)]
     moments += [("star.assess.evaluations.training", "write_json", 1), ("star.engine.inprocess", "Outcome", 1)]
-    moments += [("star.training.train", "save_checkpoint", 1), ("star.training.train", "load_checkpoint", 0)] if rungs else []
+    moments += [("star.training.run", "save_checkpoint", 1), ("star.training.run", "load_checkpoint", 0)] if rungs else []
     for moment in moments:
         assert child(killed_in, *moment) == -signal.SIGKILL, moment
     assert child(session, path, settings, 1, 40, training) == -signal.SIGKILL

@@ -52,10 +52,10 @@ def test_samples_are_legal_and_use_operators_of_their_own(space):
 @given(st.integers(0, 2**32 - 1))
 def test_anything_can_be_repaired(seed):
     rng = np.random.default_rng(seed)
-    X = np.stack([rng.choice(legal, 3) for legal in SPACE.values], axis=1)
+    X = np.stack([rng.choice(legal, 16) for legal in SPACE.values], axis=1)
     repaired, changed = SPACE.repair(X, rng)
     check(SPACE, repaired)
-    assert changed.any()
+    assert changed.any()  # a random row is valid one time in ten or so
 
 
 @settings(max_examples=100, deadline=None)

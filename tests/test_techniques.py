@@ -3,8 +3,10 @@
 import json
 import math
 import os
+import socket
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +14,14 @@ import pytest
 import torch
 from torch import nn
 
-from star.data import Batches, open_corpus
+from star.data import Batches, open_corpus, validation_blocks
 from star.errors import UserError
-from star.genome import Genome
+from star.genome import Genome, from_json
 from star.genome.codec import parse_text
 from star.model import build
-from star.training import Recipe, learning_rate_factor, train
+from star.training import Recipe, evaluate, learning_rate_factor, open_logger, train
 from star.training.accumulation import LEAST, QUIET, Accumulation, estimate
+from star.training.compile import compile_blocks
 from star.training.muon import Muon, orthogonal_part
 from star.training.optim import build_optimizer, layer_factor
 from star.training.run import TrainingRun
@@ -298,13 +301,14 @@ TECHNIQUES = {
     "plain": {},
     "muon": {"optimizer": "muon", "layer_decay": 0.5, "schedule": "cosine"},
     "adaptive": {"adaptive": True, "batch_size": 1, "accumulate": 4, "precision": 0.3},
-    "all": {"optimizer": "muon", "layer_decay": 2.0, "adaptive": True, "batch_size": 1, "accumulate": 4, "precision": 0.3},
+    "sparsified": {"sparsify": 0.3, "sparsify_heads": 0.5, "seq_len": 64, "batch_size": 1},
+    "all": {"sparsify": 0.3, "seq_len": 64, "optimizer": "muon", "layer_decay": 2.0, "adaptive": True, "batch_size": 1, "accumulate": 4, "precision": 0.3},
 }
 
 
 @pytest.mark.parametrize("name", TECHNIQUES)
 def test_every_technique_resumes_to_the_same_bits(corpus, tmp_path, name):
-    recipe = RECIPE.replace(**TECHNIQUES[name], tokens=6400)
+    recipe = RECIPE.replace(**({"tokens": 6400} | TECHNIQUES[name]))
     whole = model()
     expected = train(whole, corpus, recipe)
     path = tmp_path / "train.safetensors"
@@ -313,6 +317,23 @@ def test_every_technique_resumes_to_the_same_bits(corpus, tmp_path, name):
     resumed = model(seed=5)
     result = train(resumed, corpus, recipe, checkpoint=path)
     assert losses(result) == losses(expected) and torch.equal(weights(resumed), weights(whole)) and result.steps == expected.steps
+    assert result.sparsity == expected.sparsity
+    if recipe.sparsify:
+        assert result.sparsity["cache_saved"] > 0 and from_json(result.sparsity["genome"]) != whole.genome
+
+
+def test_what_sparsification_leaves_is_the_model_of_its_genome(corpus):
+    """The weights under the edited genome have the loss that training measured."""
+    recipe = RECIPE.replace(**TECHNIQUES["sparsified"] | {"sparsify_heads": 0.0, "tokens": 6400})
+    trained = model()
+    result = train(trained, corpus, recipe)
+    plain = build(from_json(result.sparsity["genome"]))
+    plain.load_state_dict(trained.state_dict())
+    sample = validation_blocks(corpus.validation, recipe.seq_len, recipe.eval_tokens)
+    assert evaluate(plain, *sample)[0] == pytest.approx(result.val_loss, abs=1e-6)
+    dense = build(trained.genome)
+    dense.load_state_dict(trained.state_dict())
+    assert evaluate(dense, *sample)[0] != pytest.approx(result.val_loss, abs=1e-6)
 
 
 def test_techniques_switched_off_change_no_bit(corpus):
@@ -382,20 +403,35 @@ from test_techniques import RECIPE, TECHNIQUES, model, open_corpus, train, losse
 from star.training.distributed import rank
 net = model()
 result = train(net, open_corpus({text!r}, {cache!r}), RECIPE.replace(**json.loads({changes!r})), checkpoint={checkpoint!r}, stop_tokens={stop})
-print(json.dumps([int(__import__("os").environ["RANK"]), losses(result), result.steps, weights(net).double().norm().item()]), flush=True)
+row = [losses(result), result.steps, weights(net).double().norm().item()]
+open({rows!r} + __import__("os").environ["RANK"], "w").write(json.dumps(row))
 """
 
 
-def launch(text, tmp_path, changes: dict, stop: int | None = None, checkpoint: Path | None = None) -> list:
+def launch(text, tmp_path, changes: dict, stop: int | None = None, checkpoint: Path | None = None, torchrun: bool = False) -> list:
+    """What both processes say, by rank. Without torchrun they are started as it would start them, in less time."""
     code = tmp_path / "worker.py"
     code.write_text(DISTRIBUTED.format(
-        folder=str(Path(__file__).parent), text=str(text), cache=str(tmp_path), changes=json.dumps(changes), stop=stop, checkpoint=checkpoint and str(checkpoint)
+        folder=str(Path(__file__).parent), text=str(text), cache=str(tmp_path), changes=json.dumps(changes), stop=stop, checkpoint=checkpoint and str(checkpoint), rows=str(tmp_path / "row"),
     ))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(code)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr[-3000:]
-    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
-    return [row[1:] for row in sorted(rows)]
+    if torchrun:
+        commands = [([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(code)], {})]
+    else:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+        commands = [([sys.executable, str(code)], place | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, env=environment | more, **pipes) for command, more in commands]
+    try:
+        for process in processes:
+            _, err = process.communicate(timeout=400)
+            assert process.returncode == 0, err[-3000:]
+    finally:
+        for process in processes:
+            process.kill()
+    return [json.loads((tmp_path / f"row{rank}").read_text()) for rank in range(2)]
 
 
 @pytest.mark.parametrize("name", ["plain", "all"])
@@ -408,7 +444,7 @@ def test_two_processes_train_like_one(text, corpus, tmp_path, name):
     checkpoint = tmp_path / "train.safetensors"
     if name == "plain":
         launch(text, tmp_path, changes, 1600, checkpoint)  # and they resume
-    first, second = launch(text, tmp_path, changes, None, checkpoint)
+    first, second = launch(text, tmp_path, changes, None, checkpoint, torchrun=name == "all")
     assert first == second  # the same losses and weights in both
     assert first[1] == alone.steps
     np.testing.assert_allclose(np.array(first[0]), np.array(losses(alone)), rtol=2e-3)
@@ -423,6 +459,103 @@ def test_what_cannot_be_shared_is_one_sentence(corpus, monkeypatch):
 
 
 def test_settings_are_bounded():
-    for name, value in {"precision": 0.0, "layer_decay": 0.0, "sparsify": 0.9, "momentum": 1.0, "accumulate": 0}.items():
+    for name, value in {"precision": 0.0, "layer_decay": 0.0, "sparsify": 0.95, "momentum": 1.0, "accumulate": 0}.items():
         with pytest.raises(UserError, match=f"recipe's {name} is"):
             RECIPE.replace(**{name: value})
+
+
+# ---- execution
+
+
+def test_compiled_blocks_train_alike(corpus, monkeypatch):
+    """The setting reaches the blocks; what it does to them is tested in test_blocks.py."""
+    from star.training import run
+
+    compiled = []
+    monkeypatch.setattr(run, "compile_blocks", lambda net: compiled.append(net) or compile_blocks(net, backend="eager"))
+    expected = train(model(), corpus, RECIPE.replace(tokens=512))
+    result = train(model(), corpus, RECIPE.replace(tokens=512, compile="blocks"))
+    assert len(compiled) == 1
+    np.testing.assert_allclose([p["val_loss"] for p in result.curve], [p["val_loss"] for p in expected.curve], rtol=1e-4)
+    with pytest.raises(UserError, match='compile is "graph", which takes one process on CUDA'):
+        train(model(), corpus, RECIPE.replace(compile="graph"))
+
+
+def test_activations_are_recomputed_only_when_halving_was_not_enough(corpus, tmp_path, monkeypatch):
+    """On a device that holds one row, or two if their activations are not kept."""
+    original, calls = TrainingRun._gradients, []
+
+    def gradients(self, n):
+        calls.append((self.parts, self.recomputes))
+        if not self.recomputes:
+            raise torch.OutOfMemoryError("no memory")
+        return original(self, n)
+
+    expected = train(model(), corpus, RECIPE)
+    monkeypatch.setattr(TrainingRun, "_gradients", gradients)
+    path = tmp_path / "train.safetensors"
+    first = model()
+    train(first, corpus, RECIPE, checkpoint=path, stop_tokens=1024)
+    assert calls[:4] == [(1, False), (2, False), (2, True), (2, True)]
+    calls.clear()
+    result = train(model(), corpus, RECIPE, checkpoint=path)
+    assert set(calls) == {(2, True)}  # what was learned about the memory is kept
+    np.testing.assert_allclose([p["val_loss"] for p in result.curve], [p["val_loss"] for p in expected.curve], rtol=1e-3)
+
+
+# ---- loggers
+
+
+def test_logging_to_wandb(corpus, monkeypatch):
+    logged, ended = [], []
+
+    class WandbRun:
+        def define_metric(self, *args, **options):
+            pass
+
+        def log(self, data):
+            logged.append(data)
+
+        def finish(self):
+            ended.append(True)
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=lambda **options: WandbRun()))
+    monkeypatch.setattr(sys.modules["star.training.train"], "PROGRESS_SECONDS", 0.0)
+    logger = open_logger("wandb:star", RECIPE)
+    result = train(model(), corpus, RECIPE, on_progress=logger)
+    logger.finish(result)
+    assert ended and [d["curve/val_loss"] for d in logged if "curve/val_loss" in d] == [p["val_loss"] for p in result.curve]
+    told = [d for d in logged if "train/loss" in d]
+    assert len(told) == result.steps and {"train/learning_rate", "train/tokens_per_second", "tokens"} <= told[-1].keys()
+
+
+def test_logging_to_tensorboard(monkeypatch):
+    scalars = []
+
+    class SummaryWriter:
+        def __init__(self, folder):
+            assert folder == "logs/a"
+
+        def add_text(self, name, text):
+            assert "learning_rate: 0.004" in text
+
+        def add_scalar(self, name, value, step):
+            scalars.append((name, value, step))
+
+        def close(self):
+            scalars.append("closed")
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=SummaryWriter))
+    logger = open_logger("tensorboard:logs/a", RECIPE)
+    logger({"tokens": 64, "loss": 2.0, "val_loss": None, "learning_rate": 1e-3, "tokens_per_second": 9.0})
+    logger.close()
+    assert scalars == [("train/loss", 2.0, 64), ("train/learning_rate", 1e-3, 64), ("train/tokens_per_second", 9.0, 64), "closed"]
+
+
+def test_loggers_that_are_not_there_are_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"logging to wandb needs a package that is not installed .*pip install 'star\[wandb\]'"):
+        open_logger("wandb:star", RECIPE)
+    for spec in ("mlflow:x", "wandb", "tensorboard:"):
+        with pytest.raises(UserError, match=f"cannot log to '{spec}'; write tensorboard:FOLDER or wandb:PROJECT"):
+            open_logger(spec, RECIPE)

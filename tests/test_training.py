@@ -136,7 +136,7 @@ def test_progress_is_told_at_most_twice_a_second(corpus):
     started = time.monotonic()
     train(Model(), corpus, SMALL.replace(tokens=10**9), lambda p: told.append(p), deadline=started + 1.3)
     assert len(told) == 2
-    assert set(told[0]) == {"step", "steps", "tokens", "total_tokens", "loss", "val_loss", "tokens_per_second", "eta"}
+    assert set(told[0]) == {"step", "steps", "tokens", "total_tokens", "loss", "learning_rate", "val_loss", "tokens_per_second", "eta"}
     assert told[1]["step"] > told[0]["step"] and told[0]["loss"] > 0 and told[0]["eta"] > 100
     assert told[0]["tokens"] == 64 * told[0]["step"]
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from star.data.tasks import IGNORE, TASKS, Task
 from star.genome import Genome
 from star.model import LanguageModel, build
-from star.training.optim import build_optimizer, set_learning_rate
+from star.training.optim import build_optimizer
 from star.training.recipe import Recipe
 from star.training.schedule import learning_rate_factor
 
@@ -44,10 +44,10 @@ def train_task(genome: Genome, task: Task, tokens: int, seed: int, device: str =
     """Train a model of this genome on one task; its accuracy on sequences that it has not seen. None past the deadline."""
     model = build(genome, vocab_size=task.vocab_size, seed=seed).to(device).train()
     reader = _Reader(task, genome.d_model, seed).to(device) if task.from_last else None
-    optimizers = [build_optimizer(model, RECIPE)]
+    optimizer = build_optimizer(model, RECIPE)
     if reader is not None:
-        optimizers.append(torch.optim.AdamW([{"params": list(reader.parameters()), "peak": RECIPE.learning_rate}], weight_decay=0.0))
-    params = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+        optimizer.add(list(reader.parameters()), RECIPE.learning_rate)
+    params = [p for group in optimizer.param_groups for p in group["params"]]
     batch_size = max(1, TOKENS_PER_STEP // task.length)
     steps = max(1, tokens // (batch_size * task.length))
     rng, test = np.random.default_rng([seed, 0]), np.random.default_rng([seed, 1])
@@ -58,10 +58,9 @@ def train_task(genome: Genome, task: Task, tokens: int, seed: int, device: str =
         loss = F.cross_entropy(_answers(model, reader, inputs).float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
         loss.backward()
         nn.utils.clip_grad_norm_(params, RECIPE.clip)
-        for optimizer in optimizers:
-            set_learning_rate(optimizer, learning_rate_factor(RECIPE.schedule, step + 0.5, steps, RECIPE.warmup))
-            optimizer.step()
-            optimizer.zero_grad()
+        optimizer.set(learning_rate_factor(RECIPE.schedule, step + 0.5, steps, RECIPE.warmup))
+        optimizer.step()
+        optimizer.zero_grad()
     model.eval()
     with torch.no_grad():
         inputs, targets = (part.to(device) for part in task.batch(TEST_SEQUENCES, test))

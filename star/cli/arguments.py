@@ -73,6 +73,6 @@ def load_candidate(chosen: Chosen):
             f"{run.path}:{candidate.id} has no weights on the disk ({why}); choose a member of the front (star front {run.path}) "
             f"or train it by star train {run.path}:{candidate.id}"
         )
-    model = build(candidate.genome, vocab_size=run.corpus["vocab_size"])
+    model = build(candidate.trained_genome, vocab_size=run.corpus["vocab_size"])
     load_weights(model, path)
     return model.eval()

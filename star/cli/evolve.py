@@ -106,7 +106,7 @@ def report(path: Path) -> None:
     chosen = Chosen(knee.genome, run=run, candidate=knee)
     model = load_candidate(chosen)
     folder = path / "exported" / knee.id
-    export_model(model, knee.genome, folder, source={"run": str(path), "id": knee.id}, metrics=chosen.metrics, overwrite=True)
+    export_model(model, model.genome, folder, source={"run": str(path), "id": knee.id}, metrics=chosen.metrics, overwrite=True)
     say(f"knee of the front as a PyTorch module: {folder}")
     prompt = "def "
     say(f"\nWhat it writes after {prompt!r} (star generate {folder} --prompt {prompt!r}):\n")

@@ -46,6 +46,6 @@ def export(
         out = chosen.run.path / "exported" / chosen.candidate.id if chosen.run else Path("exported") / (chosen.name or chosen.genome.id)
     source = {"run": str(chosen.run.path), "id": chosen.candidate.id} if chosen.run else {}
     metrics = chosen.metrics if trained else {}
-    export_model(model, chosen.genome, out, name=chosen.name, trained=trained, source=source, metrics=metrics, overwrite=overwrite)
-    say(f"exported {chosen.genome.id} to {out}")
+    export_model(model, model.genome, out, name=chosen.name, trained=trained, source=source, metrics=metrics, overwrite=overwrite)
+    say(f"exported {model.genome.id} to {out}")
     say(f'try: python {out / "model.py"} --prompt "def " --tokens 200')

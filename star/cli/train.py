@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -19,15 +20,18 @@ def train(
     tokens: Annotated[str | None, typer.Option(metavar="N", help="Training budget in tokens, such as 1e6 (default: the preset's).")] = None,
     d_model: Annotated[int | None, typer.Option(min=1, help="Scale a shipped genome or file to this width.")] = None,
     depth: Annotated[int | None, typer.Option(min=1, help="Scale a shipped genome or file to this many LIVs.")] = None,
+    scale: Annotated[str | None, typer.Option(metavar="SCALE", help="Enlarge an evolved backbone, such as 2x-depth,2x-width (copies are stacked; add ,stretch to repeat each LIV in place).")] = None,
+    log: Annotated[list[str] | None, typer.Option("--log", metavar="WHERE", help="Also log to tensorboard:FOLDER or wandb:PROJECT (extras of these names).")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the weights and of the order of the text.")] = 0,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of the recipe, such as learning_rate=1e-3.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an exported folder.")] = False,
 ) -> None:
-    """Train one architecture fully and export it.
+    """Train one architecture fully and export it. The same command goes on with a training that was stopped.
 
     \b
     Example: star train transformer++ --d-model 64 --depth 4 --tokens 1e6
-             star train runs/first:knee --tokens 1e6 --out mymodel
+             star train runs/first:knee --scale 2x-depth,2x-width --set optimizer=muon --out mymodel
+             torchrun --nproc-per-node 2 -m star train lfm2-350m --tokens 1e9
     """
     from star.cli.arguments import choose_genome
     from star.cli.evolve import overrides_of
@@ -36,25 +40,49 @@ def train(
     from star.data import open_corpus
     from star.errors import RunFailed
     from star.export import check_target, export_model
+    from star.genome import from_json
+    from star.genome.scale import parse_scale
     from star.model import build
+    from star.training import open_logger
     from star.training import train as train_model
+    from star.training.distributed import rank
 
+    first = rank() == 0  # of the processes that torchrun may have started: the one that speaks and writes
     chosen = choose_genome(genome, d_model, depth)
+    grown = parse_scale(scale).apply(chosen.genome) if scale else chosen.genome
     overrides = {f"training.{key}": value for key, value in overrides_of(set_ or []).items()} | ({"training.tokens": tokens} if tokens else {})
     recipe = load_config(preset, overrides=overrides).training.replace(seed=seed)
     corpus = open_corpus(data)
-    out = out or Path("exported") / (chosen.candidate.id if chosen.candidate else chosen.name or chosen.genome.id)
+    out = out or Path("exported") / (chosen.candidate.id if chosen.candidate else chosen.name or grown.id)
     check_target(out, overwrite)  # before the work, not after it
-    model = build(chosen.genome, corpus.vocab_size, seed)
-    parameters = sum(p.numel() for p in model.parameters())
-    references = ", ".join(f"byte {name} {loss:.3f}" for name, loss in corpus.baselines().items())
-    say(f"training {chosen.genome.id}: {parameters:,} parameters on {recipe.tokens:,} tokens of {corpus.name} ({references} nats/byte)")
+    checkpoint = out.with_name(f"{out.name}.checkpoint.safetensors")
+    model = build(grown, corpus.vocab_size, seed)
+    loggers = [open_logger(where, recipe, out.name) for where in log or []] if first else []
+    if first:
+        parameters = sum(p.numel() for p in model.parameters())
+        references = ", ".join(f"byte {name} {loss:.3f}" for name, loss in corpus.baselines().items())
+        say(f"training {grown.id}: {parameters:,} parameters on {recipe.tokens:,} tokens of {corpus.name} ({references} nats/byte); {recipe.describe()}")
+        if checkpoint.exists():
+            say(f"going on from {checkpoint}")
     with TrainingDisplay() as display:
-        result = train_model(model, corpus, recipe, on_progress=display)
+        listeners = [display, *loggers]
+        result = train_model(model, corpus, recipe, (lambda event: [tell(event) for tell in listeners]) if first else None, checkpoint=checkpoint)
+    if not first:
+        return
+    for logger in loggers:
+        logger.finish(result)
     if result.status != "ok":
+        checkpoint.unlink(missing_ok=True)
         raise RunFailed(f"training ended as '{result.status}': {result.reason}")
     say(f"validation loss {result.val_loss:.4f} +- {result.val_loss_se:.4f} nats/byte after {result.seconds:.0f} s ({result.tokens_per_second:,.0f} tokens/s)")
     metrics = {"loss": result.val_loss, "loss_se": result.val_loss_se, "tokens": result.tokens, "seconds": result.seconds}
     source = {"corpus": corpus.name, "fingerprint": corpus.fingerprint}
-    export_model(model, chosen.genome, out, name=chosen.name, source=source, metrics=metrics, overwrite=overwrite)
+    training = {"recipe": asdict(recipe), "curve": result.curve, "sparsity": result.sparsity}
+    if result.sparsity:
+        model.genome = from_json(result.sparsity["genome"])
+        say(f"sparsification saves {result.sparsity['cache_saved']:.0%} of the cache at {recipe.seq_len} tokens: the model is now {model.genome.id}")
+        trained, model = model, build(model.genome, corpus.vocab_size)
+        model.load_state_dict(trained.state_dict())
+    export_model(model, model.genome, out, name=chosen.name, source=source, metrics=metrics, training=training, overwrite=overwrite)
+    checkpoint.unlink(missing_ok=True)
     say(f'exported to {out}; try: star generate {out} --prompt "def "')

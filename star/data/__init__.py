@@ -8,8 +8,8 @@ A corpus is tokenised once per machine, kept in a cache and opened from there in
 Imports nothing of STAR but `star.errors`.
 """
 
-from star.data.batches import Batches, batches, validation_blocks
+from star.data.batches import Batches, Prefetcher, batches, validation_blocks
 from star.data.corpus import Corpus, open_corpus
 from star.data.tokenizer import ByteTokenizer
 
-__all__ = ["Batches", "ByteTokenizer", "Corpus", "batches", "open_corpus", "validation_blocks"]
+__all__ = ["Batches", "ByteTokenizer", "Corpus", "Prefetcher", "batches", "open_corpus", "validation_blocks"]

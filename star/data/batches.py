@@ -1,11 +1,18 @@
 """Training batches by index, and the fixed validation sample.
 
 Batch number `step` is a function of (tokens, batch_size, seq_len, seed, step) alone, so that training that
-stopped continues with the batches it would have seen.
+stopped continues with the batches it would have seen. `Prefetcher` prepares them ahead of a GPU that trains.
 """
+
+import contextlib
+import copy
+import queue
+import threading
 
 import numpy as np
 import torch
+
+AHEAD = 3  # batches that are prepared while a GPU trains on another
 
 
 class Batches:
@@ -46,6 +53,88 @@ class Batches:
 def batches(tokens: np.ndarray, batch_size: int, seq_len: int, seed: int) -> Batches:
     """The training batches of `tokens`, by step; see `Batches`."""
     return Batches(tokens, batch_size, seq_len, seed)
+
+
+class Prefetcher:
+    """`prefetcher[step]` is `batches[step]` on `device`, prepared ahead by a thread while steps follow one another.
+
+        with Prefetcher(batches, first_step, device) as prefetched:
+            inputs, targets = prefetched[step]
+
+    The same batches whatever the thread does: another step than the next starts it again from there. What goes wrong in the
+    thread is raised here, at the step that it was for. On CUDA, batches lie in pinned memory and are copied without waiting.
+    ahead: batches prepared in advance; 0: none and no thread, the default on a CPU, where making one takes 0.01 ms (8 x 128
+    tokens, measured) of a step of 100 ms and a thread would only take its core.
+    """
+
+    def __init__(self, batches: Batches, first: int, device: torch.device | str, ahead: int | None = None):
+        self.batches, self.device = batches, torch.device(device)
+        self.ahead = (0 if self.device.type == "cpu" else AHEAD) if ahead is None else ahead
+        self._thread: threading.Thread | None = None
+        self._next = first
+        if self.ahead:
+            self._start()
+
+    def __getitem__(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.ahead:
+            inputs, targets = self.batches[step]
+        else:
+            if step != self._next or self._thread is None:
+                self.close()
+                self._next = step
+                self._start()
+            prepared = self._queue.get()
+            if isinstance(prepared, BaseException):
+                self.close()
+                raise prepared
+            self._next += 1
+            inputs, targets = prepared
+        return inputs.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
+
+    def _start(self) -> None:
+        self._queue, self._stop = queue.Queue(self.ahead), threading.Event()
+        # A copy, so that the epoch that the thread is in is not the one of whoever else reads these batches.
+        work = (copy.copy(self.batches), self._next, self.device.type == "cuda", self._queue, self._stop)
+        self._thread = threading.Thread(target=_prepare, args=work, name="prefetch", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread. Prepared batches are dropped; asking for one more starts again."""
+        if self._thread is None:
+            return
+        self._stop.set()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._queue.get_nowait()  # make room for the one that it may be waiting with
+        self._thread.join()
+        self._thread = None
+
+    def __enter__(self) -> "Prefetcher":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_thread", None) is not None:
+            self._stop.set()
+
+
+def _prepare(batches: Batches, step: int, pinned: bool, prepared: queue.Queue, stop: threading.Event) -> None:
+    """The thread: it knows nothing of its `Prefetcher`, which can be forgotten while this runs."""
+    while not stop.is_set():
+        try:
+            batch = batches[step]
+            result = tuple(part.pin_memory() for part in batch) if pinned else batch
+        except BaseException as error:  # whatever it is, it belongs to whoever asks for this batch
+            result = error
+        while not stop.is_set():
+            with contextlib.suppress(queue.Full):
+                prepared.put(result, timeout=0.1)
+                break
+        if isinstance(result, BaseException):
+            return
+        step += 1
 
 
 def validation_blocks(tokens: np.ndarray, seq_len: int, n_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:

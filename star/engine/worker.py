@@ -10,6 +10,7 @@ import time
 import traceback
 
 from star.engine.protocol import Report
+from star.errors import is_out_of_memory
 
 
 class Cancelled(BaseException):
@@ -37,13 +38,10 @@ def find(function: str):
 
 
 def kind_of(error: BaseException) -> str:
-    """One of "oom", "disk_full", "failed". Torch names its CUDA error OutOfMemoryError; its CPU allocator only says so."""
-    text = str(error)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    """One of "oom", "disk_full", "failed"."""
+    if is_out_of_memory(error):
         return "oom"
-    if isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text):
-        return "oom"
-    if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left on device" in text:
+    if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left on device" in str(error):
         return "disk_full"
     return "failed"
 

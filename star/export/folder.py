@@ -26,6 +26,7 @@ from star.model import LanguageModel
 
 FORMAT, VERSION = "star-model", 1
 FILES = ("config.json", "model.py", "model.safetensors")
+TRAINING = "training.json"  # how the weights were trained, if whoever exported said so
 SIZE_LIMIT = 2_000_000  # bytes of a config.json
 MAX_VOCAB = 10_000_000
 
@@ -39,12 +40,13 @@ def export_model(
     trained: bool = True,
     source: Mapping[str, Any] | None = None,
     metrics: Mapping[str, float] | None = None,
+    training: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write `folder` with model.py, model.safetensors and config.json; returns it.
 
     name: for people. source: where the model came from, such as {"run": ..., "id": ...}. metrics: what it scored.
-    overwrite: replace a folder that an earlier export wrote.
+    training: recipe and learning curve, kept beside the model. overwrite: replace a folder that an earlier export wrote.
     Raises UserError if the folder is in use by something else or cannot be written, RunFailed if the disk is full;
     a folder that was there stays as it was.
     """
@@ -73,6 +75,8 @@ def export_model(
             config["sha256"] = _sha256(work / "model.safetensors")
             (work / "model.py").write_text(model_source(model, genome), encoding="utf-8")
             (work / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            if training is not None:
+                (work / TRAINING).write_text(json.dumps(training) + "\n", encoding="utf-8")
             for file in FILES:
                 with open(work / file, "rb+") as written:
                     os.fsync(written.fileno())
@@ -177,7 +181,7 @@ def check_target(folder: Path, overwrite: bool) -> None:
     """Raise UserError unless an export may write `folder`: it is new, empty, or an export and `overwrite` is set."""
     if folder.is_dir() and not any(folder.iterdir()):
         return
-    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {*FILES, "__pycache__"}:
+    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {*FILES, TRAINING, "__pycache__"}:
         if overwrite:
             return
         raise UserError(f"{folder}: holds an exported model already; give another folder or ask to overwrite it")

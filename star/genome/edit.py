@@ -57,7 +57,7 @@ def with_operators(genome: Genome, operators: Sequence[Operator]) -> Genome:
         if known is None:
             pool.append(PoolClass(f"{op.family}-window-{op.window}" if op.window else op.family, op))
             known = len(pool)
-        genes.append(gene._replace(class_id=known if genome.operator(gene) != op else gene.class_id))
+        genes.append(gene._replace(class_id=known))
     result = replace(genome, backbone=tuple(genes), pool=tuple(pool)).canonical()
     resolve(result)
     return result

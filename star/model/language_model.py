@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from star.genome.plan import BlockConfig, Layer, Plan
 from star.liv.base import LIV, Features, State, Weight, check_state, normal
 from star.liv.functional import rms_norm
+from star.model.loss import cross_entropy
 
 NORM_EPS = 1e-5
 BASE_WIDTH = 64  # where logits start at a standard deviation of 1
@@ -94,10 +95,13 @@ class LanguageModel(nn.Module):
         return self.logits(x), ModelState(layers, state.length + seq_len, state.capacity)
 
     def loss(self, tokens: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
-        """Cross-entropy in nats of targets int64 [B, T]: a scalar, or [B, T] with reduction "none". No state."""
+        """Cross-entropy in nats of targets int64 [B, T]: a scalar, or [B, T] with reduction "none". No state.
+
+        Where there are many logits they are made a chunk of tokens at a time (see `star/model/loss.py`).
+        """
         x, _ = self.hidden(tokens, None)
-        logits = self.logits(x).flatten(0, 1)
-        loss = F.cross_entropy(logits.float() if logits.dtype == torch.bfloat16 else logits, targets.flatten(), reduction=reduction)
+        x = rms_norm(x, self.final_norm, NORM_EPS).flatten(0, 1)
+        loss = cross_entropy(x, self.head_weight, targets.flatten(), reduction)
         return loss.view(targets.shape) if reduction == "none" else loss
 
     def hidden(self, tokens: Tensor, state: ModelState | None) -> tuple[Tensor, list[State]]:
@@ -118,8 +122,12 @@ class LanguageModel(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, V]."""
-        head = self.embedding if self.tie_embeddings else self.head
-        return F.linear(rms_norm(x, self.final_norm, NORM_EPS), head.to(x.dtype))
+        return F.linear(rms_norm(x, self.final_norm, NORM_EPS), self.head_weight.to(x.dtype))
+
+    @property
+    def head_weight(self) -> nn.Parameter:
+        """[V, D]: what reads the residual stream out."""
+        return self.embedding if self.tie_embeddings else self.head
 
     def init_state(self, batch: int, max_len: int, dtype: torch.dtype | None = None, device: torch.device | None = None) -> ModelState:
         """An empty state with room for `max_len` tokens (it grows when they run out)."""

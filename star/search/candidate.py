@@ -10,7 +10,7 @@ from star.assess.constraints import measured_bounds, measured_violations, tasks_
 from star.config import RunConfig
 from star.cost import costs as costs_of
 from star.engine import Outcome
-from star.genome import Genome, to_json
+from star.genome import Genome, from_json, to_json
 from star.search import policy
 from star.store import Proposal, Rung
 
@@ -27,10 +27,13 @@ class Candidates:
 
     def propose(self, genome: Genome, origin: str, **lineage) -> Proposal:
         """With the cheap objectives, which decide about the constraints before anything is trained."""
-        costs = costs_of(genome, vocab_size=self.corpus["vocab_size"], seq_len=self.config.objectives.cache_tokens)
-        values = {o.name: float(o.measure(costs)) for o in self.cheap}
+        values = self.costs(genome)
         broken = {} if origin == "baseline" else policy.violations(values, self.config.objectives)
         return Proposal(genome.id, to_json(genome), origin, costs=values, violations=broken, **lineage)
+
+    def costs(self, genome: Genome) -> dict[str, float]:
+        costs = costs_of(genome, vocab_size=self.corpus["vocab_size"], seq_len=self.config.objectives.cache_tokens)
+        return {o.name: float(o.measure(costs)) for o in self.cheap}
 
     def job(self, proposal: Proposal, tries: Sequence[str], stage: int, directory: Path) -> dict:
         """What `star.assess.evaluations` says a job is. stage: the rung to train up to; the number of rungs: to the end."""
@@ -39,7 +42,6 @@ class Candidates:
         tokens = self.config.training.tokens
         seed = policy.candidate_seed(self.config.seed, proposal.id, attempt)
         recipe = dataclasses.asdict(self.config.training) | {"seed": seed}
-        recipe["batch_size"] = max(1, recipe["batch_size"] >> tries.count("oom"))  # the same tokens in smaller batches
         return {
             "id": proposal.id,
             "attempt": attempt,
@@ -99,8 +101,13 @@ class Candidates:
         return fields | {"metrics": metrics, "objectives": None, "seconds": 0.0, "worker": rung.worker, "final": True}
 
     def measure(self, proposal: Proposal, metrics: Mapping) -> dict[str, float] | None:
-        """All objectives of a trained candidate; None if one of them is no finite number."""
-        values = {o.name: proposal.costs[o.name] if o.cheap else o.measure(metrics) for o in self.objectives}
+        """All objectives of a trained candidate; None if one of them is no finite number.
+
+        Training may have found shorter attention windows, and then the candidate is what it has become.
+        """
+        edited = (metrics.get("sparsity") or {}).get("genome")
+        costs = proposal.costs if edited is None else self.costs(from_json(edited))
+        values = {o.name: costs[o.name] if o.cheap else o.measure(metrics) for o in self.objectives}
         good = all(isinstance(value, int | float) and math.isfinite(value) for value in values.values())
         return {name: float(value) for name, value in values.items()} if good else None
 

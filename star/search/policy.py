@@ -12,9 +12,9 @@ from star.config import ObjectivesConfig
 from star.search.algorithm import Told
 from star.store import Proposal, Result, Rung
 
-# Attempts beyond the first. Diverging and running out of time are results of the genome and are never repeated;
-# an exception may be bad luck; out of memory is tried again at half the batch; a lost worker is no fault of the genome.
-RETRIES = {"failed": 1, "oom": 1, "lost": 3}
+# Attempts beyond the first. Diverging, running out of time or of memory (training has halved its micro-batch by then) are results of
+# the genome and are never repeated; an exception may be bad luck; a lost worker is no fault of the genome.
+RETRIES = {"failed": 1, "lost": 3}
 
 
 def settles(status: str, tries: Sequence[str]) -> bool:

@@ -125,7 +125,7 @@ def sample_scores(model: nn.Module, inputs: Tensor, targets: Tensor) -> dict[int
     """
     with recorded(model) as records, torch.enable_grad(), eager():
         loss = model.loss(inputs, targets)
-        kept = {layer: record.kept for layer, record in records.items()}
+        kept = {layer: record.kept for layer, record in records.items()}  # now: recomputed activations would be recorded again
         grads = torch.autograd.grad(loss, [y for *_, y in kept.values()])
     result = {}
     for (layer, (q, k, v, _)), grad in zip(kept.items(), grads, strict=True):
@@ -143,8 +143,7 @@ class Record:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
         y = (self.limits or softmax_attention)(q, k, v, window)
-        if self.kept is None:  # a second call is a recomputed activation
-            self.kept = q.detach(), k.detach(), v.detach(), y
+        self.kept = q.detach(), k.detach(), v.detach(), y
         return y
 
     def windows(self, n_heads: int, device: torch.device) -> Tensor | None:

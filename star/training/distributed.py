@@ -5,6 +5,7 @@ Without `torchrun` there is one process, and nothing here does anything.
 """
 
 import contextlib
+import datetime
 import os
 from collections.abc import Iterator, Sequence
 
@@ -15,6 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from star.errors import UserError
 
+PATIENCE = datetime.timedelta(minutes=10)  # for a process that does not answer
+
 
 @contextlib.contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
@@ -22,9 +25,10 @@ def process_group(device: torch.device) -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield
+        dist.barrier()  # who leaves first would break the others' last messages
     finally:
         dist.destroy_process_group()
 

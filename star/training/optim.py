@@ -53,6 +53,12 @@ class Optimizers:
             else:
                 group["momentum"] = group["per_step"] ** batch
 
+    def add(self, params: list[nn.Parameter], rate: float) -> None:
+        """Parameters beside the model's, trained by AdamW without decay."""
+        adamw = self.parts[0]
+        group = {"params": params, "lr": rate, "peak": rate, "weight_decay": 0.0, "decay": 0.0}
+        adamw.add_param_group(group | {"kind": "other", "muon": False, "batch": 1.0, "per_step": adamw.defaults["betas"]})
+
     def step(self) -> None:
         for part in self.parts:
             part.step()

@@ -9,7 +9,7 @@ from star.training.schedule import SCHEDULES
 
 OPTIMIZERS = ("adamw", "muon")
 DTYPES = ("auto", "float32", "bfloat16")
-SWITCH = ("auto", "on", "off")
+COMPILE = ("auto", "off", "blocks", "graph")
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,15 @@ class Recipe:
     precision_of: str = setting("relative", "relative: eps is a share of the gradient's norm; absolute: eps as it is", choices=("relative", "absolute"))
     confidence: float = setting(1.0, "alpha: squared standard errors that must fit into eps squared", 1e-9)
 
-    sparsify: float = setting(0.0, "tau: share of its attention score that a head may lose to a shorter window; 0: dense", 0, 0.5)
-    sparsify_heads: float = setting(0.03, "heads that score below this share of their layer's mean are dropped; 0: none", 0, 1)
+    sparsify: float = setting(0.0, "tau: share of its attention score that a head may lose to a shorter window, such as 0.5; 0: dense", 0, 0.9)
+    sparsify_heads: float = setting(0.03, "heads that score below this share of their layer's mean are dropped; 0: none", 0, 0.5)
 
     eval_interval: float = setting(0.2, "fraction between two points of the learning curve", 1e-6, 1)
     eval_tokens: int = setting(32_768, "size of the fixed validation sample", 1)
     dtype: str = setting("auto", "of activations; auto: bfloat16 on CUDA, else float32. Weights are always float32", choices=DTYPES)
-    compile: str = setting("auto", "compile the blocks; auto: on CUDA", choices=SWITCH)
+    compile: str = setting(
+        "auto", "blocks: compile every kind of block once; graph: also capture the step, for the smallest models; auto: blocks on CUDA", choices=COMPILE
+    )
     device: str = setting("auto", "cpu, cuda or cuda:N; auto: CUDA where there is one")
     seed: int = setting(0, "order of the batches", 0)
 
@@ -79,6 +81,14 @@ class Recipe:
     def micro_batches(self) -> int:
         """In the whole budget."""
         return -(-self.tokens // self.micro_batch)
+
+    def describe(self) -> str:
+        """The techniques that are at work, in a few words."""
+        parts = [f"{self.optimizer}, {self.schedule}"]
+        parts += [f"accumulation adapts up to {self.accumulate_max}"] if self.adaptive else []
+        parts += [f"rates x {self.layer_decay:g}^(l/L)"] if self.layer_decay != 1 else []
+        parts += [f"attention sparsified (tau {self.sparsify:g})"] if self.sparsify else []
+        return ", ".join(parts)
 
     def replace(self, **changes) -> "Recipe":
         """This recipe with some settings changed; an unknown name is a UserError."""

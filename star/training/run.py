@@ -10,16 +10,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from star.data import Batches, Corpus, validation_blocks
-from star.errors import UserError
+from star.data import Batches, Corpus, Prefetcher, validation_blocks
+from star.errors import UserError, is_out_of_memory
+from star.genome import to_json
+from star.model import LanguageModel
 from star.training.accumulation import Accumulation
 from star.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from star.training.compile import CapturedBackward, checkpoint_blocks, compile_blocks
 from star.training.device import peak_memory, resolve_dtype
 from star.training.distributed import average, rank, shared_loss, world_size
 from star.training.evaluation import evaluate
 from star.training.optim import build_optimizer
 from star.training.recipe import Recipe
 from star.training.schedule import learning_rate_factor
+from star.training.sparsify import Sparsifier
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class TrainingResult:
     seconds: float  # with evaluations
     tokens_per_second: float  # without evaluations
     peak_memory: int  # CUDA: of tensors; CPU: of the whole process
+    sparsity: dict | None = None  # what sparsification found, see `Sparsifier.summary`; with "genome", the edited one as JSON
 
 
 class TrainingRun:
@@ -56,8 +61,15 @@ class TrainingRun:
         self.watched = [p for group in model.parameter_groups() if group["kind"] in ("hidden", "vector") for p in group["params"]]
         self.optimizer = build_optimizer(model, recipe)
         self.accumulation = Accumulation(recipe)
+        self.sparsifier = self.make_sparsifier() if recipe.sparsify else None
         self.loss = model.loss if world_size() == 1 else shared_loss(model, device)
         self.batches = Batches(corpus.train, recipe.batch_size, recipe.seq_len, recipe.seed)
+        self.pieces: Prefetcher | None = None
+        self.captured: CapturedBackward | None = None
+        if recipe.compile in ("blocks", "graph") or (recipe.compile == "auto" and device.type == "cuda"):
+            compile_blocks(model)
+        if recipe.compile == "graph":
+            self.check_graph()
         self.sample = [part.to(device) for part in validation_blocks(corpus.validation, recipe.seq_len, recipe.eval_tokens)]
         self.unigram, self.uniform = corpus.baselines()["unigram"], math.log(corpus.vocab_size)
         n_evaluations = math.ceil(1 / recipe.eval_interval)
@@ -68,6 +80,7 @@ class TrainingRun:
 
         self.step, self.done = 0, 0
         self.parts = 1  # into which a micro-batch is cut, once memory has run out
+        self.recomputes = False  # activations in the backward, once that was not enough
         self.curve: list[dict] = []
         self.val_loss_se: float | None = None
         self.loss_sum = torch.zeros((), device=device)  # over the micro-batches since the last evaluation
@@ -75,6 +88,17 @@ class TrainingRun:
         self.earlier_seconds = 0.0  # before the checkpoint that this run went on from
         self.peak_memory = 0
         self.started = time.monotonic()
+
+    def check_graph(self) -> None:
+        recipe = self.recipe
+        if self.device.type != "cuda" or world_size() > 1 or recipe.adaptive or recipe.sparsify or recipe.accumulate > 1:
+            raise UserError(
+                'the training recipe\'s compile is "graph", which takes one process on CUDA and steps that are all alike '
+                '(no accumulation, no sparsification); use "blocks" or "auto"'
+            )
+
+    def make_sparsifier(self) -> Sparsifier:
+        return Sparsifier(self.model, self.recipe.sparsify, self.recipe.sparsify_heads, self.total * self.recipe.micro_batch)
 
     @property
     def tokens(self) -> int:
@@ -102,6 +126,9 @@ class TrainingRun:
         progress = (self.done + n / 2) / self.total
         factor = learning_rate_factor(recipe.schedule, progress, 1.0, recipe.warmup, recipe.cooldown, recipe.floor)
         self.optimizer.set(factor, n / recipe.accumulate)
+        if self.sparsifier and self.sparsifier.due(self.tokens):
+            batch = self.batches.sequences(self.done * recipe.batch_size, recipe.batch_size)  # the same in every process
+            self.sparsifier.update(self.model, *(part.to(self.device) for part in batch), self.tokens)
         loss = self.gradients(n)
         if recipe.clip:
             nn.utils.clip_grad_norm_(self.params, recipe.clip)
@@ -110,33 +137,50 @@ class TrainingRun:
         self.loss_sum += loss * n
         self.step += 1
         self.done += n
+        if self.sparsifier and self.done == self.total:
+            self.sparsifier.finish()
         return loss
 
     def gradients(self, n: int) -> Tensor:
         """Leave the mean gradient of the next n micro-batches in the parameters; returns their mean loss."""
-        try:
-            return self._gradients(n)
-        except torch.OutOfMemoryError:
-            if self.parts > 1 or self.recipe.batch_size % 2 or world_size() > 1:
-                raise
-        self.parts = 2  # nothing has changed yet, so the step can be taken again, in smaller bites
-        self.optimizer.zero_grad()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        return self._gradients(n)
+        while True:
+            try:
+                return self._gradients(n)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error) or not self.save_memory():
+                    raise
+            # Nothing has changed yet, so the step can be taken again.
+            self.optimizer.zero_grad()
+            self.close()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def save_memory(self) -> bool:
+        """Make the step need less memory: halve the micro-batch, or else compute activations again; False if all that is done."""
+        if world_size() > 1 or self.captured is not None:
+            return False
+        if self.parts == 1 and self.recipe.batch_size % 2 == 0:
+            self.parts = 2
+        elif isinstance(self.model, LanguageModel) and not self.recomputes:
+            checkpoint_blocks(self.model)
+            self.recomputes = True
+        else:
+            return False
+        return True
 
     def _gradients(self, n: int) -> Tensor:
         pieces = n * self.parts
-        rows = self.recipe.batch_size // self.parts // world_size()
-        first = self.done * self.recipe.batch_size + rank() * rows
+        if self.recipe.compile == "graph":
+            return self._replay()
+        if self.pieces is None:
+            self.pieces = Prefetcher(_Pieces(self.batches, self.parts), self.done * self.parts, self.device)
         estimating = self.accumulation.due(self.step) and pieces * world_size() > 1
         together = world_size() > 1
         loss_sum, squares, total = None, [], None
         for piece in range(pieces):
-            inputs, targets = self.batches.sequences(first + piece * rows * world_size(), rows)
             apart = together and (estimating or piece < pieces - 1)  # gradients stay those of this process
             with self.loss.no_sync() if apart else contextlib.nullcontext():
-                loss = self.loss(inputs.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True))
+                loss = self.loss(*self.pieces[self.done * self.parts + piece])
                 (loss if pieces == 1 or estimating else loss / pieces).backward()
             loss_sum = loss.detach() if loss_sum is None else loss_sum + loss.detach()
             if estimating:
@@ -155,6 +199,11 @@ class TrainingRun:
         loss = loss_sum if pieces == 1 else loss_sum / pieces
         average([loss])
         return loss
+
+    def _replay(self) -> Tensor:
+        if self.captured is None:
+            self.captured = CapturedBackward(self.model, self.recipe.batch_size, self.recipe.seq_len)
+        return self.captured(*self.batches[self.done]).clone()
 
     def evaluate(self) -> None:
         """Add a point to the learning curve."""
@@ -178,6 +227,7 @@ class TrainingRun:
             "tokens": self.tokens,
             "total_tokens": self.stop * self.recipe.micro_batch,
             "loss": loss,
+            "learning_rate": self.optimizer.param_groups[-1]["lr"],
             "val_loss": self.curve[-1]["val_loss"] if self.curve else None,
             "tokens_per_second": self.tokens_per_second,
             "eta": self.seconds / self.done * (self.stop - self.done),
@@ -196,14 +246,22 @@ class TrainingRun:
             seconds=self.seconds,
             tokens_per_second=self.tokens_per_second,
             peak_memory=max(self.peak_memory, peak_memory(self.device)),
+            sparsity=None if self.sparsifier is None else self.sparsifier.summary() | {"genome": to_json(self.sparsifier.edited_genome())},
         )
+
+    def close(self) -> None:
+        """Let go of the thread that prepares batches; it starts again when it is needed."""
+        if self.pieces is not None:
+            self.pieces.close()
+            self.pieces = None
 
     def save(self, path: Path) -> None:
         if rank():
             return
-        names = ("step", "done", "parts", "curve", "val_loss_se", "evaluation_seconds", "peak_memory")
+        names = ("step", "done", "parts", "recomputes", "curve", "val_loss_se", "evaluation_seconds", "peak_memory")
         progress = {name: getattr(self, name) for name in names}
         progress |= {"earlier_seconds": self.seconds, "loss_sum": self.loss_sum.item(), "accumulation": self.accumulation.state()}
+        progress["sparsifier"] = self.sparsifier and self.sparsifier.state()
         save_checkpoint(path, self.model, self.optimizer, self.identity, progress)
 
     def restore(self, path: Path) -> None:
@@ -213,8 +271,22 @@ class TrainingRun:
             raise CheckpointError(f"The checkpoint {path} is after {tokens:,} tokens, beyond the stop at {wanted:,}; remove it to start afresh.")
         self.loss_sum.fill_(progress.pop("loss_sum"))
         self.accumulation.load(progress.pop("accumulation"))
+        if state := progress.pop("sparsifier"):
+            self.sparsifier.load(state)
         for name, value in progress.items():
             setattr(self, name, value)
+        if self.recomputes:
+            checkpoint_blocks(self.model)
+
+
+class _Pieces:
+    """What this process sees of micro-batches that are cut into parts: number i is part i % parts of micro-batch i // parts."""
+
+    def __init__(self, batches: Batches, parts: int):
+        self.batches, self.rows = batches, batches.batch_size // parts // world_size()
+
+    def __getitem__(self, piece: int) -> tuple[Tensor, Tensor]:
+        return self.batches.sequences((piece * world_size() + rank()) * self.rows, self.rows)
 
 
 def divergence(curve: list[dict], progress: float, unigram: float, uniform: float) -> str:

@@ -13,6 +13,10 @@ is below `head_floor` of the mean of its layer is faded out. Phases, in fraction
 floor grow from 0 on the cubic of Zhu & Gupta (arXiv 1710.01878), from `FREEZE` on nothing changes and the model recovers, with the
 windows that its edited genome has: one for all heads of a LIV and for all LIVs that share with it.
 
+How much tau is enough depends on how diffuse attention is, for S adds up magnitudes that would cancel: 160 thousand parameters
+after 0.1 to 0.5 million bytes of source text (three attention LIVs, context 256) find no window at tau = 0.02, and at 0.5 save
+three quarters of the cache at a lower loss.
+
 On a model without attention it does nothing. Without a sparsifier the forward is bit for bit what it is without this file.
 """
 
@@ -21,6 +25,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from star.cost import costs
@@ -97,6 +102,13 @@ def fractions(score: Tensor) -> Tensor:
     return score / score.sum(1, keepdim=True).clamp_min(1e-300)
 
 
+def over_processes(score: Tensor) -> Tensor:
+    """The sum over all processes of a distributed run, so that all impose the same limits; in place."""
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(score)
+    return score
+
+
 class Sparsifier:
     """Imposes windows and gains on the attention heads of `model` while it trains; see the module.
 
@@ -129,7 +141,7 @@ class Sparsifier:
         """
         progress = tokens / self.total_tokens
         for layer, score in sample_scores(model, inputs[: self.sequences], targets[: self.sequences]).items():
-            self.layers[layer].observe(score)
+            self.layers[layer].observe(over_processes(score))
         self.updates, self.seq_len = self.updates + 1, inputs.shape[1]
         if progress >= START:
             ramp = 1 - (1 - min(1.0, (progress - START) / (FREEZE - START))) ** 3

@@ -4,11 +4,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from star.data import Corpus
-from star.errors import UserError
+from star.errors import UserError, is_out_of_memory
 from star.training.device import peak_memory, reset_peak_memory, resolve_device
 from star.training.distributed import any_of, local_device, process_group
 from star.training.recipe import Recipe
@@ -51,8 +50,14 @@ def train(
     try:
         with process_group(device):
             run = TrainingRun(model, corpus, recipe, device, stop_tokens)
-            return _train(run, on_progress, deadline, Path(checkpoint) if checkpoint else None)
-    except torch.OutOfMemoryError as error:
+            try:
+                return _train(run, on_progress, deadline, Path(checkpoint) if checkpoint else None)
+            finally:
+                run.close()
+                run.loss = None  # what belongs to the other processes goes while they are there: its destructor may wait for them for ever
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         error.add_note(
             f"while training {sum(param.numel() for param in model.parameters()):,} parameters on {device} with micro-batches of "
             f"{recipe.batch_size} x {recipe.seq_len} tokens, halved once where they could be; peak {peak_memory(device) / 2**20:.0f} MiB"
