@@ -106,7 +106,7 @@ def test_ranges_replace_those_of_the_table():
         ("rate", "1:2", "there is no setting 'rate'"),
         ("schedule", "triangle", "one or more of linear, wsd, cosine"),
         ("warmup", "0.5:2", "warmup is 2"),
-        ("sparsify", "0.01:0.9", "sparsify is 0.9"),
+        ("sparsify", "0.01:0.95", "sparsify is 0.95"),
     ],
 )
 def test_a_wrong_range_is_named(name, text, match):

@@ -132,6 +132,8 @@ class Refined:
             others = next((r.objectives for t, r in self.trials if t.candidate == trial.candidate and t.share == 1.0 and r and r.objectives), {})
             objectives = {**others, **exact, self.loss.name: self.loss.unscaled(measured.mean)}
             metrics = {"trainings": measured.n, "fresh": measured.fresh, "tokens": self.run.config.training.tokens}
+            sparsity = next((r.metrics["sparsity"] for t, r in self.trials if t.candidate == trial.candidate and t.share == 1 and r and r.metrics.get("sparsity")), None)
+            metrics |= {"sparsity": sparsity} if sparsity else {}
             recipe = self.space.recipe(trial.settings)
             genome = from_json(trial.genome, where=f"{self.run.path}: candidate {trial.candidate}")
             values = {o.name: float(objectives[o.name]) for o in self.run.objectives}

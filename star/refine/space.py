@@ -227,7 +227,7 @@ def dimensions(around: Recipe) -> tuple[Dimension, ...]:
         number("beta2_half_life", lives[1], lives[1] / 8, max(lives[1], min(lives[1] * 8, most)), "of Adam's second average, tokens"),
         Dimension("optimizer", "of hidden matrices", around.optimizer, choices=OPTIMIZERS),
         number("precision", around.precision if around.adaptive else 0.0, 0.3, 3, "eps of adaptive accumulation", off=True),
-        number("sparsify", around.sparsify, 0.0, 0.0, "tau of structured attention sparsification", off=True),
+        number("sparsify", around.sparsify, 0.0, 0.0, "tau of structured attention sparsification; the smaller cache is not counted", off=True),
     )
 
 
