@@ -220,7 +220,7 @@ class Planner:
         for id in dict.fromkeys(setup.member for setup in setups):
             losses: dict[str, list[float]] = {}
             for x in seen:
-                mine = x.setup.member == id and self._no_larger(x.setup) or (x.setup.genome.id == id and x.setup.settings == self.recipes.base)
+                mine = (x.setup.member == id and self._no_larger(x.setup)) or (x.setup.genome.id == id and x.setup.settings == self.recipes.base)
                 if mine and x.share == 1.0 and x.loss is not None:
                     losses.setdefault(x.setup.key, []).append(x.loss)
             best[id] = min((np.mean(values) + sd / math.sqrt(len(values)) for values in losses.values()), default=math.nan)
