@@ -74,7 +74,7 @@ def fit(seen: Observations, fidelity: bool, seed: int = 0, samples: int = SAMPLE
     slope = 0.0
     if fidelity and np.ptp(seen.X[:, -1]) > 0:
         y = _winsorised_within(seen.y - expected, seen.X[:, -1])  # few cheap losses among many full ones are no outliers
-        slope = min(0.0, float(np.polyfit(seen.X[:, -1], y, 1)[0]))
+        slope = min(0.0, _slope(seen.X, y))
         y, _ = winsorised(y - slope * (seen.X[:, -1] - 1.0))
     noise, d = (seen.seed_sd / (float(y.std()) or 1.0)) ** 2, seen.X.shape[1]
     context = {d - fidelity - 1 - i: RELATED for i in range(seen.related)}
@@ -103,6 +103,20 @@ def winsorised(y: np.ndarray) -> tuple[np.ndarray, float]:
     cap = high + 1.5 * (high - low) if high > low else finite.max()
     cap = min(cap, finite.max()) if np.isfinite(y).all() else cap
     return np.where(np.isfinite(y), np.minimum(y, cap), cap), float(cap)
+
+
+def _slope(X: np.ndarray, y: np.ndarray) -> float:
+    """Of y [n] on the last input: within candidates that were measured at several fidelities, where there are any; over all otherwise.
+
+    What is tried cheaply is not what is trained in full: over all, the slope would also be how much better the latter are.
+    """
+    _, group = np.unique(X[:, :-1], axis=0, return_inverse=True)
+    group = group.ravel()
+    counts = np.bincount(group)
+    x = X[:, -1] - (np.bincount(group, X[:, -1]) / counts)[group]
+    if (x * x).sum() < 1e-9:
+        return float(np.polyfit(X[:, -1], y, 1)[0])
+    return float((x * (y - (np.bincount(group, y) / counts)[group])).sum() / (x * x).sum())
 
 
 def _winsorised_within(y: np.ndarray, level: np.ndarray) -> np.ndarray:
