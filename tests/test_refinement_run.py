@@ -78,8 +78,8 @@ def fresh(searched, tmp_path):
 
 
 def small(path: Path, **changes) -> RefineSettings:
-    given = {"budget": 14.0, "policy": False, "design": 2, "confirm": 2, "fidelities": (0.25, 1.0)} | changes
-    members = given.pop("members", "2")
+    given = {"budget": 8.0, "policy": False, "design": 2, "confirm": 2, "fidelities": (0.25, 1.0)} | changes
+    members = given.pop("members", "1")
     return RefineSettings(choose_members(Run(path), members), **given)
 
 
@@ -98,13 +98,13 @@ def trials(path: Path) -> list[tuple]:
 
 def test_recipes_are_improved_and_the_search_is_untouched(fresh):
     before, front, events = history(fresh), [(c.id, c.objectives) for c in Run(fresh).front()], []
-    settings = small(fresh, change="recipes", budget=30, ranges={"learning_rate": "1e-3:2e-2", "batch_tokens": "256"}, policy=True)
+    settings = small(fresh, members="2", change="recipes", budget=24, design=4, ranges={"learning_rate": "1e-3:2e-2", "batch_tokens": "256"})
     ending = tune(fresh, settings, callbacks=[events.append])
     assert ending.status == "finished" and history(fresh) == before
     found = Run(fresh)
     assert [(c.id, c.objectives) for c in found.front()] == front
     refined = found.refinement()
-    assert refined.finished and 28 < refined.spent <= 30
+    assert refined.finished and 21 < refined.spent <= 24
     for row in refined.members():
         # the bowl is worth 0.055 nats, Muon 0.05
         assert row.difference < -0.05 and row.low <= row.difference <= row.high < 0 and row.refined.fresh and row.refined.n == 2
@@ -115,13 +115,13 @@ def test_recipes_are_improved_and_the_search_is_untouched(fresh):
     assert [e["spent"] for e in events if e["kind"] == "trial_end"] == sorted(e["spent"] for e in events if e["kind"] == "trial_end")
     # forecasts were there before their results, and are as wide as they should be
     predicted, actual = refined.forecasts()
-    assert len(predicted) == len(actual) >= 15
+    assert len(predicted) == len(actual) >= 12
     z = (np.array(actual) - np.array(predicted)[:, 0]) / np.array(predicted)[:, 1]
     assert 0.2 < np.sqrt((z**2).mean()) < 4
     order = [e.kind for e in read_events(fresh) if e.kind in ("trial", "trial_end")]
     assert order[0] == "trial" and order.count("trial") == order.count("trial_end") == len(refined.trials)
     decisions = refined.decisions()
-    assert all(row["source"] in ("bayes", "policy") and row["entropy"] is not None for row in decisions)
+    assert decisions and all(row["source"] == "bayes" for row in decisions)
     # what mattered
     found = regression(refined, planner_of(refined))
     rate = next(c for c in found.coefficients if c.name == "tokens, per doubling")
@@ -146,14 +146,14 @@ def test_edits_stay_local_and_valid_and_settings_as_they_were(fresh):
 
 def test_one_fidelity_and_one_objective(tmp_path):
     run(tmp_path / "run", config(search__generations=2, objectives__names="loss"), "test_refinement_run:landscape")
-    tune(tmp_path / "run", small(tmp_path / "run", fidelities=(1.0,), members="1", budget=10, change="recipes"))
+    tune(tmp_path / "run", small(tmp_path / "run", fidelities=(1.0,), budget=9, change="recipes"))
     refined = Run(tmp_path / "run").refinement()
     assert {t.share for t, _ in refined.trials} == {1.0} and refined.finished and len(refined.members()) == 1
 
 
 def test_failures_cost_only_themselves(fresh):
     events = []
-    tune(fresh, small(fresh, change="recipes", budget=18), "sometimes", callbacks=[events.append])
+    tune(fresh, small(fresh, change="recipes", budget=12), "sometimes", callbacks=[events.append])
     refined = Run(fresh).refinement()
     status = [r.status for _, r in refined.trials]
     assert refined.finished and {"ok", "diverged", "oom"} & set(status) and status.count("ok") > len(status) / 2
@@ -184,7 +184,7 @@ def test_the_same_call_does_nothing_twice_and_a_larger_budget_goes_on(fresh):
     first = trials(fresh)
     tune(fresh, small(fresh), "hopeless")
     assert trials(fresh) == first
-    tune(fresh, small(fresh, budget=24))
+    tune(fresh, small(fresh, budget=14))
     more = trials(fresh)
     assert more[: len(first)] == first and len(more) > len(first) and len(Run(fresh).refinements()) == 1
     assert len({t.id for t, _ in more}) == len(more), "nothing is trained twice"
@@ -249,22 +249,23 @@ def test_killed_again_and_again_it_comes_to_the_same(searched, tmp_path, slots, 
     import shutil
 
     undisturbed, path = (Path(shutil.copytree(searched, tmp_path / name)) for name in ("undisturbed", "killed"))
-    settings = small(searched, policy=policy, parallel=slots, members="1", budget=9.0)
+    settings = small(searched, policy=policy, parallel=slots, design=1, budget=7.0)
     assert child(session, undisturbed, settings, slots, 10**9) == 0
     rng, kills = random.Random(slots), 0
-    while (code := child(session, path, settings, slots, rng.randint(6, 25))) != 0:
+    while (code := child(session, path, settings, slots, rng.randint(8, 30))) != 0:
         assert code == -signal.SIGKILL
         kills += 1
         assert kills < 60
-    assert kills >= 4 and trials(path) == trials(undisturbed)
-    assert Run(path).refinement().finished
+    assert kills >= 3 and trials(path) == trials(undisturbed)
+    refined = Run(path).refinement()
+    assert refined.finished and all(("entropy" in row) == policy for row in refined.decisions()) and refined.decisions()
     assert sorted(p.parent.name for p in path.glob(f"refined/*/{WEIGHTS}")) == sorted(p.parent.name for p in undisturbed.glob(f"refined/*/{WEIGHTS}"))
 
 
 def test_the_number_of_workers_changes_nothing(searched, tmp_path):
     import shutil
 
-    settings = small(searched, parallel=2, members="1", budget=9.0)
+    settings = small(searched, parallel=2, design=1, budget=7.0)
     found = []
     for slots in (1, 2, 3):
         path = Path(shutil.copytree(searched, tmp_path / str(slots)))
@@ -280,7 +281,7 @@ def test_bad_use_is_refused_in_one_sentence(fresh, tmp_path):
     with pytest.raises(UserError, match="there is no run at"):
         refine(tmp_path / "none", small(fresh))
     with pytest.raises(UserError, match="budget of 5 full trainings is too small: the initial design of 2 members takes"):
-        tune(fresh, small(fresh, budget=5))
+        tune(fresh, small(fresh, members="2", budget=5))
     with pytest.raises(UserError, match="inverted"):
         tune(fresh, small(fresh, ranges={"warmup": "0.1:0.01"}))
     with pytest.raises(UserError, match="no candidate with an id that begins with 'zz'"):
@@ -356,6 +357,5 @@ def test_everything_that_was_told_is_in_the_observations(fresh):
     refined = Run(fresh).refinement()
     planner = planner_of(refined)
     seen = planner.observations(everything_seen(refined, planner))
-    members = sum(id in refined.settings.members for id, _ in refined.state.evidence)
-    assert len(seen.y) == members + len(refined.trials) and seen.seed_sd > 0
+    assert len(seen.y) == len(refined.trials) and 0 < seen.seed_sd < 0.01
     assert seen.X.shape[1] == len(planner.encoder.columns) + 1

@@ -15,7 +15,7 @@ from star.refine.edits import Edit, edits
 from star.refine.encode import Setup
 from star.refine.space import RecipeSpace
 
-FAR, NEAR, EDITED, BEST = 16, 24, 48, 2  # of each member: recipes anywhere; recipes nearby; edits; incumbents of each kind
+FAR, NEAR, EDITED, BEST = 8, 48, 32, 2  # of each member: recipes anywhere; recipes nearby; edits; incumbents of each kind
 MOST_TRIED = 80  # latest tried candidates of a member that stay in the list
 BOXES = (0.2, 0.4, 0.6, 1.0)  # shares of every range that recipes "anywhere" are drawn from, around one of the best
 WIDTHS = (0.05, 0.15, 0.3)  # of the steps of nearby recipes, as shares of their ranges

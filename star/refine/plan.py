@@ -78,9 +78,10 @@ class Planner:
     @cached_property
     def design(self) -> list[Trial]:
         cheap, rng = self.settings.fidelities[0], np.random.default_rng([self.settings.seed, 0])
-        trials = [self.trial(member, 1.0, purpose="member") for member in self.members.values()]
+        fresh = range(min(2, self.settings.confirm))  # two tell how noisy the loss is
+        trials = [self.trial(member, 1.0, repeat, "member") for repeat in fresh for member in self.members.values()]
         if cheap < 1:
-            trials += [self.trial(member, cheap, purpose="member") for member in self.members.values()]
+            trials += [self.trial(member, cheap, repeat, "member") for repeat in fresh for member in self.members.values()]
         for member in self.members.values():
             trials += [self.trial(setup, cheap, purpose="design") for setup in self._spread(member, rng)]
         found: dict[str, Trial] = {}
@@ -176,14 +177,14 @@ class Planner:
     # What is known.
 
     def seen(self, state: Refinement, told: Sequence[Trial]) -> list[Seen]:
-        """What the search measured and what the trials did, in that order."""
-        base = self.recipes.base
-        known = [Seen(self.members.get(id) or Setup("", self.known[id], base), 1.0, loss) for id, loss in state.evidence]
+        """What the search measured and what the trials did, in that order. Members are measured afresh: what the search says of them is partly
+        luck, for which they were chosen."""
+        known = [Seen(Setup("", self.known[id], self.recipes.base), 1.0, loss) for id, loss in state.evidence if id not in self.members]
         return known + [Seen(self.setup(t), t.share, self._loss_of(state, t)) for t in told]
 
     def observations(self, seen: Sequence[Seen], pending: Sequence[Trial] = ()) -> Observations:
-        """Of the search's results those of the members alone: the others are in the prior mean already, and so many losses that are just
-        as expected would make every effect of a setting look like an outlier."""
+        """Of trials alone: the search's results are in the prior mean already, and so many losses that are just as expected would make every
+        effect of a setting look like an outlier."""
         seen = [x for x in seen if x.setup.member]
         y = np.array([math.nan if x.loss is None else x.loss for x in seen])
         waiting = self.rows([(self.setup(t), t.share) for t in pending]) if pending else None
@@ -205,7 +206,7 @@ class Planner:
         return noise.sd if noise else 0.0
 
     def front(self, seen: Sequence[Seen]) -> np.ndarray | None:
-        """Losses and exact objectives [k, 1 + m], scaled, of all that is known at full length; None if the loss alone counts."""
+        """Losses and exact objectives [k, 1 + m], scaled, of all that is known at full length; None if the loss alone counts, or nothing is."""
         if not self.exact:
             return None
         F = np.array([[loss, *self.exact_of(setup.genome)] for loss, setup in ranked(seen)])
@@ -292,7 +293,7 @@ class Planner:
         tried = [setup for setup in tried if setup.key not in base]
         if not tried:
             return []
-        mean, _ = posterior.predict(self.rows([(setup, 1.0) for setup in tried]))
+        mean = self.expected(posterior, seen, tried)
         exact = np.array([self.exact_of(setup.genome) for setup in tried]).reshape(len(tried), len(self.exact))
         chosen: list[int] = []
         for id, member in self.members.items():
@@ -312,6 +313,21 @@ class Planner:
             chosen.append(pick)
             front.F = np.vstack([front.F, F[pick]])
         return [tried[i] for i in chosen]
+
+    def expected(self, posterior: Averaged, seen: Sequence[Seen], setups: Sequence[Setup]) -> np.ndarray:
+        """Loss [n] at full length: the posterior's, moved towards what a candidate measured itself.
+
+        What the process takes for noise is larger than the noise between seeds; the rest is an effect of this candidate that the process
+        could not see, and stays when it is trained again.
+        """
+        mean, _ = posterior.predict(self.rows([(setup, 1.0) for setup in setups]))
+        seeds = self.seed_sd(seen) ** 2
+        unseen = max(float(posterior.weights @ [process.noise for process in posterior.processes]) - seeds, 0.0)
+        for i, setup in enumerate(setups):
+            losses = [x.loss for x in seen if x.setup.key == setup.key and x.share == 1.0 and x.loss is not None]
+            if losses and unseen + seeds > 0:
+                mean[i] += unseen / (unseen + seeds / len(losses)) * (np.mean(losses) - mean[i])
+        return mean
 
     def _known_front(self, seen: Sequence[Seen]) -> np.ndarray:
         F = self.front([x for x in seen if x.setup.settings == self.recipes.base])

@@ -33,7 +33,7 @@ class RefineSettings:
     change: str = "both"
     aim: str = "members"
     policy: bool = True
-    design: int = 8
+    design: int = 10
     confirm: int = 3
     parallel: int = 0
     seed: int = 0
@@ -70,9 +70,9 @@ class RefineSettings:
 
     @property
     def design_cost(self) -> float:
-        """Of every member: itself at full length and at the cheapest, and the spread points at the cheapest."""
+        """Of every member: itself twice at full length and twice at the cheapest, and the spread points at the cheapest."""
         cheap = self.fidelities[0]
-        return len(self.members) * (1.0 + (cheap if cheap < 1 else 0.0) + self.design * cheap)
+        return len(self.members) * (min(2, self.confirm) * (1.0 + (cheap if cheap < 1 else 0.0)) + self.design * cheap)
 
     @property
     def extra(self) -> int:
@@ -81,8 +81,8 @@ class RefineSettings:
 
     @property
     def confirm_cost(self) -> float:
-        """At most. The member's first fresh seed is in the design already."""
-        return self.confirm * (len(self.members) + self.extra) + (self.confirm - 1) * len(self.members)
+        """At most. The member's first two fresh seeds are in the design already."""
+        return self.confirm * (len(self.members) + self.extra) + max(0, self.confirm - 2) * len(self.members)
 
     @property
     def least_budget(self) -> float:
