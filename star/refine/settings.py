@@ -33,7 +33,7 @@ class RefineSettings:
     change: str = "both"
     aim: str = "members"
     policy: bool = True
-    design: int = 10
+    design: int = 14
     confirm: int = 3
     parallel: int = 0
     seed: int = 0
