@@ -41,7 +41,7 @@ ARMS = {
     "tuned": {"optimizer": "adamw", "betas": (0.9, 0.99), "schedule": "linear", "warmup": 0.05, "base_width": 0},
     "muon": {"optimizer": "muon", "betas": (0.9, 0.99), "schedule": "linear", "warmup": 0.05, "base_width": 0},
 }
-GRID = (2e-3, 4e-3, 8e-3, 1.6e-2)
+GRIDS = {"tuned": (1e-3, 2e-3, 4e-3), "muon": (4e-3, 8e-3, 1.6e-2)}
 
 
 def run(corpus, setting: dict, changes: dict, steps: int, seed: int, device: str) -> dict:
@@ -82,8 +82,8 @@ def main() -> None:
     corpus = open_corpus(args.text)
     rates = {"plain": ARMS["plain"]["learning_rate"]}
     tuning = {}
-    for arm in ("tuned", "muon"):
-        tuning[arm] = {rate: run(corpus, setting, ARMS[arm] | {"learning_rate": rate}, setting["steps"] // 4, 1000, args.device)["loss"] for rate in GRID}
+    for arm, grid in GRIDS.items():
+        tuning[arm] = {rate: run(corpus, setting, ARMS[arm] | {"learning_rate": rate}, setting["steps"] // 4, 1000, args.device)["loss"] for rate in grid}
         rates[arm] = min(tuning[arm], key=tuning[arm].get)
         print(f"{arm}: rate {rates[arm]:g} of " + ", ".join(f"{rate:g}: {loss:.3f}" for rate, loss in tuning[arm].items()), flush=True)
     runs: dict[str, dict[int, list[dict]]] = {arm: {} for arm in ARMS}

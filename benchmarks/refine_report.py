@@ -215,8 +215,9 @@ def plots(by: dict, out: Path) -> None:
             if main and len(curves) > 1:
                 half = 1.96 * curves.std(axis=0, ddof=1) / np.sqrt(len(curves))
                 axes.fill_between(grid, mean - half, mean + half, color=color, alpha=0.12, linewidth=0)
-        axes.set(title=name, xlabel="cost, full trainings", ylabel="regret of the best trained in full (100: median)", yscale="symlog", ylim=(0, WORST))
+        axes.set(title=name, xlabel="cost, full trainings", yscale="symlog", ylim=(0, WORST))
         axes.grid(alpha=0.25)
+    figure.supylabel("regret of the best trained in full (100: the table's median), mean over seeds, 95 % bands", fontsize=9)
     figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=7, fontsize=8)
     figure.savefig(out.with_suffix(".png"), dpi=130)
     plt.close(figure)

@@ -10,6 +10,7 @@ Arms, each one whole step (loss, backward, clip at 1, AdamW; the same tokens, th
 - loss: the head and cross-entropy alone, all logits at once against ours in chunks (time, and the largest tensor).
 
 Arms of one size take turns in one process, in an order that rotates, so that the drift of a noisy machine cancels in the ratios.
+With one thread on a CPU, time is the CPU time of the process: that of an idle machine, where this one is shared with others.
 Prints tokens/s, MFU (our count of training FLOPs, causal attention, over the device's peak; on a CPU the peak is what its own
 matrix product reaches here) and star / peer in tokens/s (above 1: ours is faster): the median of paired ratios with a 95 % bootstrap
 interval. Writes throughput-DEVICE.json and .txt. On CUDA: bfloat16, ours by `compute_dtype`, the peers by autocast.
@@ -117,6 +118,11 @@ class Causal(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
 
+def now() -> float:
+    """Seconds; of the process alone where one thread of a CPU does everything."""
+    return time.process_time() if torch.get_num_threads() == 1 and not torch.cuda.is_available() else time.perf_counter()
+
+
 def genome_of(family: str, size: Size) -> star.Genome:
     name = {"transformer++": "transformer++", "lfm2": "lfm2-350m"}[family]
     return load_genome(name, d_model=size.width, depth=2 * size.pairs, head_dim=HEAD_DIM)
@@ -174,12 +180,12 @@ class Trainer:
         self.optimizer.zero_grad()
 
     def seconds(self, tokens: torch.Tensor, targets: torch.Tensor, steps: int) -> float:
-        started = time.perf_counter()
+        started = now()
         for _ in range(steps):
             self.step(tokens, targets)
         if self.device == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter() - started
+        return now() - started
 
 
 def compare(size_name: str, size: Size, family: str, device: str, compiled: bool, seconds: float, peak: float | None) -> list[Row]:
@@ -253,11 +259,11 @@ def losses(device: str, seconds: float) -> list[dict]:
         started = time.perf_counter()
         while len(times["star"]) < 5 or time.perf_counter() - started < seconds:
             for name, form in forms.items():
-                before = time.perf_counter()
+                before = now()
                 torch.autograd.grad(form(), (x, head))
                 if device == "cuda":
                     torch.cuda.synchronize()
-                times[name].append(time.perf_counter() - before)
+                times[name].append(now() - before)
         ratio, low, high = median_interval(np.array(times["all at once"]) / np.array(times["star"]))
         rows.append({"vocab_size": vocab_size, "width": width, "tokens": n_tokens, "ratio": ratio, "low": low, "high": high, "rounds": len(times["star"])})
         rows[-1] |= {"ms": 1e3 * statistics.median(times["star"]), "largest_mib": largest["star"], "largest_mib_at_once": largest["all at once"]}
@@ -270,9 +276,9 @@ def peak_flops(device: str) -> float | None:
         return next((peak for name, peak in PEAKS.items() if name in torch.cuda.get_device_name()), None)
     a, times = torch.randn(1024, 1024), []
     for _ in range(20):
-        started = time.perf_counter()
+        started = now()
         a @ a
-        times.append(time.perf_counter() - started)
+        times.append(now() - started)
     return 2 * 1024**3 / min(times)
 
 

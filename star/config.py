@@ -91,7 +91,7 @@ class EngineConfig:
     kind: str = setting("pool", "where candidates are trained", choices=("pool", "inprocess", "ray"), resumable=True)
     address: str = setting("", 'Ray cluster: "auto" or HOST:PORT; empty: RAY_ADDRESS, else one on this machine', resumable=True)
     workers: int = setting(0, "candidates trained at one time; 0: as many as CPU cores or GPUs hold", 0, 4096, resumable=True)
-    workers_per_gpu: int = setting(1, "candidates that share a GPU; pays where one leaves most of it idle", 1, 64, resumable=True)
+    workers_per_gpu: int = setting(0, "candidates that share a GPU; 0: as many as the size of the largest genome suggests", 0, 64, resumable=True)
     threads: int = setting(1, "CPU threads of each worker; another number rounds differently", 1, 1024)
     timeout: float = setting(600.0, "seconds after which a candidate is given up; 0: never", 0, resumable=True)
 

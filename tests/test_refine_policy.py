@@ -1,20 +1,21 @@
 """The policy: untrained it is Bayesian optimization, imagination teaches it, the gate holds it back; proposals are pure functions."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from star.refine.imagine import Scene, Worlds, dream, greedy, play, repeat, worth
-from star.refine.policy import Policy, PolicySettings, gate, learn, preferences
+from star.refine.imagine import Scene, Worlds, dream, greedy, outcomes, play, select, worth
+from star.refine.policy import Policy, PolicySettings, choose, contenders, gate, learn, lesson
 from star.refine.pool import KINDS, Observations, Pool, fidelity_coordinate
 from star.refine.posterior import update
-from star.refine.pretrain import episodes, pretrained, scenes
+from star.refine.pretrain import lessons, pretrained, scenes, worlds_of
 from star.refine.propose import Settings, facts, propose, recommend, shortlist, spread, thresholds
 from star.refine.transfer import Source, contextual, widen
 
-QUICK = PolicySettings(updates=2, worlds=8, pairs=8, steps=3, actions=24)
+QUICK = PolicySettings(updates=2, pairs=8, gate_pairs=8, steps=3, actions=24, contenders=4)
 
 
 def scene(mean, sd, price: float = 0.0, cost=None, budget: float = 3.0, best: float = 100.0, correlation: float = 0.0) -> Scene:
@@ -54,19 +55,14 @@ def problem(n: int = 30, k: int = 1, seed: int = 0, told: int = 10):
 def test_eight_layers_after_imagination():
     """6 layers predicted at 20 (18 to 22), 8 layers at 17 (15 to 19): what is learnt in imagined outcomes prefers 8."""
     now = scene([20.0, 17.0], [1.0, 1.0], budget=1.0)
-    policy = Policy(beta=0.0)  # no anchor: all that it prefers is learnt
-    before = preferences(policy, now)["policy"]
+    policy, settings = Policy(beta=0.0), PolicySettings(steps=1, anchor=0.0)  # no anchor: all that it prefers is learnt
+    before = choose(policy, now, settings).probability
     assert before[0] == pytest.approx(before[1])
-    settings = PolicySettings(rate=1e-2, steps=1, anchor=0.0)
-    # what is recommended is what was tried: the others are far from any target's mean
-    imagined = worlds(now, 32)
-
-    def tried_alone(i: int):
-        return repeat(now, 64), imagined, 1
-
-    learned, _ = learn(policy, tried_alone, 30, settings, seed=0)
-    after = preferences(learned, now)["policy"]
-    assert after[1] > 0.5 > after[0]
+    learned, history = learn(policy, [lesson(now, worlds(now, 32), settings)] * 30, settings)
+    after = choose(learned, now, settings).probability
+    assert after[1] > 0.9 and after[1] > after[0] and history[-1]["gain"] > history[0]["gain"]
+    slow = outcomes(now, worlds(now, 2000, seed=1), torch.tensor([[0, 1]]), 1)[0].mean(dim=1)  # what it should have learnt
+    assert slow.tolist() == pytest.approx([-20.0, -17.0], abs=0.1)
 
 
 # ---- untrained
@@ -74,20 +70,17 @@ def test_eight_layers_after_imagination():
 
 @pytest.mark.parametrize("cheap, priced", [(False, False), (True, False), (True, True)])
 def test_untrained_is_bayesian_optimization(cheap, priced):
-    now, truth = scenes(np.random.default_rng(1), 8, cheap, priced)
+    now = scenes(np.random.default_rng(1), 8, cheap, priced)
+    truth = worlds_of(now, 1, np.random.default_rng(2))
     with torch.no_grad():
-        mine, other = play(now, truth, Policy(), 4), play(now, truth, greedy, 4)
+        mine, other = (play(now, truth.loss[:, 0], truth.noise[:, 0], chooser, 4) for chooser in (Policy(), greedy))
     assert (mine.first == other.first).all() and (mine.returns == other.returns).all()
-    assert preferences(Policy(), repeat_one(now))["kl"] == pytest.approx(0.0, abs=1e-12)
-
-
-def repeat_one(now: Scene) -> Scene:
-    parts = {name: getattr(now, name) for name in now.__dataclass_fields__}
-    return Scene(**{name: value[:1] if isinstance(value, torch.Tensor) else value for name, value in parts.items()})
+    found = choose(Policy(), select(now, torch.tensor([3])), QUICK)
+    assert found.kl == pytest.approx(0.0, abs=1e-12) and found.action == found.bayes == int(other.first[3])
 
 
 def test_order_of_candidates_does_not_matter():
-    now, _ = scenes(np.random.default_rng(2), 2, True, True)
+    now = scenes(np.random.default_rng(2), 2, True, True)
     policy = pretrained()
     n = now.mean.shape[1] // 3
     order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
@@ -127,15 +120,15 @@ def test_a_scene_is_conditioned_as_the_process_is():
 
 
 def test_nothing_is_tried_twice_or_over_budget_and_stopping_is_for_good():
-    now, truth = scenes(np.random.default_rng(3), 16, True, True)
-    seen = []
+    now = scenes(np.random.default_rng(3), 16, True, True)
+    truth, seen = worlds_of(now, 1, np.random.default_rng(4)), []
 
     def watch(at: Scene) -> torch.Tensor:
         assert not (at.legal()[:, :-1] & at.tried).any()
         seen.append(at.stopped.clone())
         return torch.randn(at.legal().shape, dtype=torch.float64, generator=torch.Generator().manual_seed(len(seen))).masked_fill(~at.legal(), -1e9)
 
-    end = play(now, truth, watch, 12)
+    end = play(now, truth.loss[:, 0], truth.noise[:, 0], watch, 12)
     assert (end.spent <= now.budget * (1 + 1e-9)).all()
     assert all((after | ~before).all() for before, after in itertools.pairwise(seen))
 
@@ -149,63 +142,90 @@ def test_stops_where_no_trial_is_worth_its_price():
 
 def test_return_is_the_true_loss_of_what_was_trained_in_full_or_had_before():
     now = scene([1.0, 2.0], [1.0, 1.0], price=0.1, budget=1.0, best=3.0)
-    truth = Worlds(torch.tensor([[5.0, 0.5], [0.7, 0.5]], dtype=torch.float64), torch.zeros(2, 2, dtype=torch.float64))
-    end = play(repeat(now, 2), truth, greedy, 1)  # both try 0; in the first world it is worse than what was had
-    assert end.first.tolist() == [0, 0] and end.returns.tolist() == pytest.approx([-3.0 - 0.1, -0.7 - 0.1])
+    truth = Worlds(torch.tensor([[[5.0, 0.5], [0.7, 0.5]]], dtype=torch.float64), torch.zeros(1, 2, 2, dtype=torch.float64))
+    found = outcomes(now, truth, torch.tensor([[0, 1, 2]]), 1)[0]  # in the first world 0 is worse than what was had; 2 is stopping
+    assert found.tolist() == [pytest.approx([-3.0 - 0.1, -0.7 - 0.1]), pytest.approx([-0.5 - 0.1] * 2), pytest.approx([-3.0, -3.0])]
+
+
+def test_outcomes_of_the_greedy_choice_are_those_of_greedy_play():
+    now = scenes(np.random.default_rng(5), 3, True, False)
+    truth = worlds_of(now, 2, np.random.default_rng(6))
+    found = outcomes(now, truth, contenders(now, 2)[0], 4)
+    for w in range(4):
+        assert torch.equal(found[:, 0, w], play(now, truth.loss[:, w], truth.noise[:, w], greedy, 4).returns)
 
 
 def test_worlds_have_the_moments_of_the_average():
     rng = np.random.default_rng(0)
     roots = [(np.array([0.0, 1.0]), np.array([[1.0, 0.0], [0.5, 0.2]])), (np.array([2.0, 0.0]), 0.1 * np.eye(2))]
     found = dream(roots, np.array([0.75, 0.25]), 0.3, 20_000, rng)
-    assert found.loss.mean(dim=0).numpy() == pytest.approx([0.5, 0.75], abs=0.03)
+    assert found.loss[0].mean(dim=0).numpy() == pytest.approx([0.5, 0.75], abs=0.03)
     assert float(found.noise.std()) == pytest.approx(0.3, rel=0.02)
-    half = len(found.loss) // 2
-    sums = (found.loss[:half] + found.loss[half:]) / 2  # antithetic: the mean of its process
+    sums = found.loss[0].unflatten(0, (2, -1)).mean(dim=0)  # antithetic: the mean of its process
     assert set(np.unique(sums[:, 0].numpy().round(9))) == {0.0, 2.0}
 
 
 # ---- learning and the gate
 
 
-def test_learning_finds_what_greedy_misses():
-    """A pool where the anchor is wrong by construction: scores of the first step say 0, worlds say 1. The policy learns 1, and the gate lets it."""
+def misled() -> tuple[Scene, Worlds]:
+    """A pool where the scores of Bayesian optimization say 0 and the worlds say 1, which a fact tells apart."""
     now = scene([0.0] * 6, [0.1] * 6, budget=1.0, best=1.0)
-    facts_of = now.facts.clone()
-    facts_of[0, 1, 0] = 1.0  # it can tell candidate 1 apart
-    mean = now.mean.clone()
-    parts = {name: getattr(now, name) for name in now.__dataclass_fields__}
-    biased = Scene(**parts | {"facts": facts_of, "mean": mean, "scores": torch.tensor([[1.0, 0.0, 0.0, 0.0, 0.0, 0.0]], dtype=torch.float64)})
-    rng = np.random.default_rng(0)
-
-    def imagined(pairs: int) -> Worlds:
-        loss = 0.05 * rng.standard_normal((2 * pairs, 6))
-        loss[:, 1] -= 1.0
-        return Worlds(torch.tensor(loss), torch.zeros(2 * pairs, 6, dtype=torch.float64))
-
-    settings = PolicySettings(rate=1e-2, steps=1, anchor=0.0)
-    learned, history = learn(Policy(), lambda i: (repeat(biased, 64), imagined(32), 1), 60, settings, seed=0)
-    before, after = (gate(p, repeat(biased, 64), imagined(32), 1) for p in (Policy(), learned))
-    assert not before.acts and before.gain == 0.0
-    assert after.acts and after.gain > 0.5 and history[-1]["kl"] > history[0]["kl"]
+    told = now.facts.clone()
+    told[0, 1, 0] = 1.0
+    now = replace(now, facts=told, scores=torch.tensor([[1.0, 0.0, 0.0, 0.0, 0.0, 0.0]], dtype=torch.float64))
+    loss = 0.05 * np.random.default_rng(0).standard_normal((1, 64, 6))
+    loss[:, :, 1] -= 1.0
+    return now, Worlds(torch.tensor(loss), torch.zeros(1, 64, 6, dtype=torch.float64))
 
 
-def test_the_gate_holds_back_what_is_worse():
+def test_learning_finds_what_greedy_misses_and_the_gate_lets_it():
+    now, imagined = misled()
+    settings = PolicySettings(steps=1)
+    assert choose(Policy(), now, settings).action == 0
+    learned, history = learn(Policy(), [lesson(now, imagined, settings)] * 60, settings)
+    found = choose(learned, now, settings)
+    assert found.action == 1 and found.bayes == 0 and history[-1]["kl"] > history[0]["kl"]
+    verdict = gate(now, imagined, found.action, found.bayes, settings)
+    assert verdict.acts and verdict.gain == pytest.approx(1.0, abs=0.05) and verdict.pairs == 32
+
+
+def test_the_gate_holds_back_what_is_worse_or_no_better():
     now = scene([0.0, 1.0], [0.5, 0.1], budget=1.0, best=1.0)
+    worse, same = (gate(now, worlds(now, 64), action, 0, PolicySettings(steps=1)) for action in (1, 0))
+    assert not worse.acts and worse.gain < 0 and not same.acts and same.gain == 0.0
 
-    class Contrary(Policy):
-        def forward(self, scene: Scene) -> torch.Tensor:
-            return -super().forward(scene).masked_fill(~scene.legal(), 1e9)
 
-    assert int(Contrary()(now).argmax()) == 1
-    verdict = gate(Contrary(), repeat(now, 128), worlds(now, 64), 1)
-    assert not verdict.acts and verdict.gain < 0
+def test_contenders_begin_with_the_choice_of_bayesian_optimization_and_hold_stopping():
+    now = scenes(np.random.default_rng(7), 20, True, True)
+    actions, legal = contenders(now, 4)
+    assert (actions[:, 0] == greedy(now).argmax(dim=1)).all() and legal[:, 0].all()
+    assert (actions == now.mean.shape[1]).any(dim=1).all() and all(len(set(row)) == 4 for row in actions.tolist())
+
+
+def test_the_gradient_is_that_of_the_expected_gain():
+    """All contenders' policy gradient against differences of sum_a p(a) advantage(a)."""
+    now, imagined = misled()
+    settings = PolicySettings(steps=1, entropy=0.0, anchor=0.0, rate=1e-3)
+    given, policy = lesson(now, imagined, settings), Policy()
+
+    def expected(bias: float) -> float:
+        with torch.no_grad():
+            policy.score.weight[0, 0] = bias
+            logits = policy(now).gather(1, given.actions).masked_fill(~given.legal, -1e9)
+            return float((logits.softmax(dim=1) * given.advantage).sum())
+
+    slope = (expected(1e-4) - expected(-1e-4)) / 2e-4
+    expected(0.0)
+    learned, _ = learn(policy, [given], settings)
+    assert np.sign(float(learned.score.weight.detach()[0, 0])) == np.sign(slope) != 0  # Adam's first step follows the sign
 
 
 def test_learning_is_reproducible_and_leaves_the_original_alone():
     start = pretrained()
     before = [p.clone() for p in start.parameters()]
-    one, two = (learn(start, episodes(5, 16), 2, PolicySettings(worlds=16), seed=3)[0] for _ in range(2))
+    settings = PolicySettings(contenders=3, pairs=2)
+    one, two = (learn(start, lessons(3, 5, settings, size=2), settings)[0] for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
     assert all(torch.equal(a, b) for a, b in zip(start.parameters(), before, strict=True))
     assert any(not torch.equal(a, b) for a, b in zip(one.parameters(), before, strict=True))
@@ -229,9 +249,9 @@ def test_proposals_are_pure_functions(k, rl):
 def test_a_gate_that_never_opens_is_bayesian_optimization(k):
     pool, seen, _ = problem(k=k)
     alone = propose(pool, seen, Settings(samples=4), None, 5.0)
-    gated = propose(pool, seen, Settings(samples=4, policy=PolicySettings(updates=1, worlds=8, pairs=8, actions=24, confidence=1 - 1e-12)), pretrained(), 5.0)
+    gated = propose(pool, seen, Settings(samples=4, policy=replace(QUICK, confidence=1 - 1e-12)), pretrained(), 5.0)
     assert gated.action == alone.action and gated.source == "bayes"
-    untrained = propose(pool, seen, Settings(samples=4, gated=False, policy=PolicySettings(updates=0, pairs=8, actions=24)), Policy(), 5.0)
+    untrained = propose(pool, seen, Settings(samples=4, gated=False, policy=replace(QUICK, updates=0)), Policy(), 5.0)
     assert untrained.action == alone.action
 
 

@@ -21,7 +21,7 @@ from star.data import open_corpus
 from star.errors import UserError
 from star.training import Recipe, evaluate, learning_rate_factor, train
 from star.training.optim import build_optimizer
-from star.training.run import divergence
+from star.training.result import divergence
 
 SMALL = Recipe(tokens=16_000, batch_size=4, seq_len=16, learning_rate=1e-2, eval_tokens=2048, eval_interval=0.25, device="cpu")
 

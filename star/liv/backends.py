@@ -5,8 +5,8 @@ dtype, on a device and with given head widths runs a short sequence through fla'
 and backward (`probe`). fla is used if it agrees; if it is missing, raises or differs, our form is, and `explain()` says
 why. Some of its kernels do raise, or did give wrong gradients, with some versions of the compiler under them.
 
-Our own form also runs under `torch.compile`, which fuses it and would break its graph at fla's kernels, and for pieces of
-a few tokens. `backends.DEVICES = ()` keeps it everywhere, as `torch.func` transforms on a GPU need.
+Our own form also runs under `torch.compile`, which fuses it and would break its graph at fla's kernels, under `torch.func.vmap`,
+and for pieces of a few tokens. `backends.DEVICES = ()` keeps it everywhere, as other transforms on a GPU need.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from star.liv.vmap import vmapped
 
 DEVICES: tuple[str, ...] = ("cuda",)
 MIN_TOKENS = 64
@@ -43,7 +45,7 @@ CHOICES: dict[tuple, Choice] = {}  # by operator, dtype, device, state size, hea
 
 def fastest(name: str, ours: Callable, b: Tensor, v: Tensor) -> Callable:
     """The form to compute an operator of `KERNELS` with, for keys b [B, T, H, N] and values v [B, T, H, P]."""
-    if v.device.type not in DEVICES or torch.compiler.is_compiling() or v.shape[1] < MIN_TOKENS or v.dtype not in ALLOWED_ERROR:
+    if v.device.type not in DEVICES or torch.compiler.is_compiling() or vmapped(v) or v.shape[1] < MIN_TOKENS or v.dtype not in ALLOWED_ERROR:
         return ours
     key = (name, v.dtype, v.device, b.shape[-1], v.shape[-1])
     if key not in CHOICES:

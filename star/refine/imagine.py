@@ -1,6 +1,6 @@
 """Futures drawn from the posterior and played by any chooser: where a policy learns, and where it must beat Bayesian optimization first.
 
-A *scene* is a batch of B pools of P actions with a belief about their losses. A *world* is one true loss for every action, and one
+A *scene* is a batch of pools of P actions with a belief about their losses. A *world* is one true loss for every action, and one
 noise. A *chooser* gives every action, and stopping, a logit; what it tries is measured in the world, and the belief
 is conditioned on it. The return of a play is minus the true loss of what is delivered at its end, minus price x cost: in nats. Only
 what was trained in full can be delivered: the target with the lowest mean of those tried, unless what was had before is better.
@@ -140,10 +140,10 @@ def greedy(scene: Scene) -> Tensor:
 
 @dataclass(frozen=True)
 class Worlds:
-    """Truths for a scene: losses [B, P] and the noise of each measurement [B, P]; nats."""
+    """Truths for each of S scenes: W losses of every action, and the noise of every measurement; nats. Antithetic: i and i + W / 2."""
 
-    loss: Tensor
-    noise: Tensor
+    loss: Tensor  # [S, W, P]
+    noise: Tensor  # [S, W, P]
 
 
 @dataclass(frozen=True)
@@ -152,46 +152,44 @@ class Play:
 
     returns: Tensor  # [B] nats
     first: Tensor  # [B] first action; P: stopped at once
-    log_probability: Tensor  # [B] of all choices, where sampled
-    entropy: Tensor  # [B] of the choices, mean over steps
     spent: Tensor  # [B]
 
 
-def play(
-    scene: Scene, worlds: Worlds, chooser: Callable[[Scene], Tensor], steps: int, generator: torch.Generator | None = None
-) -> Play:
-    """At most `steps` choices in each world: the highest logit, or drawn from the softmax of the logits with a generator."""
-    rows = torch.arange(len(scene.mean))
-    padded, noise = (torch.cat([part, torch.zeros(len(rows), 1, dtype=part.dtype)], dim=1) for part in (worlds.loss, worlds.noise))
-    first, log_probability, entropy = None, torch.zeros_like(scene.budget), torch.zeros_like(scene.budget)
+def play(scene: Scene, loss: Tensor, noise: Tensor, chooser: Callable[[Scene], Tensor], steps: int) -> Play:
+    """At most `steps` choices, the highest logit each, one world per scene: loss, noise [B, P]."""
+    rows = torch.arange(len(loss))
+    padded, error = (torch.cat([part, torch.zeros(len(rows), 1, dtype=part.dtype)], dim=1) for part in (loss, noise))
+    first = None
     for _ in range(steps):
-        logits = chooser(scene)
-        if generator is None:
-            action = logits.argmax(dim=1)
-        else:
-            log_p = logits.log_softmax(dim=1)
-            action = torch.multinomial(log_p.detach().exp(), 1, generator=generator)[:, 0]
-            alive = (~scene.stopped).to(log_p.dtype)
-            log_probability = log_probability + alive * log_p[rows, action]
-            entropy = entropy - alive * (log_p.exp() * log_p.clamp(min=-50.0)).sum(dim=1) / steps
+        action = chooser(scene).argmax(dim=1)
         first = action if first is None else first
-        scene = scene.observe(action, padded[rows, action] + noise[rows, action])
+        scene = scene.observe(action, padded[rows, action] + error[rows, action])
     target, better = scene.delivered()
-    returns = -torch.where(better, worlds.loss[rows, target], scene.best) - scene.price * scene.spent
-    return Play(returns, first, log_probability, entropy, scene.spent)
+    returns = -torch.where(better, loss[rows, target], scene.best) - scene.price * scene.spent
+    return Play(returns, first, scene.spent)
 
 
-def repeat(scene: Scene, times: int) -> Scene:
-    """The same scene for `times` worlds: its one pool repeated [times, ...], without copies where possible."""
-    parts = {}
-    for name in scene.__dataclass_fields__:
-        value = getattr(scene, name)
-        parts[name] = value.expand(times, *value.shape[1:]) if isinstance(value, Tensor) else value
-    return replace(scene, **parts)
+def outcomes(scene: Scene, worlds: Worlds, actions: Tensor, steps: int) -> Tensor:
+    """Returns [S, m, W] of choosing each of actions [S, m] first and going on as Bayesian optimization would, in the same worlds."""
+    (S, m), (_, W, P) = actions.shape, worlds.loss.shape
+    first = actions[:, :, None].expand(S, m, W).reshape(-1)
+    loss, noise = (part[:, None].expand(S, m, W, P).reshape(-1, P) for part in (worlds.loss, worlds.noise))
+
+    def chooser(now: Scene) -> Tensor:
+        return torch.nn.functional.one_hot(first, P + 1).double() if now.step == scene.step else greedy(now)
+
+    with torch.no_grad():
+        return play(select(scene, torch.arange(S).repeat_interleave(m * W)), loss, noise, chooser, steps).returns.view(S, m, W)
+
+
+def select(scene: Scene, rows: Tensor) -> Scene:
+    """The scenes with these numbers, repeats allowed."""
+    parts = {name: getattr(scene, name) for name in scene.__dataclass_fields__}
+    return Scene(**{name: part[rows] if isinstance(part, Tensor) else part for name, part in parts.items()})
 
 
 def dream(roots: list[tuple[np.ndarray, np.ndarray]], weights: np.ndarray, noise_sd: float, pairs: int, rng: np.random.Generator) -> Worlds:
-    """2 x pairs worlds [2 pairs, P] in antithetic pairs (i and i + pairs), each drawn from one process of an average.
+    """2 x pairs worlds of one scene, each pair drawn from one process of an average.
 
     roots: mean [P] and root of the covariance [P, P] of each process (`star.refine.posterior.whitened`), with their weights.
     """
@@ -201,4 +199,4 @@ def dream(roots: list[tuple[np.ndarray, np.ndarray]], weights: np.ndarray, noise
     means = np.stack([roots[k][0] for k in which])
     moves = np.stack([roots[k][1] @ v for k, v in zip(which, z, strict=True)])
     loss = np.concatenate([means + moves, means - moves])
-    return Worlds(torch.as_tensor(loss), torch.as_tensor(noise_sd * np.concatenate([e, -e])))
+    return Worlds(torch.as_tensor(loss)[None], torch.as_tensor(noise_sd * np.concatenate([e, -e]))[None])

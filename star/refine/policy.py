@@ -3,20 +3,23 @@
     logit = beta x log(value per cost) + network(what is seen)
 
 The network's last layer begins at zero, so an untrained policy is greedy Bayesian optimization (and stops where that would); all it
-can learn is a correction. It learns by REINFORCE in imagined worlds against how greedy Bayesian optimization plays the same
-worlds (a self-critical baseline: Rennie et al., 2017), and acts only where it then beats it on fresh ones.
+can learn is a correction among the *contenders*, the actions that Bayesian optimization ranks highest, and stopping. It learns by the policy
+gradient over all of them (Sutton et al., 2001: REINFORCE without the noise of sampling actions): each contender is tried first in imagined worlds,
+Bayesian optimization goes on, and its return is compared with that of Bayesian optimization in the same worlds (a self-critical
+baseline: Rennie et al., 2017). It acts only where its choice is better in fresh worlds.
 """
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.stats import t as student
 from torch import Tensor, nn
 
-from star.refine.imagine import SHUT, Play, Scene, Worlds, anchored, greedy, play, worth
+from star.refine.imagine import SHUT, Scene, Worlds, anchored, outcomes, worth
 from star.refine.pool import KINDS
 
 FACTS = 1 + len(KINDS) + 4  # fidelity; kind of edit; inherits; distance from its member; two exact objectives
@@ -26,17 +29,18 @@ CONTEXT = 5
 
 @dataclass(frozen=True)
 class PolicySettings:
-    """How the policy learns at each step of a refinement. The defaults cost 0.3-0.8 s a step on one core."""
+    """How the policy learns at each step of a refinement. The defaults cost some 0.4 s a step on one core."""
 
-    updates: int = 4  # from the pre-trained weights, at every step anew: nothing is carried, so a resumed run repeats itself
-    worlds: int = 32
-    steps: int = 5  # of a play
-    rate: float = 1e-3
-    entropy: float = 0.003
-    anchor: float = 0.01  # weight of KL(policy, Bayesian optimization)
-    pairs: int = 64  # antithetic pairs of fresh worlds that the gate compares on
+    updates: int = 20  # from the pre-trained weights, at every step anew: nothing is carried, so a resumed run repeats itself
+    rate: float = 5e-3
+    contenders: int = 8
+    pairs: int = 32  # antithetic pairs of imagined worlds that it learns in
+    steps: int = 4  # of each future
+    entropy: float = 0.001  # weights, in units of the losses' sd
+    anchor: float = 0.002  # of KL(policy, Bayesian optimization)
+    gate_pairs: int = 64  # of fresh worlds
     confidence: float = 0.95  # of the gate: one-sided lower limit of the imagined gain above 0
-    actions: int = 72  # at most, in imagination
+    actions: int = 48  # at most, in imagination
 
 
 class Policy(nn.Module):
@@ -110,48 +114,69 @@ def see(scene: Scene, scores: Tensor, uncertainty: bool = True) -> tuple[Tensor,
     return torch.cat([torch.stack(known + unsure, dim=2), scene.facts], dim=2), context
 
 
-def learn(
-    policy: Policy, episodes: Callable[[int], tuple[Scene, Worlds, int]], updates: int, settings: PolicySettings, seed: int, decay: float = 0.0
-) -> tuple[Policy, list[dict[str, float]]]:
-    """A copy of the policy after REINFORCE on `episodes(i)`: a scene, worlds for it and the number of steps. Second: what each update saw.
+def contenders(scene: Scene, n: int) -> tuple[Tensor, Tensor]:
+    """The n actions [S, n] that Bayesian optimization ranks highest, its own choice first; stopping takes the last place where it is allowed
+    and not among them. Second: which of them are legal."""
+    legal = scene.legal()
+    scores, n = worth(scene).masked_fill(~legal, SHUT), min(n, legal.shape[1])
+    actions = scores.argsort(dim=1, descending=True, stable=True)[:, :n]
+    stop = legal.shape[1] - 1
+    missing = legal[:, stop] & ~(actions == stop).any(dim=1)
+    actions = torch.cat([actions[:, :-1], torch.where(missing, stop, actions[:, -1])[:, None]], dim=1)
+    return actions, legal.gather(1, actions)
 
-    decay: share of the updates, at the end, over which the learning rate falls linearly to zero.
+
+@dataclass(frozen=True)
+class Lesson:
+    """What each contender would bring: the mean return over imagined worlds minus that of Bayesian optimization, in sds of the losses."""
+
+    scene: Scene  # S scenes
+    actions: Tensor  # [S, n]
+    legal: Tensor  # [S, n]
+    advantage: Tensor  # [S, n]
+
+
+def lesson(scene: Scene, worlds: Worlds, settings: PolicySettings) -> Lesson:
+    actions, legal = contenders(scene, settings.contenders)
+    returns = outcomes(scene, worlds, actions, settings.steps)
+    advantage = (returns - returns[:, :1]).mean(dim=2) / scene.scale[:, None]
+    return Lesson(scene, actions, legal, advantage.clamp(-3.0, 3.0).masked_fill(~legal, 0.0))
+
+
+def learn(policy: Policy, lessons: Iterable[Lesson], settings: PolicySettings, decay: int = 0) -> tuple[Policy, list[dict[str, float]]]:
+    """A copy of the policy after one gradient step on each lesson; and of each its expected gain, entropy and KL to Bayesian optimization.
+
+    decay: the number of lessons over whose last third the rate falls linearly to zero; 0: it stays.
     """
     policy = copy.deepcopy(policy)
     optimizer = torch.optim.Adam(policy.parameters(), lr=settings.rate)
-    generator, history = torch.Generator().manual_seed(seed), []
-    for i in range(updates):
+    history = []
+    for i, given in enumerate(lessons):
         for group in optimizer.param_groups:
-            group["lr"] = settings.rate * min(1.0, (updates - i) / max(1.0, decay * updates))
-        scene, worlds, steps = episodes(i)
-        with torch.no_grad():
-            baseline = play(scene, worlds, greedy, steps)
-        divergences: list[Tensor] = []
-
-        def chooser(now: Scene, divergences=divergences) -> Tensor:
-            logits = policy(now)
-            log_p = logits.log_softmax(dim=1)
-            log_q = (policy.beta * anchored(worth(now), now.legal())).log_softmax(dim=1)
-            divergences.append((log_p.exp() * (log_p - log_q).clamp(-50.0, 50.0)).sum(dim=1))
-            return logits
-
-        mine = play(scene, worlds, chooser, steps, generator)
-        gain = (mine.returns - baseline.returns) / scene.scale
-        spread = (baseline.returns / scene.scale).std() + 1e-3
-        advantage = ((gain - gain.mean()) / spread).clamp(-3.0, 3.0)
-        divergence = torch.stack(divergences).mean(dim=0)
-        loss = (-mine.log_probability * advantage - settings.entropy * mine.entropy + settings.anchor * divergence).mean()
+            group["lr"] = settings.rate * (min(1.0, 3 * (decay - i) / decay) if decay else 1.0)
+        log_p, log_q = among(policy, given.scene, given.actions, given.legal)
+        p = log_p.exp()
+        gain = (p * given.advantage).sum(dim=1)
+        entropy, divergence = -(p * log_p.clamp(min=-50.0)).sum(dim=1), (p * (log_p - log_q).clamp(-50.0, 50.0)).sum(dim=1)
+        loss = (-gain - settings.entropy * entropy + settings.anchor * divergence).mean()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
         optimizer.step()
-        history.append({"gain": float(gain.detach().mean()), "entropy": float(mine.entropy.detach().mean()), "kl": float(divergence.detach().mean())})
+        history.append({name: float(value.detach().mean()) for name, value in (("gain", gain), ("entropy", entropy), ("kl", divergence))})
     return policy, history
+
+
+def among(policy: Policy, scene: Scene, actions: Tensor, legal: Tensor) -> tuple[Tensor, Tensor]:
+    """Log probabilities [S, n] of the policy and of Bayesian optimization, at the same beta, over these actions."""
+    mine = policy(scene).gather(1, actions).masked_fill(~legal, SHUT)
+    base = (policy.beta * anchored(worth(scene), scene.legal())).gather(1, actions).masked_fill(~legal, SHUT)
+    return mine.log_softmax(dim=1), base.log_softmax(dim=1)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether the policy may act: its imagined return minus that of greedy Bayesian optimization, in nats, over fresh worlds."""
+    """Whether the policy may act: the imagined return of its choice minus that of Bayesian optimization's, in nats, over fresh worlds."""
 
     acts: bool
     gain: float
@@ -159,27 +184,29 @@ class Verdict:
     pairs: int
 
 
-def gate(policy: Policy, scene: Scene, worlds: Worlds, steps: int, confidence: float = 0.95) -> Verdict:
-    """Both play the same worlds, which come in antithetic pairs (i, i + n / 2); limits by Student's t over the pairs."""
-    from scipy.stats import t as student
-
-    with torch.no_grad():
-        mine, other = play(scene, worlds, policy, steps), play(scene, worlds, greedy, steps)
-    return _verdict(mine, other, student.ppf(confidence, len(mine.returns) // 2 - 1))
-
-
-def _verdict(mine: Play, other: Play, quantile: float) -> Verdict:
-    gain = (mine.returns - other.returns).numpy().reshape(2, -1).mean(axis=0)
-    low = gain.mean() - quantile * gain.std(ddof=1) / np.sqrt(len(gain))
+def gate(scene: Scene, worlds: Worlds, action: int, bayes: int, settings: PolicySettings) -> Verdict:
+    """Both actions of one scene begin the same worlds, Bayesian optimization goes on; limits by Student's t over the antithetic pairs."""
+    returns = outcomes(scene, worlds, torch.tensor([[action, bayes]]), settings.steps)[0]
+    gain = (returns[0] - returns[1]).numpy().reshape(2, -1).mean(axis=0)
+    low = gain.mean() - student.ppf(settings.confidence, len(gain) - 1) * gain.std(ddof=1) / np.sqrt(len(gain))
     return Verdict(bool(low > 0), float(gain.mean()), float(low), len(gain))
 
 
-def preferences(policy: Policy, scene: Scene) -> dict[str, np.ndarray | float]:
-    """Of a single scene: probabilities [P + 1] of the policy and of Bayesian optimization at the same beta; entropy and KL in nats."""
+@dataclass(frozen=True)
+class Choice:
+    """What the policy and Bayesian optimization would do in one scene; entropy of the policy and KL between them, over the contenders, in nats."""
+
+    action: int
+    bayes: int
+    probability: dict[int, float]
+    entropy: float
+    kl: float
+
+
+def choose(policy: Policy, scene: Scene, settings: PolicySettings) -> Choice:
+    actions, legal = contenders(scene, settings.contenders)
     with torch.no_grad():
-        p = policy(scene).softmax(dim=1)[0].numpy()
-        q = (policy.beta * anchored(worth(scene), scene.legal())).softmax(dim=1)[0].numpy()
-    kl = float((p * (np.log(np.maximum(p, 1e-300)) - np.log(np.maximum(q, 1e-300)))).sum())
-    return {"policy": p, "bayes": q, "entropy": float(-(p * np.log(np.maximum(p, 1e-300))).sum()), "kl": max(0.0, kl)}
-
-
+        log_p, log_q = (part[0].numpy() for part in among(policy, scene, actions, legal))
+    p, numbers = np.exp(log_p), actions[0].tolist()
+    kl = float((p * np.clip(log_p - log_q, -50, 50)).sum())
+    return Choice(numbers[int(p.argmax())], numbers[0], dict(zip(numbers, p.tolist(), strict=True)), float(-(p * np.maximum(log_p, -50)).sum()), max(0.0, kl))

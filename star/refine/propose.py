@@ -12,13 +12,14 @@ over where it beats Bayesian optimization there.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 
 import numpy as np
 import torch
 
 from star.refine.acquisition import knowledge_gradient, log_ei, log_hypervolume_gain, log_rate, reduction
-from star.refine.imagine import NOTHING, Scene, dream, repeat
-from star.refine.policy import Policy, PolicySettings, Verdict, gate, learn, preferences
+from star.refine.imagine import NOTHING, Scene, dream
+from star.refine.policy import Policy, PolicySettings, Verdict, choose, gate, learn, lesson
 from star.refine.pool import KINDS, Observations, Pool, fidelity_coordinate
 from star.refine.posterior import SAMPLES, Averaged, condition, fit, whitened
 
@@ -161,22 +162,16 @@ def _consult(policy, pool, belief, scores, legal, settings, budget, seed, step) 
     scene = belief.scene(pool, chosen, legal, left, settings)
     roots = [whitened(belief.rows[chosen], belief.posterior, i) for i in range(len(belief.posterior.processes))]
     roots = [(mean - belief.offset[chosen], root) for mean, root in roots]
-    noise_sd, weights = math.sqrt(belief.noise), belief.posterior.weights
-
-    def episodes(_: int):
-        return repeat(scene, s.worlds), dream(roots, weights, noise_sd, s.worlds // 2, rng), s.steps
-
-    learned, history = learn(policy, episodes, s.updates, s, seed=int(rng.integers(2**31)))
-    found = preferences(learned, scene)
-    best, bayes = int(np.argmax(found["policy"])), int(np.argmax(found["bayes"]))
-    if best == bayes:  # nothing to decide
-        verdict = Verdict(False, 0.0, 0.0, 0)
-    else:
-        verdict = gate(learned, repeat(scene, 2 * s.pairs), dream(roots, weights, noise_sd, s.pairs, rng), s.steps, s.confidence)
-    log = {"acts": verdict.acts, "agrees": best == bayes, "gain": verdict.gain, "low": verdict.low, "entropy": found["entropy"], "kl": found["kl"]}
+    imagined = lambda pairs: dream(roots, belief.posterior.weights, math.sqrt(belief.noise), pairs, rng)  # noqa: E731
+    learned, history = learn(policy, repeat(lesson(scene, imagined(s.pairs), s), s.updates), s)
+    found = choose(learned, scene, s)
+    verdict = Verdict(False, 0.0, 0.0, 0)
+    if settings.gated and found.action != found.bayes:  # otherwise there is nothing to decide
+        verdict = gate(scene, imagined(s.gate_pairs), found.action, found.bayes, s)
+    log = {"acts": verdict.acts, "agrees": found.action == found.bayes, "gain": verdict.gain, "low": verdict.low, "entropy": found.entropy, "kl": found.kl}
     if history:
-        log["learned"] = float(np.mean([h["gain"] for h in history]))
-    return (None if best == len(chosen) else int(chosen[best])), log
+        log["learned"] = history[-1]["gain"]
+    return (None if found.action == len(chosen) else int(chosen[found.action])), log
 
 
 def shortlist(pool: Pool, scores: np.ndarray, mean: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:

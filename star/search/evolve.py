@@ -25,6 +25,7 @@ from star.search.loop import Loop
 from star.search.surrogate import make_surrogate
 from star.store import Event, Record, RunLock, Store
 from star.store.database import exists, read_meta
+from star.training import packing
 
 GRACE = 60.0  # seconds that a candidate which watches its own deadline gets before it is killed
 MOST_WORKERS = 4096  # that a steady state keeps busy: it has no generation to wait for
@@ -163,7 +164,7 @@ def make_baselines(space: Space, config: RunConfig) -> list[tuple[str, Genome]]:
 
 
 def make_engine(config: RunConfig, function: str, run: Path, say: Callable = lambda text: None) -> Engine:
-    """The engine that the configuration asks for. Workers: `workers_per_gpu` on each GPU, or one per `threads` CPU cores.
+    """The engine that the configuration asks for. Workers: `workers_on_gpu` of them on each GPU, or one per `threads` CPU cores.
 
     No more than a generation keeps busy; `say` is told of workers that would stay idle or do not fit.
     """
@@ -173,18 +174,19 @@ def make_engine(config: RunConfig, function: str, run: Path, say: Callable = lam
     busy = MOST_WORKERS if config.search.asynchronous else max(config.search.population, config.offspring)
     on_gpu = config.training.device in ("auto", "cuda") and config.evaluation == "training"
     threads = {name: str(settings.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    gpus = visible_gpus() if on_gpu else []
     timeout = settings.timeout + GRACE if settings.timeout else None
     if settings.kind == "ray":
-        per_gpu = settings.workers_per_gpu if on_gpu else 0
+        per_gpu = workers_on_gpu(config, len(gpus), cores) if on_gpu else 0
         wanted = min(settings.workers, busy)
         engine = Ray(function, wanted, run, settings.address, timeout, settings.threads, per_gpu, threads)
         if engine.slots < wanted:
             say(text=f"engine.workers is {settings.workers}, but the Ray cluster holds {engine.slots} at one time: those are used.")
         engine.slots = slots = min(engine.slots, busy)
     else:
-        gpus = visible_gpus() * settings.workers_per_gpu if on_gpu else []
+        gpus *= workers_on_gpu(config, len(gpus), cores)
         environments = [threads | {"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus] or [threads]
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         slots = min(settings.workers or len(gpus) or max(1, cores // settings.threads), busy)
         engine = ProcessPool(function, slots, run / "progress", timeout, environments)
     if settings.workers > busy:
@@ -193,6 +195,25 @@ def make_engine(config: RunConfig, function: str, run: Path, say: Callable = lam
         text = f"{slots} workers, but a generation after the first has {config.offspring} candidates: raise search.offspring or use --async."
         say(text=text)
     return engine
+
+
+def workers_on_gpu(config: RunConfig, n_gpus: int, cores: int) -> int:
+    """`engine.workers_per_gpu`, or where that is 0 what suits the largest genome of the space on the GPUs of this machine."""
+    if config.engine.workers_per_gpu or not n_gpus:
+        return config.engine.workers_per_gpu or 1
+    return packing.workers_per_gpu(largest_step(config), packing.visible_gpu(), max(1, cores // config.engine.threads // n_gpus))
+
+
+def largest_step(config: RunConfig, vocab_size: int = 256) -> packing.Step:
+    """A training step that takes as much as any genome of the space: all slots full, at the greatest width."""
+    space, recipe = make_space(config), config.training
+    steps = []
+    for class_id in filter(None, space.classes):
+        genome = Genome((Gene(class_id),) * space.n_slots, max(space.d_models), space.head_dim, space.norms[0], space.residuals[0], space.rope_theta)
+        with contextlib.suppress(UserError):  # a class that does not fit this width
+            costs = costs_of(genome, vocab_size=vocab_size, seq_len=recipe.seq_len)
+            steps.append(packing.step_of(costs, recipe, genome.d_model, space.n_slots, vocab_size))
+    return packing.largest(steps)
 
 
 def visible_gpus() -> list[str]:

@@ -10,7 +10,7 @@ from dataclasses import asdict
 
 from star.errors import UserError
 from star.training.recipe import Recipe
-from star.training.run import TrainingResult
+from star.training.result import TrainingResult
 
 SCALARS = ("loss", "val_loss", "learning_rate", "tokens_per_second")
 

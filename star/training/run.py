@@ -4,7 +4,7 @@ import contextlib
 import json
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -22,25 +22,11 @@ from star.training.distributed import average, rank, shared_loss, world_size
 from star.training.evaluation import evaluate
 from star.training.optim import build_optimizer
 from star.training.recipe import Recipe
+from star.training.result import TrainingResult, divergence
 from star.training.schedule import learning_rate_factor
-from star.training.sparsify import Sparsifier
+from star.training.sparsify import UPDATES, Sparsifier
 
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """Losses in nats per token, memory in bytes; what was never measured, or is not finite, is None."""
-
-    status: str  # "ok" | "diverged" | "timeout"
-    reason: str  # why the status is not "ok"
-    curve: list[dict]  # {"step", "tokens", "train_loss" (mean since the last point), "val_loss", "seconds"}
-    val_loss: float | None  # the curve's last
-    val_loss_se: float | None  # standard error of the mean over the blocks of the validation sample
-    tokens: int  # trained on
-    steps: int  # of the optimizer
-    seconds: float  # with evaluations
-    tokens_per_second: float  # without evaluations
-    peak_memory: int  # CUDA: of tensors; CPU: of the whole process
-    sparsity: dict | None = None  # what sparsification found, see `Sparsifier.summary`; with "genome", the edited one as JSON
+FEWEST_UPDATES, MICRO_BATCHES_PER_UPDATE = 5, 40  # of the scores of attention heads, in short runs
 
 
 class TrainingRun:
@@ -98,7 +84,8 @@ class TrainingRun:
             )
 
     def make_sparsifier(self) -> Sparsifier:
-        return Sparsifier(self.model, self.recipe.sparsify, self.recipe.sparsify_heads, self.total * self.recipe.micro_batch)
+        updates = min(UPDATES, max(FEWEST_UPDATES, self.total // MICRO_BATCHES_PER_UPDATE))  # each costs about a micro-batch
+        return Sparsifier(self.model, self.recipe.sparsify, self.recipe.sparsify_heads, self.total * self.recipe.micro_batch, updates=updates)
 
     @property
     def tokens(self) -> int:
@@ -287,22 +274,6 @@ class _Pieces:
 
     def __getitem__(self, piece: int) -> tuple[Tensor, Tensor]:
         return self.batches.sequences((piece * world_size() + rank()) * self.rows, self.rows)
-
-
-def divergence(curve: list[dict], progress: float, unigram: float, uniform: float) -> str:
-    """Why the run of this learning curve has diverged; "" where it has not.
-
-    Early training may be anywhere. In its second half a loss above the unigram level (nats per token) means
-    divergence if it was lower before, or if it is even above that of a uniform guess. One that is still on its
-    way down, as under a very small budget, is slow and not diverged.
-    """
-    point = curve[-1]
-    if point["train_loss"] is None or point["val_loss"] is None:
-        return f"the loss is not finite after {point['tokens']:,} tokens"
-    loss, best = point["val_loss"], min(earlier["val_loss"] for earlier in curve)
-    if progress >= 0.5 and loss > unigram and (loss > best + 0.1 or loss > uniform):
-        return f"the loss is {loss:.2f} after {point['tokens']:,} tokens, past the unigram level of {unigram:.2f}"
-    return ""
 
 
 def _square(tensors: list[Tensor]) -> Tensor:

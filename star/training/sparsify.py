@@ -36,7 +36,7 @@ from star.model import LanguageModel
 from star.training.attention_scores import N_BUCKETS, WINDOWS, HeadLimits, attention_livs, sample_scores, smaller
 
 OBSERVE, START, FREEZE = 0.1, 0.15, 0.6  # fractions of the tokens: first score; first limit; last change
-UPDATES = 20  # scores from OBSERVE to FREEZE
+UPDATES = 20  # scores from OBSERVE to FREEZE, at most
 DECAY = 0.8  # of the running means, per update
 FADE = 4  # updates below the floor that take a head from gain 1 to 0
 
@@ -113,25 +113,25 @@ class Sparsifier:
     """Imposes windows and gains on the attention heads of `model` while it trains; see the module.
 
     Args: tau: share of a head's score that its window may cut off; head_floor: heads whose score is below this fraction of the mean of
-        their layer are dropped (0: none); total_tokens: of the run; sequences: of the batch, that an update looks at.
+        their layer are dropped (0: none); total_tokens: of the run; sequences: of the batch, that an update looks at; updates: scores from `OBSERVE` to `FREEZE`.
     Raises: UserError for a setting out of bounds.
     """
 
-    def __init__(self, model: LanguageModel, tau: float, head_floor: float, total_tokens: int, sequences: int = 2):
+    def __init__(self, model: LanguageModel, tau: float, head_floor: float, total_tokens: int, sequences: int = 2, updates: int = UPDATES):
         for name, value, high in (("tau", tau, 0.9), ("head_floor", head_floor, 0.5)):
             if not 0 <= value <= high:
                 raise UserError(f"sparsification: {name} is {value}; legal is 0 to {high}")
         if total_tokens < 1 or sequences < 1:
             raise UserError(f"sparsification: total_tokens is {total_tokens} and sequences {sequences}; both must be at least 1")
         self.model, self.tau, self.head_floor, self.total_tokens, self.sequences = model, tau, head_floor, total_tokens, sequences
-        self.updates, self.frozen, self.seq_len = 0, False, 0
+        self.planned, self.updates, self.frozen, self.seq_len = max(2, updates), 0, False, 0
         self.livs = attention_livs(model)
         n_heads = {layer: liv.config.branches * liv.config.n_heads for layer, liv in self.livs.items()}
         self.layers = {layer: HeadScores(None, None, [None] * n, [0] * n) for layer, n in n_heads.items()}
 
     def due(self, tokens: int) -> bool:
         """Whether the next update is to be made after `tokens` training tokens."""
-        next_update = OBSERVE + self.updates * (FREEZE - OBSERVE) / (UPDATES - 1)
+        next_update = OBSERVE + self.updates * (FREEZE - OBSERVE) / (self.planned - 1)
         return bool(self.livs) and not self.frozen and tokens >= min(next_update, FREEZE) * self.total_tokens
 
     def update(self, model: LanguageModel, inputs: Tensor, targets: Tensor, tokens: int) -> None:

@@ -11,7 +11,8 @@ from star.errors import UserError, is_out_of_memory
 from star.training.device import peak_memory, reset_peak_memory, resolve_device
 from star.training.distributed import any_of, local_device, process_group
 from star.training.recipe import Recipe
-from star.training.run import TrainingResult, TrainingRun
+from star.training.result import TrainingResult
+from star.training.run import TrainingRun
 
 PROGRESS_SECONDS = 0.5
 

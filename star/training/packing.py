@@ -1,0 +1,90 @@
+"""How many candidates share a device, from the size of a training step alone: the same on every call.
+
+A small model leaves a device idle: the host cannot start its short operations as fast as the device ends them. With
+
+    busy = computing / max(computing, starting)        computing = FLOPs of a step / (peak x efficiency), starting = LIVs x LIV_SECONDS
+
+the share of a step in which the device works, floor(1 / busy) processes can take turns on it before it is full, as long as
+memory holds a context and a step of each and every process has a CPU core to start operations from.
+
+Batching runs of one genome into one program (`star.training.ensemble`) starts every operation once for all of them. On a CPU
+nothing is started ahead, and a worker with one thread for every core is best; batching saves the fixed cost of operations
+in each worker, and pays for small models and four runs or more (benchmarks/results/packing-cpu.txt). Figures of GPUs are
+estimates and not measured.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from star.cost import Costs
+from star.training.recipe import Recipe
+
+LIV_SECONDS = 1.0e-3  # to start forward, backward and optimizer of one LIV: about 100 operations of 10 microseconds
+EFFICIENCY = 0.3  # of the peak, that matrix products of candidates reach
+PEAK = {7: 1.5e12, 8: 2.5e12, 9: 7.5e12, 10: 15e12}  # FLOP/s of one multiprocessor in half precision, by compute capability; data sheets
+CONTEXT = 600 * 2**20  # bytes that each process with CUDA takes for itself
+MEMORY_SHARE = 0.85  # of a device's memory, that candidates may plan for
+MOST_PER_GPU = 8
+NUMBERS_PER_CHANNEL = 40  # activations that a LIV keeps for its backward, per token and channel of the model
+MOST_TOGETHER = 8  # models in a batched program
+# Measured on one thread, steps for the same CPU time over those of models one after the other. Widths 32 and 64 (up to 3e8 FLOPs):
+# two models 0.85 to 1.0, four 1.2 to 1.5, eight 1.2 to 1.8; whole runs of three 1.03 to 1.08. Width 128 (1e9): 1.0 to 1.25; 256: 1.0.
+LEAST_TOGETHER_CPU = 4
+SMALL_STEP_CPU = 4e8  # FLOPs
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step of a candidate takes."""
+
+    flops: float
+    memory: int  # bytes: weights, gradients, optimizer, activations and logits
+    n_livs: int
+
+
+@dataclass(frozen=True)
+class Gpu:
+    memory: int  # bytes
+    flops: float  # peak per second, dense, in half precision
+
+
+def step_of(costs: Costs, recipe: Recipe, d_model: int, n_livs: int, vocab_size: int) -> Step:
+    """A step of a genome with these costs at `recipe.seq_len`; memory is an upper estimate."""
+    activations = recipe.micro_batch * (n_livs * d_model * NUMBERS_PER_CHANNEL * 2 + 3 * vocab_size * 4)
+    return Step(costs.train_flops_per_token * recipe.micro_batch, 16 * costs.parameters + activations, n_livs)
+
+
+def largest(steps: list[Step]) -> Step:
+    """A step that takes as much of everything as any of these."""
+    return Step(*(max(getattr(step, name) for step in steps) for name in ("flops", "memory", "n_livs")))
+
+
+def workers_per_gpu(step: Step, gpu: Gpu, cores_per_gpu: int) -> int:
+    """How many processes train such candidates on one GPU at the same time, at least one."""
+    by_memory = math.floor(MEMORY_SHARE * gpu.memory / (CONTEXT + step.memory))
+    return max(1, min(steps_at_a_time(step, gpu), by_memory, cores_per_gpu, MOST_PER_GPU))
+
+
+def together(step: Step, n_models: int, gpu: Gpu | None = None) -> int:
+    """Into how large groups to batch `n_models` runs of one genome (`train_many`); 1: train them one by one. gpu: None on a CPU."""
+    if gpu is not None:
+        most = min(steps_at_a_time(step, gpu), math.floor((MEMORY_SHARE * gpu.memory - CONTEXT) / step.memory), MOST_TOGETHER)
+    else:
+        most = MOST_TOGETHER if n_models >= LEAST_TOGETHER_CPU and step.flops <= SMALL_STEP_CPU else 1
+    most = max(1, most)
+    return math.ceil(n_models / math.ceil(n_models / most))  # groups of nearly one size
+
+
+def steps_at_a_time(step: Step, gpu: Gpu) -> int:
+    """floor(1 / busy): how many such steps fit into the time of one."""
+    computing, starting = step.flops / (gpu.flops * EFFICIENCY), step.n_livs * LIV_SECONDS
+    return math.floor(max(computing, starting) / computing)
+
+
+def visible_gpu() -> Gpu:
+    """The first GPU that this process sees."""
+    properties = torch.cuda.get_device_properties(0)
+    peak = PEAK.get(properties.major, PEAK[min(PEAK)] if properties.major < min(PEAK) else PEAK[max(PEAK)])
+    return Gpu(properties.total_memory, properties.multi_processor_count * peak)
