@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from star.assess import Frame, Front, load_objectives
 from star.assess.calibration import report
@@ -21,6 +22,10 @@ from star.genome import Genome, Space, from_json
 from star.store import CandidateFiles, Proposal, Record, read_events, read_meta
 from star.store.database import exists, read_curves
 from star.store.lock import is_held
+from star.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from star.refine.results import Refined
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,7 @@ class Candidate:
         "diverged", "timeout", "failed", "lost".
     objectives: by name, None unless ok. metrics: val_loss_se, tokens, seconds, tokens_per_second, peak_memory, ...
     costs: what the plan alone tells. order: place in the order of completion, None until then.
+    A refined one has origin "refined" and the member that it came from as its parent; recipe: its own, None: that of the run.
     """
 
     id: str
@@ -50,6 +56,7 @@ class Candidate:
     costs: dict = field(default_factory=dict)
     order: int | None = None
     traceback: str | None = None
+    recipe: Recipe | None = None
 
     @property
     def trained_genome(self) -> Genome:
@@ -84,8 +91,10 @@ class Run:
         return [c for c in self._candidates if origin is None or c.origin == origin]
 
     def candidate(self, id: str) -> Candidate:
-        """By its id or the beginning of it. Raises UserError if there is none or more than one."""
+        """By its id or the beginning of it, refined ones too. Raises UserError if there is none or more than one."""
         found = {c.id: c for c in self._candidates if c.id.startswith(id)}
+        if not found:
+            found = {c.id: c for refined in self.refinements() for c in refined.candidates() if c.id.startswith(id)}
         if len(found) != 1:
             how = "no candidate" if not found else f"{len(found)} candidates"
             raise UserError(f"{self.path} has {how} with an id that begins with {id!r}; star front {self.path} lists ids")
@@ -135,14 +144,29 @@ class Run:
         """Fresh measurements by `star rescore`, by candidate: repeat, seed, status, objectives (None unless ok), metrics, ..."""
         return {id: list(rows) for id, rows in self._record.repeats.items()}
 
+    def refinements(self) -> "list[Refined]":
+        """What `star refine` did with this run, oldest first."""
+        from star.refine.results import Refined  # here: it reads runs
+
+        return [Refined(self, state) for state in self._record.refinements.values()]
+
+    def refinement(self, id: str | None = None) -> "Refined":
+        """The refinement with this id, or the last one. Raises UserError if there is none."""
+        found = [refined for refined in self.refinements() if id is None or refined.id == id]
+        if not found:
+            which = "no refinement" if id is None else f"no refinement {id!r}"
+            raise UserError(f"{self.path} has {which}: star refine {self.path} starts one")
+        return found[-1]
+
     def curve(self, id: str) -> list[dict]:
         """Learning curve of a candidate's last attempt: step, tokens, train_loss, val_loss, seconds."""
         curves = read_curves(self.path, id)
         return curves[-1]["points"] if curves else []
 
     def weights(self, id: str) -> Path | None:
-        """File with the trained weights, if they were kept (`config.keep`)."""
-        return self.files.weights(id)
+        """File with the trained weights, if they were kept (`config.keep`); of a refined candidate those of its first full trial."""
+        kept = [CandidateFiles(self.path, "refined").weights(trial) for trial in self._full_trials(id)]
+        return self.files.weights(id) or next((path for path in kept if path is not None), None)
 
     def statistics(self) -> list[dict]:
         """Of each generation: generated, repaired, duplicates (counts of genomes that variation made)."""
@@ -255,6 +279,15 @@ class Run:
         for candidate in candidates:
             front.add(candidate.id, candidate.objectives)
         return front
+
+    def _full_trials(self, id: str) -> list[str]:
+        states = self._record.refinements.values()
+        return [trial.id for state in states for trial in state.trials if trial.candidate == id and trial.share == 1.0]
+
+    @property
+    def frame(self) -> Frame | None:
+        """In which hypervolume is measured; None until the first generation is complete."""
+        return self._frame
 
     @property
     def _frame(self) -> Frame | None:

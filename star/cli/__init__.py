@@ -18,6 +18,7 @@ from star.cli.export import export
 from star.cli.front import front
 from star.cli.generate import generate
 from star.cli.plot import plot
+from star.cli.refine import refine
 from star.cli.rescore import rescore
 from star.cli.show import show
 from star.cli.status import status
@@ -76,6 +77,7 @@ def star_(version: bool = typer.Option(False, "--version", callback=_version, is
     \b
     star evolve runs/first          evolve a population; the same command resumes a stopped run
     star front runs/first           what it found
+    star refine runs/first          its members tuned: recipes and local choices
     star rescore runs/first         the front with fresh seeds: which members were lucky
     star export runs/first:knee     take a model away
 
@@ -83,7 +85,7 @@ def star_(version: bool = typer.Option(False, "--version", callback=_version, is
     """
 
 
-for verb in (evolve, status, front, rescore, show, plot, train, export, generate):
+for verb in (evolve, status, front, refine, rescore, show, plot, train, export, generate):
     app.command()(verb)
 
 

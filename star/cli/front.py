@@ -13,12 +13,14 @@ def front(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Directory of the run.")],
     json: Annotated[bool, typer.Option("--json", help='Print a list of {"id", "genome", "objectives"}.')] = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print one line per member, objectives in their units.")] = False,
+    refined: Annotated[bool, typer.Option("--refined", help="The front with what star refine made of its members, by fresh seeds.")] = False,
 ) -> None:
     """The Pareto front as a table: what the run found.
 
     \b
     Example: star front runs/first
              star front runs/first --json
+             star front runs/first --refined
     """
     from star.errors import UserError
     from star.report.tables import front_csv, front_rows, front_table, summary_lines
@@ -27,12 +29,19 @@ def front(
     if json and csv:
         raise UserError("--json and --csv exclude each other; give one of them")
     opened = Run(run)
+    members = opened.refinement().front() if refined else None
     if json:
         import json as codec
 
-        say(codec.dumps(front_rows(opened), indent=2))
+        say(codec.dumps(front_rows(opened, members), indent=2))
     elif csv:
-        print(front_csv(opened), end="")
+        print(front_csv(opened, members), end="")
+    elif members is not None:
+        from star.report.refinement import refinement_lines, refinement_table
+
+        console().print(refinement_table(opened.refinement()))
+        for line in refinement_lines(opened.refinement()):
+            say(line)
     elif not opened.front():
         say(f"{run} has no finished candidate yet; star status {run} shows how far it is.")
     else:

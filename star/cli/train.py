@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +15,7 @@ from star.cli.console import say
 def train(
     genome: Annotated[str, typer.Argument(metavar="GENOME", help=GENOME_HELP)],
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder for the trained model (default: exported/NAME).")] = None,
-    preset: Annotated[str, typer.Option(help="Recipe to train by: that of the preset smoke, laptop, gpu or paper.")] = "laptop",
+    preset: Annotated[str | None, typer.Option(help="Recipe to train by: that of the preset smoke, laptop (default), gpu or paper; of a refined RUN:ID its own.")] = None,
     data: Annotated[str, typer.Option(help='Text to train on: "stdlib", a text file or folder, or hf:NAME[:CONFIG].')] = "stdlib",
     tokens: Annotated[str | None, typer.Option(metavar="N", help="Training budget in tokens, such as 1e6 (default: the preset's).")] = None,
     d_model: Annotated[int | None, typer.Option(min=1, help="Scale a shipped genome or file to this width.")] = None,
@@ -51,7 +51,9 @@ def train(
     chosen = choose_genome(genome, d_model, depth)
     grown = parse_scale(scale).apply(chosen.genome) if scale else chosen.genome
     overrides = {f"training.{key}": value for key, value in overrides_of(set_ or []).items()} | ({"training.tokens": tokens} if tokens else {})
-    recipe = load_config(preset, overrides=overrides).training.replace(seed=seed)
+    own = chosen.candidate.recipe if chosen.candidate and not preset else None  # of a refined candidate
+    base = None if own is None else replace(chosen.run.config, training=own)
+    recipe = load_config(preset, overrides=overrides, base=base).training.replace(seed=seed)
     corpus = open_corpus(data)
     out = out or Path("exported") / (chosen.candidate.id if chosen.candidate else chosen.name or grown.id)
     check_target(out, overwrite)  # before the work, not after it

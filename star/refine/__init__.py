@@ -9,7 +9,17 @@ Read in this order (each imports only from those above it):
     pretrain.py     its first education: worlds drawn from the prior, no data
     propose.py      what to try next: a pure function of (pool, observations, seed, step)
 
-This package may import numpy, scipy, torch, `star.assess` and the surrogate of `star.search`; it knows no store, engine or genome.
+These are numbers alone: they may import numpy, scipy, torch, `star.assess` and the surrogate of `star.search`, and know no store, engine or
+genome. What makes a refinement of a run out of them:
+    settings.py     what a person chooses
+    space.py        the typed settings of a recipe, their ranges, and the rules by which a recipe follows from them
+    edits.py        local edits of a genome
+    encode.py       candidates, and the one encoding of them
+    neighbourhood.py  which candidates a step may choose from
+    plan.py         what to train next: a pure function of the record
+    refine.py       the coordinator: lock, engine, record
+    results.py      what it brought, as anyone may read it
+    analysis.py     which settings mattered
 """
 
 from star.refine.pool import KINDS, Observations, Pool, fidelity_coordinate

@@ -3,6 +3,7 @@
 An *action* is one candidate trained at one fidelity: number a = candidate * len(fidelities) + fidelity.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -81,6 +82,7 @@ class Observations:
     pending: np.ndarray | None = None  # [q, d or d + 1] trials that are still running
     seed_sd: float = 0.0  # standard deviation of the loss between seeds, in nats, where it is known
     related: int = 0  # how many columns (the last, before the fidelity) tell rows of related tasks apart; see transfer.py
+    prior: Callable[[np.ndarray], np.ndarray] | None = None  # rows [m, d] -> losses [m] expected before any observation, nats; default: none
 
     def __post_init__(self):
         X = np.atleast_2d(np.asarray(self.X, float))

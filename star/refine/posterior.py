@@ -5,6 +5,7 @@ observations: along runs on four tables its 90 % intervals held 59 % of what cam
 was luck; `star.assess.calibration.inflation` sees to those.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +30,7 @@ class Averaged:
     slope: float  # nats per unit of the last input, which was taken out before the fit: what more tokens bring on average
     cap: float  # nats: losses above this, and failures, were set to it
     best: float  # nats: lowest mean of the most probable process over what was observed at full fidelity; if nothing was, its average
+    prior: Callable[[np.ndarray], np.ndarray] | None = None  # losses that were expected before any observation: taken out before the fit too
 
     def joint(self, X: np.ndarray, sample: int = 0) -> tuple[np.ndarray, np.ndarray, float]:
         """Mean [m], covariance [m, m] of the noise-free loss at X [m, d], and variance of the noise, of one process."""
@@ -59,7 +61,7 @@ class Averaged:
         return mean + trend, sd, truth + trend
 
     def _trend(self, X: np.ndarray) -> np.ndarray:
-        return self.slope * (X[:, -1] - 1.0)
+        return self.slope * (X[:, -1] - 1.0) + (self.prior(X) if self.prior else 0.0)
 
 
 def fit(seen: Observations, fidelity: bool, seed: int = 0, samples: int = SAMPLES) -> Averaged:
@@ -67,10 +69,12 @@ def fit(seen: Observations, fidelity: bool, seed: int = 0, samples: int = SAMPLE
 
     Deterministic given seed. With samples = 0 the most probable hyperparameters alone.
     """
-    y, cap = winsorised(seen.y)
+    expected = seen.prior(seen.X) if seen.prior else 0.0
+    y, cap = winsorised(seen.y - expected)
     slope = 0.0
     if fidelity and np.ptp(seen.X[:, -1]) > 0:
-        slope = min(0.0, float(np.polyfit(seen.X[:, -1], y, 1)[0]))
+        y = _winsorised_within(seen.y - expected, seen.X[:, -1])  # few cheap losses among many full ones are no outliers
+        slope = min(0.0, _slope(seen.X, y))
         y, _ = winsorised(y - slope * (seen.X[:, -1] - 1.0))
     noise, d = (seen.seed_sd / (float(y.std()) or 1.0)) ** 2, seen.X.shape[1]
     context = {d - fidelity - 1 - i: RELATED for i in range(seen.related)}
@@ -83,8 +87,8 @@ def fit(seen: Observations, fidelity: bool, seed: int = 0, samples: int = SAMPLE
         weights = np.append(0.0, weights)
     at = seen.X[(seen.X[:, -1] >= 1.0) if fidelity else slice(None)]
     at = at[(at[:, d - fidelity - seen.related : d - fidelity] == 0).all(axis=1)]  # of this task
-    best = float((processes[0].marginals(at)[0]).min()) if len(at) else processes[0].level[0]
-    return Averaged(tuple(processes), weights, slope, cap, best)
+    best = processes[0].marginals(at)[0] + (seen.prior(at) if seen.prior else 0.0)
+    return Averaged(tuple(processes), weights, slope, cap, float(best.min()) if len(at) else processes[0].level[0], seen.prior)
 
 
 def winsorised(y: np.ndarray) -> tuple[np.ndarray, float]:
@@ -99,6 +103,31 @@ def winsorised(y: np.ndarray) -> tuple[np.ndarray, float]:
     cap = high + 1.5 * (high - low) if high > low else finite.max()
     cap = min(cap, finite.max()) if np.isfinite(y).all() else cap
     return np.where(np.isfinite(y), np.minimum(y, cap), cap), float(cap)
+
+
+def _slope(X: np.ndarray, y: np.ndarray) -> float:
+    """Of y [n] on the last input: within candidates that were measured at several fidelities, where there are any; over all otherwise.
+
+    What is tried cheaply is not what is trained in full: over all, the slope would also be how much better the latter are.
+    """
+    _, group = np.unique(X[:, :-1], axis=0, return_inverse=True)
+    group = group.ravel()
+    counts = np.bincount(group)
+    x = X[:, -1] - (np.bincount(group, X[:, -1]) / counts)[group]
+    if (x * x).sum() < 1e-9:
+        return float(np.polyfit(X[:, -1], y, 1)[0])
+    return float((x * (y - (np.bincount(group, y) / counts)[group])).sum() / (x * x).sum())
+
+
+def _winsorised_within(y: np.ndarray, level: np.ndarray) -> np.ndarray:
+    """Each group of equal level winsorised for itself; a group of failures alone is set to the largest value of the others."""
+    told = np.full_like(y, np.nan)
+    for value in np.unique(level):
+        rows = level == value
+        if np.isfinite(y[rows]).any():
+            told[rows] = winsorised(y[rows])[0]
+    most = np.nanmax(told) if np.isfinite(told).any() else 0.0
+    return np.where(np.isnan(told), most, told)
 
 
 def laplace(posterior: Posterior, mode: np.ndarray, samples: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -50,16 +50,17 @@ class Proposal:
 
 def propose(
     pool: Pool, seen: Observations, settings: Settings = Settings(), policy: Policy | None = None, budget: float = math.inf,
-    seed: int = 0, step: int = 0, front: np.ndarray | None = None, scale: float = 1.0,
+    seed: int = 0, step: int = 0, front: np.ndarray | None = None, scale: float = 1.0, level: np.ndarray | None = None,
 ) -> Proposal:  # fmt: skip
     """The next trial, given at least one observation. Without a policy: Bayesian optimization alone.
 
     budget: full trainings left. front [k, 1 + m]: the losses and exact objectives of the present front; with it, trials are worth
-    what they add to its hypervolume. scale: of the reported sd, from `star.assess.calibration.inflation`.
+    what they add to its hypervolume. level [n]: instead, the loss that each candidate must beat (that of its own member, say); by default
+    all must beat the best. scale: of the reported sd, from `star.assess.calibration.inflation`.
     """
     k = len(pool.fidelities)
     posterior, rows = fit(seen, k > 1, seed, settings.samples), pool.rows()
-    belief = _Belief(pool, posterior, seen, rows, front, settings, budget)
+    belief = _Belief(pool, posterior, seen, rows, front, settings, budget, level)
     legal = pool.open.ravel() & (pool.cost.ravel() <= budget * (1 + 1e-9))
     scores = np.where(legal, belief.scores, -np.inf)
     stop = not legal.any() or scores.max() <= NOTHING or (settings.price > 0 and scores.max() < math.log(settings.price))
@@ -100,7 +101,7 @@ def spread(X: np.ndarray, n: int, rng: np.random.Generator, first: Sequence[int]
 class _Belief:
     """The most probable process on the whole pool, pending trials taken as predicted, and what each action is worth."""
 
-    def __init__(self, pool: Pool, posterior: Averaged, seen: Observations, rows: np.ndarray, front: np.ndarray | None, settings: Settings, budget: float):
+    def __init__(self, pool: Pool, posterior: Averaged, seen: Observations, rows: np.ndarray, front: np.ndarray | None, settings: Settings, budget: float, level: np.ndarray | None = None):  # fmt: skip
         self.posterior, self.seen, self.rows = posterior, seen, rows
         k = len(pool.fidelities)
         self.own = np.repeat(pool.full(), k)
@@ -111,12 +112,17 @@ class _Belief:
         else:
             process = posterior.processes[0]
             (self.mean, variance), self.noise = process.marginals(rows), process.noise
+            self.mean = self.mean + (seen.prior(rows) if seen.prior else 0.0)
             moves = np.sqrt(variance)
         sd, cost = np.sqrt(np.maximum(variance, 0.0)), pool.cost.ravel()
         self.offset = np.zeros(len(rows))  # the loss that a candidate must beat at its size and cache; 0 if the loss alone counts
         if front is not None:
             self.offset, self.best = np.repeat(thresholds(front, pool.exact), k), 0.0
             gain = _hypervolume(front, np.repeat(pool.exact, k, axis=0))
+        elif level is not None:
+            self.offset, self.best = np.repeat(level, k), 0.0
+            offset = torch.as_tensor(self.offset)
+            gain = lambda mean, sd: log_ei((mean - offset.view(-1, *[1] * (mean.dim() - 1))).reshape(1, -1), sd.reshape(1, -1), torch.zeros(1)).view_as(mean)  # noqa: E731
         else:
             best = torch.tensor(posterior.best)
             gain = lambda mean, sd: log_ei(mean.reshape(1, -1), sd.reshape(1, -1), best[None]).view_as(mean)  # noqa: E731

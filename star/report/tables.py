@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 from typing import TYPE_CHECKING
 
@@ -128,18 +129,22 @@ def rescore_table(run: Run) -> tuple[Table, list[str]]:
     return table, lines + ([f"{failed} trainings failed"] if failed else [])
 
 
-def front_rows(run: Run) -> list[dict]:
-    """The front for programs: id, genome (as in a genome file) and objectives in their units."""
-    return [{"id": c.id, "genome": to_json(c.genome), "objectives": dict(c.objectives)} for c in run.front()]
+def front_rows(run: Run, members: list[Candidate] | None = None) -> list[dict]:
+    """The front, or these, for programs: id, genome (as in a genome file) and objectives in their units; recipe: of a refined one."""
+    rows = []
+    for c in run.front() if members is None else members:
+        recipe = {"recipe": dataclasses.asdict(c.recipe)} if c.recipe else {}
+        rows.append({"id": c.id, "genome": to_json(c.genome), "objectives": dict(c.objectives)} | recipe)
+    return rows
 
 
-def front_csv(run: Run) -> str:
-    """The front as CSV: id, generation, one column per objective, genome text."""
+def front_csv(run: Run, members: list[Candidate] | None = None) -> str:
+    """The front, or these, as CSV: id, generation, one column per objective, genome text."""
     out = io.StringIO()
     names = [objective.name for objective in run.objectives]
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["id", "generation", *names, "genome"])
-    for c in run.front():
+    for c in run.front() if members is None else members:
         writer.writerow([c.id, c.generation, *(c.objectives[name] for name in names), c.genome.text])
     return out.getvalue()
 

@@ -13,7 +13,7 @@ from star.errors import RunFailed, UserError
 from star.store import schema
 
 NAME = "run.sqlite"
-OURS = {NAME, NAME + "-wal", NAME + "-shm", NAME + "-journal", "run.lock", "candidates", "progress"}
+OURS = {NAME, NAME + "-wal", NAME + "-shm", NAME + "-journal", "run.lock", "candidates", "refined", "progress"}
 
 
 @dataclass(frozen=True)

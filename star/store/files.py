@@ -29,10 +29,10 @@ def write_json(path: Path, data: dict) -> None:
 
 
 class CandidateFiles:
-    """The directory `candidates/` of a run."""
+    """The directory `candidates/` of a run, or `refined/`, whose candidates are trials."""
 
-    def __init__(self, run: Path):
-        self.root = Path(run) / "candidates"
+    def __init__(self, run: Path, name: str = "candidates"):
+        self.root = Path(run) / name
 
     def directory(self, id: str) -> Path:
         return self.root / id

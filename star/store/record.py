@@ -21,6 +21,7 @@ Events, in the order in which they can happen (data keys; `?` may be missing or 
     exhausted                                           the algorithm has no new genome left
     repeat     id, repeat, seed, status, reason, objectives?, metrics, seconds, worker
                a settled candidate was measured once more with a fresh seed; its result above stays what it is
+    refinement, trial, trial_end, closed                see `star.store.refinements`
 
 `ask` and `tell` in recorded order rebuild the algorithm exactly; `digest` is its state after the event.
 """
@@ -29,6 +30,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from star.store.database import Event
+from star.store.refinements import Refinements
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ class Record:
         self.rungs: dict[str, list[Rung]] = {}  # results at rungs, lowest first
         self.promotions: dict[str, int] = {}  # how many rungs a candidate was allowed to go beyond
         self.repeats: dict[str, list[dict]] = {}  # data of "repeat" events
+        self.refinements = Refinements()
         self.seconds: dict[str, float] = {}  # that workers spent on a candidate, all attempts and rungs
         self.started: set[str] = set()  # handed to the engine and not ended, as far as recorded
         self.asked: dict[str, None] = {}  # proposed by the algorithm and not yet told, in order
@@ -123,7 +126,8 @@ class Record:
         handler = getattr(self, f"_{kind}", None)  # kinds that do not concern this state are skipped
         if handler is not None:
             handler(data)
-        if kind in ("rung", "finish", "repeat"):
+        self.refinements.apply(kind, data)
+        if kind in ("rung", "finish", "repeat", "trial_end"):
             self.seconds[data["id"]] = self.seconds.get(data["id"], 0.0) + data["seconds"]
             if self.sessions:
                 self.sessions[-1]["busy"] += data["seconds"]

@@ -1,0 +1,156 @@
+"""Which settings mattered: regression of the loss on settings and descriptors, and importances from the process that proposed.
+
+The trials of a refinement are not a designed experiment: settings that looked good were tried more often and together, so
+coefficients say what went with a lower loss among the trials, near the best, and no more.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import t as student
+
+from star.config import RunConfig
+from star.genome import Space
+from star.refine.encode import Setup
+from star.refine.neighbourhood import Seen
+from star.refine.plan import Planner
+from star.refine.posterior import Averaged
+from star.refine.results import Refined
+from star.search.candidate import Candidates
+from star.store import Trial
+
+NEAR = (0.15, 0.3, 0.6, np.inf)  # nats above the best of its slice up to which a trial counts: the first that leaves enough
+SPARE = 8  # rows beyond the number of coefficients
+COLLINEAR = 0.2  # share of a column that earlier ones must leave unexplained: a variance inflation of at most 25
+SHUFFLES = 20
+PLAIN = ("expected loss", "log2 parameters", "depth")  # descriptors in the regression
+
+
+@dataclass(frozen=True)
+class Coefficient:
+    """Effect on the loss in nats: of a doubling, of a choice against the search's, or of one unit of a descriptor; 95 % interval (HC3)."""
+
+    name: str
+    effect: float
+    se: float
+    low: float
+    high: float
+
+    @property
+    def matters(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True)
+class Regression:
+    """loss ~ settings + descriptors. n rows within `near` nats of the best of their member and share of the budget."""
+
+    coefficients: tuple[Coefficient, ...]
+    n: int
+    near: float
+    r2: float
+    residual_sd: float
+
+
+@dataclass(frozen=True)
+class Importance:
+    """Of one setting or descriptor: share of the sum of 1 / length scale^2; and what shuffling it changes in the process's mean, nats."""
+
+    name: str
+    sensitivity: float
+    permutation: float
+
+
+def planner_of(refined: Refined) -> Planner:
+    """The planner that a refinement had, from the record alone."""
+    run = refined.run
+    config: RunConfig = run.config
+    space: Space = run.space
+    evidence = [(id, loss) for id, loss in refined.state.evidence]
+    known = {id: run.candidate(id).genome for id, _ in evidence}
+    return Planner(config, space, Candidates(config, run.corpus), refined.settings, known, evidence)
+
+
+def everything_seen(refined: Refined, planner: Planner) -> list[Seen]:
+    settled: Sequence[Trial] = [trial for trial, result in refined.trials if result is not None]
+    return planner.seen(refined.state, settled)
+
+
+def regression(refined: Refined, planner: Planner) -> Regression | None:
+    """None while there are too few trials for any coefficient."""
+    seen = [s for s in everything_seen(refined, planner) if s.loss is not None and s.setup.member]
+    best: dict[tuple[str, float], float] = {}
+    for s in seen:
+        best[s.setup.member, s.share] = min(best.get((s.setup.member, s.share), np.inf), s.loss)
+    for near in NEAR:
+        rows = [s for s in seen if s.loss <= best[s.setup.member, s.share] + near]
+        names, X = _design(rows, planner)
+        if len(rows) >= X.shape[1] + SPARE:
+            y = np.array([s.loss for s in rows])
+            beta, cov, r2, sd = ols_hc3(X, y)
+            quantile = float(student.ppf(0.975, len(y) - X.shape[1]))
+            rows_of = zip(names, beta.tolist(), np.sqrt(np.diag(cov)).tolist(), strict=True)
+            found = [Coefficient(name, b, se, b - quantile * se, b + quantile * se) for name, b, se in rows_of]
+            return Regression(tuple(found[1:]), len(y), float(near), r2, sd)
+    return None
+
+
+def ols_hc3(X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, float]:
+    """Least squares of y [n] on X [n, p] (full rank): coefficients, their HC3 covariance (MacKinnon and White, 1985), R2, residual sd."""
+    inverse = np.linalg.inv(X.T @ X)
+    beta = inverse @ X.T @ y
+    residual = y - X @ beta
+    leverage = np.einsum("ij,jk,ik->i", X, inverse, X)
+    meat = X.T @ (X * (residual / np.maximum(1 - leverage, 1e-9))[:, None] ** 2)
+    total = ((y - y.mean()) ** 2).sum()
+    r2 = 1 - (residual**2).sum() / total if total > 0 else 0.0
+    return beta, inverse @ meat @ inverse, float(r2), float(np.sqrt((residual**2).sum() / max(1, len(y) - X.shape[1])))
+
+
+def _design(rows: Sequence[Seen], planner: Planner) -> tuple[list[str], np.ndarray]:
+    """Names and columns, the constant first, of those that vary and are no combination of earlier ones."""
+    columns: list[tuple[str, np.ndarray]] = [("constant", np.ones(len(rows)))]
+    columns.append(("tokens, per doubling", np.log2([s.share for s in rows])))
+    for k, name in enumerate(planner.encoder.columns):
+        if name in PLAIN:
+            unit = planner.encoder.unit if name == "expected loss" else planner.encoder.span[k - len(planner.recipes.columns)]
+            columns.append((name, np.array([planner.encoder.row(s.setup)[k] * unit for s in rows])))
+    for d in planner.recipes.open:
+        values = [s.setup.settings[d.name] for s in rows]
+        if d.choices:
+            columns += [(f"{d.name} {c}", np.array([float(v == c) for v in values])) for c in d.choices if c != d.base]
+        elif d.off:
+            columns.append((f"{d.name} on", np.array([float(v > 0) for v in values])))
+        else:
+            columns.append((f"{d.name}, per doubling", np.log2(np.array(values) / (d.base or d.low))))
+    names, kept = ["constant"], columns[0][1][:, None]
+    for name, column in columns[1:]:
+        centered = column - column.mean()
+        left = centered - kept @ np.linalg.lstsq(kept, centered, rcond=None)[0]
+        if np.linalg.norm(left) > COLLINEAR * np.linalg.norm(centered) and np.ptp(column) > 1e-9:
+            names.append(name)
+            kept = np.column_stack([kept, centered])
+    return names, kept
+
+
+def importances(planner: Planner, posterior: Averaged, setups: Sequence[Setup], seed: int = 0) -> list[Importance]:
+    """Of every setting and descriptor, the most sensitive first. setups: those that were tried."""
+    process = posterior.processes[0]
+    columns, rows = planner.encoder.columns, planner.rows([(setup, 1.0) for setup in setups])
+    groups: dict[str, list[int]] = {}
+    for k, name in enumerate(columns):
+        groups.setdefault(name.split("=")[0].removesuffix(" on"), []).append(k)
+    inverse = np.exp(-2 * process.theta[: len(columns)])
+    moved = rows.std(axis=0)[: len(columns)] > 1e-9
+    inverse = np.where(moved, inverse, 0.0)
+    rng, found = np.random.default_rng(seed), []
+    mean = process.marginals(rows)[0]
+    for name, ks in groups.items():
+        changes = []
+        for _ in range(SHUFFLES if moved[ks].any() else 0):
+            shuffled = rows.copy()
+            shuffled[:, ks] = rows[rng.permutation(len(rows))][:, ks]
+            changes.append(float(np.sqrt(((process.marginals(shuffled)[0] - mean) ** 2).mean())))
+        found.append(Importance(name, float(inverse[ks].sum() / max(inverse.sum(), 1e-300)), float(np.mean(changes)) if changes else 0.0))
+    return sorted(found, key=lambda row: -row.permutation)

@@ -1,0 +1,187 @@
+"""Local edits of a genome: each changes one thing, stays valid by the genome's own rules, and is found by enumeration.
+
+    for edit in edits(genome, space):        # a Space says which classes, depths and widths are legal
+        edit.kind, edit.text, edit.genome    # "class swap", "LIV 2: GMemless -> SA-1", Genome
+
+An edit that leaves a sharing group invalid is repaired as after variation in a search (`star.genome.repair`), with random choices
+that follow from the genome alone. What cannot be built at its width, or is the genome itself, is left out.
+"""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from star.errors import UserError
+from star.genome import Genome, Space, resolve
+from star.genome.edit import together, with_operators
+from star.genome.genome import Gene
+from star.genome.repair import repair
+from star.liv import FAMILIES, Operator
+from star.liv.genes import SPARSITY, FeatureGenes
+from star.refine.pool import KINDS
+
+STEPS = 2  # of a gene's legal values, either way: the nearest may not fit the width
+RECIPE, SWAP, SIZE, SHARING, WINDOW, SHAPE = KINDS
+
+
+@dataclass(frozen=True)
+class Edit:
+    """kind: one of `KINDS`; text: what was done, for people; genome: what came of it, canonical."""
+
+    kind: str
+    text: str
+    genome: Genome
+
+
+def edits(genome: Genome, space: Space) -> list[Edit]:
+    """All single edits, each result once (the first way to reach it), in an order that depends on nothing else."""
+    genome = genome.canonical()
+    found: dict[str, Edit] = {genome.id: Edit(RECIPE, "", genome)}
+    for kind, text, changed in itertools.chain(_classes(genome, space), _operators(genome), _links(genome), _shapes(genome, space)):
+        mended = _valid(changed)
+        if mended is not None:
+            found.setdefault(mended.id, Edit(kind, text, mended))
+    return list(found.values())[1:]
+
+
+def _valid(genome: Genome) -> Genome | None:
+    """Repaired and resolved; None if it cannot be built."""
+    try:
+        mended, _ = repair(genome, np.random.default_rng(int(genome.id, 16)))
+        resolve(mended)
+    except UserError:
+        return None
+    return mended
+
+
+Changes = Iterator[tuple[str, str, Genome]]
+
+
+def _legal_classes(genome: Genome, space: Space) -> list[int]:
+    """Classes of the space, and operators that this genome has of its own."""
+    own = {gene.class_id for gene in genome.backbone} - set(space.classes)
+    return sorted({c for c in space.classes if c} | own)
+
+
+def _classes(genome: Genome, space: Space) -> Changes:
+    """One LIV becomes another class; what it shared is dropped where the new class cannot share it."""
+    for i, gene in enumerate(genome.backbone):
+        for c in _legal_classes(genome, space):
+            if c != gene.class_id:
+                yield SWAP, f"LIV {i + 1}: {_name(genome, gene.class_id)} -> {_name(genome, c)}", _with_gene(genome, i, _limited(genome, gene, c))
+
+
+def _operators(genome: Genome) -> Changes:
+    """A gene of a LIV's operator a step or two up or down (expansion, repeat, window); of all LIVs that must agree with it."""
+    genes = genome.backbone
+    for members in together(genome):
+        i = members[0]
+        before = genome.operator(genes[i])
+        if any(genome.operator(genes[k]) != before for k in members):
+            continue
+        for kind, text, operator in _steps(before):
+            operators = [operator if k in members else genome.operator(gene) for k, gene in enumerate(genes)]
+            try:
+                changed = with_operators(genome, operators)
+            except UserError:
+                continue
+            yield kind, f"LIV {', '.join(str(k + 1) for k in members)}: {text}", changed
+
+
+def _steps(operator: Operator) -> Iterator[tuple[str, str, Operator]]:
+    family = FAMILIES[operator.family]
+    addresses = ["sparsity", *(f"{group}.{gene}" for group, _ in operator.features for gene in ("expansion", "repeat"))]
+    for address in addresses:
+        legal, now = sorted(family.legal(address), key=lambda v: (v == 0, v)), operator.gene(address)  # repeat 0: one for all, beyond any number
+        at = legal.index(now)
+        for value in (*legal[max(0, at - STEPS) : at], *legal[at + 1 : at + 1 + STEPS], *((legal[-1],) if address == "sparsity" and at == 0 else ())):
+            changed = _obeying(operator.with_gene(address, value), address)
+            if changed is not None:
+                kind = WINDOW if address == "sparsity" or (operator.family == "attention" and address.endswith("repeat")) else SIZE
+                yield kind, f"{operator.family} {_shown(address, now)} -> {_shown(address, value)}", changed
+
+
+def _shown(address: str, value: int) -> str:
+    return SPARSITY[value].removeprefix("banded, ") if address == "sparsity" else f"{address} {value}"
+
+
+def _obeying(operator: Operator, address: str) -> Operator | None:
+    """With the partners of the edited gene set as its family's rules ask; None if nothing legal has this value."""
+    family = FAMILIES[operator.family]
+    for rule in family.rules:
+        if rule.holds(operator):
+            continue
+        partner = {rule.first: rule.second, rule.second: rule.first}.get(address)
+        if partner is None:
+            return None
+        fits = [operator.with_gene(partner, value) for value in family.legal(partner) if not isinstance(value, FeatureGenes)]
+        operator = next((o for o in fits if rule.holds(o)), None)
+        if operator is None:
+            return None
+    try:
+        family.validate(operator)
+    except UserError:
+        return None
+    return operator
+
+
+def _links(genome: Genome) -> Changes:
+    """Sharing: a LIV leaves its group, or two LIVs form one (or one joins the other's)."""
+    genes = genome.backbone
+    for i, gene in enumerate(genes):
+        if gene.shares_weights:
+            yield SHARING, f"LIV {i + 1}: weights of its own", _with_gene(genome, i, gene._replace(featurizer_group=0, featurizer_strategy=0))
+        if gene.shares_features:
+            yield SHARING, f"LIV {i + 1}: features of its own", _with_gene(genome, i, gene._replace(feature_group=0, feature_strategy=0))
+    fresh = len(genes) + 1
+    for i, j in itertools.combinations(range(len(genes)), 2):
+        a, b = genes[i], genes[j]
+        if genome.operator(a) == genome.operator(b) and not (a.shares_weights and b.shares_weights):
+            group = a.featurizer_group if a.shares_weights else b.featurizer_group if b.shares_weights else fresh
+            linked = {k: genes[k]._replace(featurizer_group=group, featurizer_strategy=2) for k in (i, j)}
+            yield SHARING, f"LIV {j + 1} uses the weights of LIV {i + 1}", _with_genes(genome, linked)
+        if a.shares_features or b.shares_features or genome.operator(a).family != genome.operator(b).family:
+            continue
+        family = genome.family(a)
+        for strategy in range(2, family.n_strategies + 1):
+            signatures = {family.share_signature(genome.operator(g), strategy) for g in (a, b)}
+            if len(signatures) == 1 and None not in signatures:
+                linked = {k: genes[k]._replace(feature_group=fresh, feature_strategy=strategy) for k in (i, j)}
+                what = ", ".join(sorted(family.shared_groups(genome.operator(a), strategy)))
+                yield SHARING, f"LIV {j + 1} takes {what} from LIV {i + 1}", _with_genes(genome, linked)
+
+
+def _shapes(genome: Genome, space: Space) -> Changes:
+    """A LIV more or less, two that change places, another width."""
+    genes = genome.backbone
+    if len(genes) < space.n_slots:
+        for i, c in itertools.product(range(len(genes) + 1), _legal_classes(genome, space)):
+            yield SHAPE, f"{_name(genome, c)} inserted as LIV {i + 1}", replace(genome, backbone=(*genes[:i], Gene(c), *genes[i:]))
+    if len(genes) > 1 and 0 in space.classes:
+        for i, gene in enumerate(genes):
+            yield SHAPE, f"LIV {i + 1} ({_name(genome, gene.class_id)}) deleted", replace(genome, backbone=(*genes[:i], *genes[i + 1 :]))
+    for i, j in itertools.combinations(range(len(genes)), 2):
+        yield SHAPE, f"LIVs {i + 1} and {j + 1} exchanged", _with_genes(genome, {i: genes[j], j: genes[i]})
+    for width in space.d_models:
+        if width != genome.d_model:
+            yield SHAPE, f"width {genome.d_model} -> {width}", replace(genome, d_model=width)
+
+
+def _limited(genome: Genome, gene: Gene, class_id: int) -> Gene:
+    changed = gene._replace(class_id=class_id)
+    legal = genome.family(changed).n_strategies
+    return changed if gene.feature_strategy <= legal else changed._replace(feature_group=0, feature_strategy=0)
+
+
+def _with_gene(genome: Genome, index: int, gene: Gene) -> Genome:
+    return _with_genes(genome, {index: gene})
+
+
+def _with_genes(genome: Genome, genes: dict[int, Gene]) -> Genome:
+    return replace(genome, backbone=tuple(genes.get(i, gene) for i, gene in enumerate(genome.backbone)))
+
+
+def _name(genome: Genome, class_id: int) -> str:
+    return genome.pool[class_id - 1].name

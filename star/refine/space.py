@@ -1,0 +1,286 @@
+"""What a refinement may change about a recipe: one table of typed dimensions, with ranges around the recipe of the search.
+
+    space = recipe_space(config.training, {"learning_rate": "1e-3:1e-2", "schedule": "linear,wsd"})
+    settings = space.base                     # {"learning_rate": 0.004, "batch_tokens": 256, "schedule": "linear", ...}
+    recipe = space.recipe(settings)           # a star.training.Recipe
+
+Settings are what a person tunes; a recipe follows from them by rules that take out what is known beforehand, so that the settings
+are independent of each other and of the budget:
+
+    batch_tokens         of the full budget; a share s of it takes s^0.5 times the batch
+    learning_rate        at the batch of the search; a batch b times as large takes b^0.35 times the rate
+    *_half_life          of Adam's averages, in tokens; the betas per step follow from the batch
+    weight_decay         at the batch of the search; it stays the same per token
+
+Exponents are those that the quadratic fit of loss on (N, D, rate, batch) gives on the step-law grid (arXiv 2503.04715).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+
+from star.errors import UserError
+from star.training.recipe import OPTIMIZERS, Recipe
+from star.training.schedule import SCHEDULES
+
+RATE_OF_BATCH = 0.35
+BATCH_OF_TOKENS = 0.5
+DIGITS = 3  # significant ones of a setting: legible, and equal settings are equal text
+GROWTH = 4  # a micro-batch may become so many times that of the search before micro-batches are accumulated
+
+Settings = dict[str, float | str]
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One setting. Numbers lie in [low, high] on a logarithmic scale; choices are text.
+
+    off: 0 is legal too and switches the technique off. base: the value under the search's recipe, which may lie outside.
+    """
+
+    name: str
+    doc: str
+    base: float | str
+    low: float = 0.0
+    high: float = 0.0
+    choices: tuple[str, ...] = ()
+    off: bool = False
+
+    @property
+    def fixed(self) -> bool:
+        return len(self.choices) == 1 if self.choices else self.low == self.high and not (self.off and self.low > 0)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the inputs that this setting is for a Gaussian process."""
+        if self.choices:
+            return tuple(f"{self.name}={choice}" for choice in self.choices) if len(self.choices) > 2 else (f"{self.name}={self.choices[-1]}",)
+        return (f"{self.name} on", self.name) if self.off else (self.name,)
+
+    def encode(self, value: float | str) -> list[float]:
+        """Inputs in [0, 1]: a number's place in its range (0.5 where switched off), a choice as 0 and 1."""
+        if self.choices:
+            hot = [float(value == choice) for choice in self.choices]
+            return [h / math.sqrt(2) for h in hot] if len(hot) > 2 else hot[-1:]
+        place = math.log(value / self.low) / math.log(self.high / self.low) if value and self.high > self.low else 0.5
+        return [float(value > 0), place] if self.off else [place]
+
+    def decode(self, place: float) -> float | str:
+        """The value at a place in [0, 1): of choices, and of off and on, each has an equal part of it."""
+        if self.choices:
+            return self.choices[min(int(place * len(self.choices)), len(self.choices) - 1)]
+        if self.off:
+            if place < 0.5:
+                return 0.0
+            place = 2 * place - 1
+        return rounded(self.low * (self.high / self.low) ** place)
+
+
+@dataclass(frozen=True)
+class RecipeSpace:
+    """The open dimensions around one recipe."""
+
+    around: Recipe
+    dimensions: tuple[Dimension, ...]
+    base: Settings = field(init=False)  # the search's own recipe
+
+    def __post_init__(self):
+        object.__setattr__(self, "base", {d.name: d.base for d in self.dimensions})
+
+    @property
+    def open(self) -> tuple[Dimension, ...]:
+        return tuple(d for d in self.dimensions if not d.fixed)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(name for d in self.open for name in d.columns)
+
+    def encode(self, settings: Mapping[str, float | str]) -> list[float]:
+        return [x for d in self.open for x in d.encode(settings[d.name])]
+
+    def changed(self, settings: Mapping[str, float | str]) -> Settings:
+        """What is not as in the search's recipe."""
+        return {name: value for name, value in settings.items() if value != self.base[name]}
+
+    def sample(self, n: int, rng: np.random.Generator, around: Mapping[str, float | str] | None = None, width: float = 1.0) -> list[Settings]:
+        """n settings that fill a box of this share of every range evenly (a Latin hypercube; McKay et al., 1979).
+
+        The box lies around some settings, by default those of the search; a choice is drawn again with probability `width`.
+        """
+        around = {**self.start(), **{name: value for name, value in (around or {}).items() if name not in self._fixed}}
+        strata = [(rng.permutation(n) + rng.random(n)) / n for _ in self.open]
+        found = []
+        for row in range(n):
+            settings = dict(around)
+            for d, places in zip(self.open, strata, strict=True):
+                if d.choices or d.off:
+                    value = d.decode(places[row]) if rng.random() < width else settings[d.name]
+                else:
+                    low = min(max(d.encode(settings[d.name])[0] - width / 2, 0.0), 1.0 - width)
+                    value = d.decode(low + width * places[row])
+                settings[d.name] = self.mend(d, value)
+            found.append(settings)
+        return found
+
+    def perturb(self, settings: Mapping[str, float | str], rng: np.random.Generator, width: float = 0.15) -> Settings:
+        """Settings nearby: one to three of them changed, numbers by a normal step of `width` of their range."""
+        changed = dict(settings)
+        for i in rng.choice(len(self.open), size=min(len(self.open), int(rng.integers(1, 4))), replace=False):
+            d = self.open[i]
+            if d.choices or (d.off and (not settings[d.name] or rng.random() < 0.3)):
+                places = rng.random()
+                value = d.decode(places)
+                if value == settings[d.name] and d.choices:
+                    value = d.choices[(d.choices.index(value) + 1) % len(d.choices)]
+            else:
+                place = float(np.clip(d.encode(settings[d.name])[-1] + width * rng.standard_normal(), 0.0, 1.0))
+                value = rounded(d.low * (d.high / d.low) ** place)
+            changed[d.name] = self.mend(d, value)
+        return changed
+
+    @property
+    def _fixed(self) -> set[str]:
+        return {d.name for d in self.dimensions if d.fixed}
+
+    def start(self) -> Settings:
+        """The search's recipe, but for what a range has fixed."""
+        return self.base | {d.name: d.choices[0] if d.choices else d.low for d in self.dimensions if d.fixed}
+
+    def mend(self, dimension: Dimension, value: float | str) -> float | str:
+        """The nearest value that can be carried out: batches are those of the search times a power of two, of whole sequences."""
+        if dimension.name != "batch_tokens":
+            return value
+        return self.around.seq_len * _sequences(self.around, value / (self.around.micro_batch * self.around.accumulate))
+
+    def recipe(self, settings: Mapping[str, float | str], share: float = 1.0) -> Recipe:
+        """The recipe at a share of the search's training budget."""
+        around = self.around
+        s = self.base | dict(settings)
+        step = around.micro_batch * around.accumulate  # tokens of one optimizer step in the search
+        n = _sequences(around, s["batch_tokens"] / step * share**BATCH_OF_TOKENS)
+        ratio = n * around.seq_len / step
+        micro = _micro_batch(around, n)
+        changes = {
+            "tokens": max(1, round(share * around.tokens)),
+            "batch_size": micro,
+            "accumulate": n // micro,
+            "learning_rate": s["learning_rate"] * ratio**RATE_OF_BATCH,
+            "weight_decay": s["weight_decay"] * ratio ** (1 - RATE_OF_BATCH),
+            "betas": tuple(_beta(n * around.seq_len, s[f"beta{k}_half_life"]) for k in (1, 2)),
+            "momentum": min(around.momentum**ratio, 0.9999),
+            "adaptive": s["precision"] > 0,
+            "precision": s["precision"] or around.precision,
+            "accumulate_max": max(around.accumulate_max, n // micro),
+        }
+        changes |= {name: s[name] for name in DIRECT}
+        if s == self.base and share == 1.0:
+            return around  # to the last bit what the search did
+        return Recipe(**asdict(around) | changes)
+
+
+DIRECT = ("embedding_multiplier", "head_multiplier", "vector_multiplier", "layer_decay", "warmup", "schedule", "optimizer", "sparsify")
+
+
+def recipe_space(around: Recipe, ranges: Mapping[str, str] | None = None) -> RecipeSpace:
+    """The dimensions around a recipe. ranges: `LOW:HIGH`, a single value, choices with commas, or `off`, by name of a dimension.
+
+    Raises UserError for an unknown name, and for a range that is empty, inverted or beyond what a recipe may be.
+    """
+    table = {d.name: d for d in dimensions(around)}
+    for name, text in (ranges or {}).items():
+        if name not in table:
+            raise UserError(f"--range {name}={text}: there is no setting {name!r} to refine; settings are {', '.join(table)}")
+        table[name] = _ranged(table[name], str(text).strip())
+    space = RecipeSpace(around, tuple(table.values()))
+    for d in space.dimensions:
+        for value in d.choices or (d.low, d.high):
+            try:
+                space.recipe(space.base | {d.name: space.mend(d, value)})
+            except UserError as error:
+                raise UserError(f"--range {d.name}: {error}") from None
+    return space
+
+
+def dimensions(around: Recipe) -> tuple[Dimension, ...]:
+    """Every setting with its range around a recipe. What has no effect in a run's models is fixed unless a range is given."""
+
+    def number(name: str, base: float, low: float, high: float, doc: str, off: bool = False) -> Dimension:
+        return Dimension(name, doc, rounded(base), rounded(low), rounded(high), (), off)
+
+    step = around.micro_batch * around.accumulate
+    rate, decay = around.learning_rate, around.weight_decay
+    lives = [_half_life(step, beta) for beta in around.betas]
+    most = around.tokens / 4  # tokens; longer averages would span the run
+    return (
+        number("learning_rate", rate, rate / 4, rate * 4, "peak, of hidden matrices, at the search's batch"),
+        number("embedding_multiplier", around.embedding_multiplier, 0.5, 16, "learning rate of the embedding over the hidden one"),
+        number("head_multiplier", around.head_multiplier, around.head_multiplier, around.head_multiplier, "of a head of its own; a run's heads are tied"),
+        number("vector_multiplier", around.vector_multiplier, 0.25, 4, "learning rate of norms, gates and filters over the hidden one"),
+        number("layer_decay", around.layer_decay, 0.3, 3, "gamma of the layer-wise rate gamma^(l / L)"),
+        number("weight_decay", decay, 0.01, 0.3, "of matrices, at the search's batch", off=not decay),
+        number("warmup", around.warmup, 0.005, 0.2, "share of the tokens over which the rate rises", off=not around.warmup),
+        Dimension("schedule", "shape of the learning rate", around.schedule, choices=SCHEDULES),
+        number("batch_tokens", step, max(around.seq_len, step / 4), step * 4, "tokens of an optimizer step"),
+        number("beta1_half_life", lives[0], lives[0] / 4, max(lives[0], min(lives[0] * 4, most)), "of Adam's first average, tokens"),
+        number("beta2_half_life", lives[1], lives[1] / 8, max(lives[1], min(lives[1] * 8, most)), "of Adam's second average, tokens"),
+        Dimension("optimizer", "of hidden matrices", around.optimizer, choices=OPTIMIZERS),
+        number("precision", around.precision if around.adaptive else 0.0, 0.3, 3, "eps of adaptive accumulation", off=True),
+        number("sparsify", around.sparsify, 0.0, 0.0, "tau of structured attention sparsification; the smaller cache is not counted", off=True),
+    )
+
+
+def rounded(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}") if value < 10**DIGITS else float(round(value))
+
+
+def _ranged(d: Dimension, text: str) -> Dimension:
+    where = f"--range {d.name}={text}"
+    fields = {"name": d.name, "doc": d.doc, "base": d.base, "off": d.off}
+    if d.choices:
+        chosen = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+        legal = SCHEDULES if d.name == "schedule" else OPTIMIZERS
+        if not chosen or any(choice not in legal for choice in chosen):
+            raise UserError(f"{where}: give one or more of {', '.join(legal)}, with commas")
+        return Dimension(**fields, choices=tuple(c for c in legal if c in chosen))
+    if text == "off" and d.off:
+        return Dimension(**fields)
+    parts = text.split(":")
+    try:
+        low, high = (float(parts[0]), float(parts[-1]))
+    except ValueError:
+        low = high = math.nan
+    if not 1 <= len(parts) <= 2 or not (math.isfinite(low) and math.isfinite(high)):
+        raise UserError(f"{where}: write LOW:HIGH in numbers, such as {d.name}={d.low or 0.005:g}:{d.high or 0.05:g}, or one value to keep it fixed")
+    if low <= 0 or (len(parts) == 2 and low >= high):
+        what = "must lie above 0" if low <= 0 else "is inverted: the first number must be the smaller one" if low > high else "is empty: its two ends are equal"
+        raise UserError(f"{where}: this range {what}")
+    return Dimension(**fields, low=low, high=high) if len(parts) == 2 else Dimension(**fields | {"off": False}, low=low, high=low)
+
+
+def _sequences(around: Recipe, ratio: float) -> int:
+    """Sequences per step: those of the search times the power of two that is nearest to the ratio; at least one."""
+    n = around.batch_size * around.accumulate
+    power = round(math.log2(max(ratio, 1e-9)))
+    return max(1, n << power if power >= 0 else round(n / 2**-power))
+
+
+def _micro_batch(around: Recipe, n: int) -> int:
+    """Sequences of a micro-batch, a divisor of n: as large as the search's, or a few times that where it did not accumulate."""
+    most = around.batch_size * (GROWTH if around.accumulate == 1 else 1)
+    return next(size for size in range(min(n, most), 0, -1) if n % size == 0)
+
+
+def _half_life(step_tokens: int, beta: float) -> float:
+    return step_tokens * math.log(2) / -math.log(min(max(beta, 1e-6), 0.999999))
+
+
+def _beta(step_tokens: int, half_life: float) -> float:
+    return min(0.5 ** (step_tokens / half_life), 0.99999)
+
+
+def settings_text(settings: Mapping[str, float | str], names: Sequence[str] | None = None) -> str:
+    """learning_rate 0.008, schedule wsd, precision off"""
+    parts = [(name, settings[name]) for name in (settings if names is None else names)]
+    return ", ".join(f"{name} {value if isinstance(value, str) else 'off' if name in ('precision', 'sparsify') and not value else f'{value:g}'}" for name, value in parts)

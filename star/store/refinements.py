@@ -1,0 +1,100 @@
+"""Refinements of a run, folded from their events: what was to be tried, and what came of it.
+
+    refinement  id, settings, evidence                  a refinement began, or goes on with another budget (settings: `star.refine.settings`;
+                evidence: [[candidate of the search, loss], ...], what it takes as known)
+    trial       refinement, id, candidate, member, genome, settings, kind, edits, share, repeat, purpose, costs, predicted?, source?, log
+                this was decided to be trained; predicted: [mean, sd] of its loss, before anything of it was known
+    trial_end   refinement, id, attempt, status, reason, traceback?, metrics, objectives?, seconds, worker, final
+                an attempt ended; final: the trial is settled, otherwise it will be attempted again
+    closed      refinement, reason                      no more proposals: what is left is to measure the best afresh
+"""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training in a refinement.
+
+    candidate: id of (genome, settings). member: id of the front member it came from; edits: what was changed, as text.
+    kind: of the last edit (`star.refine.pool.KINDS`). share: of the search's training budget. repeat: which seed, from 0.
+    purpose: "member" (as the search trained it), "design", "proposal" or "confirm". costs: cheap objectives.
+    source: "bayes" or "policy"; log: what it saw (`star.refine.propose`).
+    """
+
+    id: str
+    candidate: str
+    member: str
+    genome: dict
+    settings: dict
+    kind: str = "recipe"
+    edits: tuple[str, ...] = ()
+    share: float = 1.0
+    repeat: int = 0
+    purpose: str = "proposal"
+    costs: dict = field(default_factory=dict)
+    predicted: tuple[float, float] | None = None
+    source: str | None = None
+    log: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """How a trial ended. objectives: None unless ok."""
+
+    status: str
+    reason: str = ""
+    objectives: dict | None = None
+    metrics: dict = field(default_factory=dict)
+    seconds: float = 0.0
+    worker: str = ""
+    attempt: int = 0
+
+
+class Refinement:
+    """The state of one refinement."""
+
+    def __init__(self, id: str, settings: dict, evidence: list):
+        self.id, self.settings, self.evidence = id, settings, evidence
+        self.trials: list[Trial] = []  # in the order in which they were decided
+        self.results: dict[str, TrialResult] = {}  # settled trials
+        self.tries: dict[str, list[str]] = {}  # statuses of attempts that did not settle their trial
+        self.closed = ""  # why there are no more proposals
+
+    @property
+    def spent(self) -> float:
+        """Full trainings that were decided on."""
+        return sum(trial.share for trial in self.trials)
+
+    def unfinished(self) -> list[Trial]:
+        return [trial for trial in self.trials if trial.id not in self.results]
+
+    def take_trial(self, data: dict) -> None:
+        fields = {key: value for key, value in data.items() if key != "refinement"}
+        predicted = fields.get("predicted")
+        self.trials.append(Trial(**fields | {"edits": tuple(fields["edits"]), "predicted": predicted and tuple(predicted)}))
+
+    def take_end(self, data: dict) -> None:
+        if not data["final"]:
+            self.tries.setdefault(data["id"], []).append(data["status"])
+            return
+        names = ("status", "reason", "objectives", "metrics", "seconds", "worker", "attempt")
+        self.results[data["id"]] = TrialResult(**{name: data[name] for name in names})
+
+
+class Refinements(dict):
+    """Refinements by id, in the order in which they began."""
+
+    def apply(self, kind: str, data: dict) -> None:
+        if kind == "refinement":
+            known = self.get(data["id"])
+            if known is None:
+                self[data["id"]] = Refinement(data["id"], data["settings"], data["evidence"])
+            else:
+                known.settings, known.closed = data["settings"], ""
+        elif kind == "trial":
+            self[data["refinement"]].take_trial(data)
+        elif kind == "trial_end":
+            self[data["refinement"]].take_end(data)
+        elif kind == "closed":
+            self[data["refinement"]].closed = data["reason"]
