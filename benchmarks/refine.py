@@ -11,7 +11,7 @@ Arms, all from the same initial configurations of a seed:
     BO (this package's GP and log EI, full trainings alone); BO + KG and BO + rate (fidelities by knowledge gradient per cost, or by rate of gain);
     where tables hold several model sizes: BO + rule (rate; learning rate and batch relative to a rule that is fitted on the other sizes, whose
     choice is the first trial), GPSampler + rule (the same first trial), BO + transfer (BO + rule with 24 results of the next smaller size,
-    which are taken as had: no cost); BO + RL ungated and gated: the policy on top of BO + rule, or of BO where there is no rule.
+    which are taken as had: no cost), and both with full trainings alone; BO + RL ungated and gated: the policy on top of BO + rule, or of BO where there is no rule.
 What counts after each trial is the true full loss of the best that was trained in full (before any was: of the best at the highest fidelity yet).
 Statistics: benchmarks/paired.py.
 """
@@ -277,15 +277,17 @@ ARMS: dict[str, Callable[[Run], None]] = {
     "BO + RL ungated": bayes(fidelities=True, use_rule=True, rl="ungated"),
     "BO + RL gated": bayes(fidelities=True, use_rule=True, rl="gated"),
     "BO + transfer": bayes(fidelities=True, use_rule=True, transfer=True),
+    "BO + rule, full": bayes(use_rule=True),
+    "BO + transfer, full": bayes(use_rule=True, transfer=True),
 }
 NEEDS_FIDELITIES = ("ASHA", "BO + KG", "BO + rate")
-NEEDS_RULE = ("GPSampler + rule", "BO + rule", "BO + transfer")
+NEEDS_RULE = ("GPSampler + rule", "BO + rule", "BO + transfer", "BO + rule, full", "BO + transfer, full")
 
 
 def applies(arm: str, task: str) -> bool:
     """Whether an arm differs from another one on this task."""
     several = task.startswith("steplaw")
-    return (several or arm not in NEEDS_FIDELITIES + NEEDS_RULE) and (arm != "BO + transfer" or task in SIBLING)
+    return (several or arm not in NEEDS_FIDELITIES + NEEDS_RULE) and (not arm.startswith("BO + transfer") or task in SIBLING)
 
 
 def execute(task: str, arm: str, seed: int) -> dict:
@@ -300,7 +302,7 @@ def execute(task: str, arm: str, seed: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="0:20", help="first:last + 1")
-    parser.add_argument("--arms", default=",".join(ARMS))
+    parser.add_argument("--arms", default=";".join(ARMS), help="separated by semicolons")
     parser.add_argument("--tasks", default=",".join(TASKS))
     parser.add_argument("--cache", type=Path, default=Path("refine-tables.jsonl"))
     parser.add_argument("--report", action="store_true", help="run nothing, report what the cache has")
@@ -312,7 +314,7 @@ def main() -> None:
     torch.set_num_threads(1)
     done = {(r["task"], r["arm"], r["seed"]) for r in map(json.loads, args.cache.read_text().splitlines())} if args.cache.exists() else set()
     first, last = map(int, args.seeds.split(":"))
-    todo = [(t, a, s) for s in range(first, last) for t in args.tasks.split(",") for a in args.arms.split(",") if applies(a, t)]
+    todo = [(t, a, s) for s in range(first, last) for t in args.tasks.split(",") for a in args.arms.split(";") if applies(a, t)]
     todo = [] if args.report else [item for item in todo if item not in done]
     with args.cache.open("a") as file:
         for n, (task, arm, seed) in enumerate(todo, start=1):

@@ -22,6 +22,7 @@ GOAL = 0.85
 COLORS = {
     "random": "#999999", "TPE": "#e69f00", "GPSampler": "#56b4e9", "ASHA": "#009e73", "RL only": "#cc79a7", "BO": "#0072b2", "BO + KG": "#b8a000",
     "BO + rate": "#7f5fc0", "BO + rule": "#5c3a21", "GPSampler + rule": "#8fd0f0", "BO + RL ungated": "#f0a0a0", "BO + RL gated": "#d00000", "BO + transfer": "black",
+    "BO + rule, full": "#c0a080", "BO + transfer, full": "#606060",
 }  # fmt: skip
 
 

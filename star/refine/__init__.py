@@ -3,7 +3,8 @@
 Read in this order (each imports only from those above it):
     pool.py         what can be tried, and what has been seen
     posterior.py    what the results say: a Gaussian process, averaged over its hyperparameters
-    acquisition.py  what a trial is worth: expected improvement, knowledge gradient per cost, expected hypervolume; trust regions
+    transfer.py     results of related tasks as further observations
+    acquisition.py  what a trial is worth: expected improvement, rate of gain of cheap trials, expected hypervolume; trust regions
     imagine.py      futures drawn from the posterior, played by any chooser
     policy.py       the network that sees the posterior of every candidate, and how it learns in imagined futures
     pretrain.py     its first education: worlds drawn from the prior, no data

@@ -1,6 +1,6 @@
 """The policy's first education: worlds drawn from Gaussian-process priors, no data at all.
 
-    python -m star.refine.pretrain            # writes policy.safetensors beside this file, under two minutes on one core
+    python -m star.refine.pretrain            # writes policy.safetensors beside this file, two minutes on one core
 
 The worlds are broad on purpose: other dimensions, length scales, noises, budgets and prices than any refinement has.
 """
@@ -25,10 +25,10 @@ LESSONS, SCENES = 120, 12
 PARTS = {"one fidelity": (False, False), "several": (True, False), "several at a price": (True, True)}  # cheap, priced
 
 
-@lru_cache(maxsize=2)
-def pretrained(uncertainty: bool = True) -> Policy:
+@lru_cache(maxsize=1)
+def pretrained() -> Policy:
     """The policy that comes with the package. Treat it as read-only: `learn` copies."""
-    policy = Policy(uncertainty=uncertainty)
+    policy = Policy()
     policy.load_state_dict({name: value.double() for name, value in load_file(WEIGHTS).items()})
     return policy
 
