@@ -59,13 +59,49 @@ def run(corpus, setting: dict, changes: dict, steps: int, seed: int, device: str
     return {"loss": loss, "seconds": seconds, "tokens": tokens, "parameters": sum(p.numel() for p in model.parameters())}
 
 
-def tokens_to(target: float, points: list[tuple[int, float]]) -> float | None:
-    """Tokens of the shortest complete run that ends at `target`: from (tokens, final loss), on a line in log tokens; None: never."""
+def tokens_to(target: float, points: list[tuple[int, float]]) -> tuple[float | None, bool]:
+    """Tokens of the shortest complete run that ends at `target`, from (tokens, final loss), on a line in log tokens (None: never), and
+    whether that is only a bound, because the smallest budget is below the target already."""
     points = sorted(points)
     for (t0, l0), (t1, l1) in itertools.pairwise(points):
         if l0 > target >= l1:
-            return math.exp(math.log(t0) + (l0 - target) / (l0 - l1) * (math.log(t1) - math.log(t0)))
-    return float(points[0][0]) if points[0][1] <= target else None  # at most: the smallest budget already reaches it
+            return math.exp(math.log(t0) + (l0 - target) / (l0 - l1) * (math.log(t1) - math.log(t0))), False
+    return (float(points[0][0]), True) if points[0][1] <= target else (None, False)
+
+
+def summarise(setting: dict, rates: dict, runs: dict[str, dict[int, list[dict]]], device: str) -> tuple[list[str], dict]:
+    """What is printed, and the numbers of each arm."""
+    target, report = setting["published"], {}
+    for arm, budgets in runs.items():
+        per_token = statistics.median(r["seconds"] / r["tokens"] for rs in budgets.values() for r in rs)
+        full = budgets[setting["steps"]]
+        per_seed = [tokens_to(target, [(rs[s]["tokens"], rs[s]["loss"]) for rs in budgets.values()]) for s in range(len(full))]
+        reached = [tokens for tokens, _ in per_seed if tokens is not None]
+        report[arm] = {
+            "rate": rates[arm],
+            "final": [r["loss"] for r in full],
+            "seconds_per_token": per_token,
+            "tokens_to_published": per_seed,
+            "at_most": any(bound for _, bound in per_seed),
+            "seconds_to_published": statistics.median(reached) * per_token if reached else None,
+            "full_seconds": full[0]["tokens"] * per_token,
+        }
+    plain = report["plain"]
+    lines = [f"published {target}; ours: {full[0]['parameters']:,} parameters; {len(full)} seed(s); {device}"]
+    for arm, row in report.items():
+        final = f"{statistics.mean(row['final']):.4f} [{min(row['final']):.4f}, {max(row['final']):.4f}]"
+        text = f"{arm:6} rate {row['rate']:g}: final {final}, {row['full_seconds']:.0f} s; to {target}: "
+        if row["seconds_to_published"] is None:
+            lines.append(text + "never")
+            continue
+        tokens, seconds = statistics.median(t for t, _ in row["tokens_to_published"] if t), row["seconds_to_published"]
+        base = statistics.median(t for t, _ in plain["tokens_to_published"] if t)
+        row["fraction_of_plain_to_published"], row["fraction_of_plain_full"] = seconds / plain["seconds_to_published"], seconds / plain["full_seconds"]
+        at_most = "at most " if row["at_most"] else ""
+        lines.append(text + f"{at_most}{seconds:.0f} s = {seconds / plain['seconds_to_published']:.2f} of plain's time ({tokens / base:.2f} of its tokens), {seconds / plain['full_seconds']:.2f} of plain's whole run")
+    met = all(loss < target for row in report.values() for loss in row["final"])
+    lines.append(f"goal, below {target} with the same tokens: {'met by every arm and seed' if met else 'MISSED'}")
+    return lines, report
 
 
 def main() -> None:
@@ -95,30 +131,7 @@ def main() -> None:
                 runs[arm].setdefault(steps, []).append(found)
                 print(f"{arm} {steps} steps, seed {seed}: {found['loss']:.4f} in {found['seconds']:.1f} s", flush=True)
 
-    target, report = setting["published"], {}
-    for arm, budgets in runs.items():
-        per_token = statistics.median(r["seconds"] / r["tokens"] for rs in budgets.values() for r in rs)
-        per_seed = [tokens_to(target, [(rs[s]["tokens"], rs[s]["loss"]) for rs in budgets.values()]) for s in range(args.seeds)]
-        reached = [t for t in per_seed if t is not None]
-        full = budgets[setting["steps"]]
-        report[arm] = {
-            "rate": rates[arm],
-            "final": [r["loss"] for r in full],
-            "seconds_per_token": per_token,
-            "tokens_to_published": per_seed,
-            "seconds_to_published": statistics.median(reached) * per_token if reached else None,
-            "full_seconds": full[0]["tokens"] * per_token,
-        }
-    plain = report["plain"]
-    lines = [f"published {target}; ours: {full[0]['parameters']:,} parameters; {args.seeds} seed(s); {args.device}"]
-    for arm, row in report.items():
-        to = "never" if row["seconds_to_published"] is None else f"{row['seconds_to_published']:6.1f} s"
-        ratios = ["-" if row["seconds_to_published"] is None or not base else f"{row['seconds_to_published'] / base:.2f}" for base in (plain["seconds_to_published"], plain["full_seconds"])]
-        row["fraction_of_plain_to_published"], row["fraction_of_plain_full"] = ratios
-        final = f"{statistics.mean(row['final']):.4f} [{min(row['final']):.4f}, {max(row['final']):.4f}]"
-        lines.append(f"{arm:6} rate {row['rate']:g}: final {final}, to {target}: {to} = {ratios[0]} of plain's, {ratios[1]} of plain's whole run")
-    met = all(loss < target for row in report.values() for loss in row["final"])
-    lines.append(f"goal, below {target} with the same tokens: {'met by every arm and seed' if met else 'MISSED'}")
+    lines, report = summarise(setting, rates, runs, args.device)
     print("\n".join(lines))
     name = f"nanogpt-{'large' if args.large else 'small'}-{'cpu' if args.device == 'cpu' else 'cuda'}"
     out = {"setting": setting, "arms": ARMS, "tuning": tuning, "runs": runs, "report": report, "device": args.device}
