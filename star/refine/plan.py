@@ -90,13 +90,14 @@ class Planner:
         return list(found.values())
 
     def _spread(self, member: Setup, rng: np.random.Generator) -> list[Setup]:
-        """Recipes in the middle of the space around the search's, and edits of different kinds; half of each."""
+        """Recipes in the middle of the space around the search's, and edits of different kinds, one in four."""
         s, n = self.settings, self.settings.design
-        n_edits = {"both": n // 2, "recipes": 0, "edits": n}[s.change]
+        n_edits = {"both": n // 4, "recipes": 0, "edits": n}[s.change]
         recipes = [member.with_settings(settings) for settings in self.recipes.sample(n - n_edits, rng, width=0.5)]
         groups: dict[str, list[Setup]] = {}
         for edit in all_edits(member.genome, self.neighbourhood.genomes) if n_edits else ():
-            if self._feasible(edited := member.edited(edit)):
+            edited = member.edited(edit)
+            if self._feasible(edited) and (s.aim == "front" or self._no_larger(edited)):
                 groups.setdefault(edit.kind, []).append(edited)
         order = [groups[kind] for kind in rng.permutation(sorted(groups))] if groups else []
         edited = [group[int(rng.integers(len(group)))] for _, group in zip(range(n_edits), itertools.cycle(order), strict=False)]
