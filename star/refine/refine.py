@@ -303,7 +303,7 @@ class Refiner:
         good = {t.id: (t, r) for t in self.state.trials if t.share == 1.0 and (r := self.state.results.get(t.id)) and r.objectives}
         keep = {"all": set(good), "none": set()}.get(self.config.keep)
         if keep is None:
-            keep = {id for id, (trial, _) in good.items() if trial.purpose == "confirm"}
+            keep = {id for id, (trial, _) in good.items() if trial.purpose == "confirm" and trial.repeat == 1}
             for member in self.settings.members:
                 mine = [(r.objectives[self.planner.loss.name], id) for id, (t, r) in good.items() if t.member == member and t.purpose != "confirm"]
                 keep |= {id for _, id in sorted(mine)[:KEPT]}
