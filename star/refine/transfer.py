@@ -2,19 +2,21 @@
 
 Losses of two tasks differ by an offset, which is taken out, and are alike in shape, which is what is transferred. How alike is learnt:
 each source has an input of its own, 1 for its rows, whose length scale the fit decides. A source that makes the target's
-leave-one-out predictions worse is dropped.
+leave-one-out predictions worse is dropped, unless it ranks them well: the first trials are often good and alike, which a process that
+knows nothing else predicts to the last digit, without a notion of how bad others may be.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import norm
+from scipy.stats import norm, spearmanr
 
 from star.refine.pool import Observations
 from star.refine.posterior import fit, winsorised
 
 LEAST = 4  # target observations before a source can be judged
+RANKS = 0.5  # rank correlation from which on a source is kept
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ def contextual(seen: Observations, sources: Sequence[Source], fidelity: bool) ->
     kept = list(range(len(sources)))
     if len(seen.y) >= LEAST:
         alone = _left_out(seen, [], fidelity)
-        kept = [i for i in kept if _left_out(seen, [sources[i]], fidelity) >= alone]
+        kept = [i for i in kept if _left_out(seen, [sources[i]], fidelity) >= alone or _ranks(seen, sources[i], fidelity) >= RANKS]
     return _joined(seen, [sources[i] for i in kept], fidelity), kept
 
 
@@ -57,6 +59,12 @@ def _joined(seen: Observations, sources: Sequence[Source], fidelity: bool) -> Ob
         X.append(widen(source.X, n, fidelity, i))
         y.append(winsorised(source.y)[0] + shift)
     return Observations(np.vstack(X), np.concatenate(y), widen(seen.pending, n, fidelity), seen.seed_sd, n)
+
+
+def _ranks(seen: Observations, source: Source, fidelity: bool) -> float:
+    """Spearman's correlation of the target's observations with what the source alone expects of them."""
+    expected, _ = fit(Observations(source.X, source.y), fidelity, samples=0).predict(seen.X)
+    return float(spearmanr(winsorised(seen.y)[0], expected).statistic)
 
 
 def _left_out(seen: Observations, sources: Sequence[Source], fidelity: bool) -> float:
