@@ -239,6 +239,7 @@ class Run:
             "failures": [{"id": r.id, "status": r.status, "reason": r.reason} for r in record.results.values() if r.status not in good],
             "progress": read_progress(self.path / "progress") if active else {},
             "surrogate": self.surrogate(),
+            "refinements": [refined.summary() for refined in self.refinements()],
             "baselines": self.corpus["baselines"],
             "corpus": self.corpus["name"],
         }

@@ -179,7 +179,13 @@ def rope_table(offset: int, seq_len: int, head_dim: int, theta: float, device: t
     return cos[offset : offset + seq_len], sin[offset : offset + seq_len]
 
 
-@torch.compiler.assume_constant_result  # or a compiled layer is compiled again when an eager one has filled the cache
+def constant_result(function):
+    """What torch.compiler.assume_constant_result does; that imports the whole compiler, half the time that any command takes to start."""
+    function._dynamo_marked_constant = True
+    return function
+
+
+@constant_result  # or a compiled layer is compiled again when an eager one has filled the cache
 def rope_positions(n_positions: int, head_dim: int, theta: float, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The tables of positions 0 to `n_positions` - 1, kept because every layer and every step asks for the same."""
     key = (n_positions, head_dim, theta, device, dtype)

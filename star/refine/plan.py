@@ -46,6 +46,7 @@ class Planner:
         evidence: Sequence[tuple[str, float]],
     ):  # fmt: skip
         self.config, self.settings, self.candidates, self.known, self.evidence = config, settings, candidates, known, list(evidence)
+        self.proposals = ProposalSettings()
         self.recipes: RecipeSpace = recipe_space(config.training, settings.ranges)
         self.neighbourhood = Neighbourhood(self.recipes, space, settings.change)
         self.encoder = Encoder(self.recipes, candidates.corpus["vocab_size"], config.objectives.cache_tokens, [(known[id], loss) for id, loss in evidence])
@@ -126,7 +127,7 @@ class Planner:
         left = s.budget - s.confirm_cost - state.spent
         worth = {"front": self.front(seen)} if s.aim == "front" else {"level": self.levels(setups, seen)}
         proposal = propose(
-            self.pool(setups, member, state), self.observations(seen, pending), ProposalSettings(), pretrained() if s.policy else None,
+            self.pool(setups, member, state), self.observations(seen, pending), self.proposals, pretrained() if s.policy else None,
             budget=left, seed=s.seed, step=step, scale=scale, **worth,
         )  # fmt: skip
         if proposal.action is None:

@@ -75,6 +75,11 @@ class Refined:
     def finished(self) -> bool:
         return bool(self.trials) and self.trials[-1][0].purpose == "confirm" and not self.state.unfinished()
 
+    def summary(self) -> dict:
+        """How far it is, and what it brought: id, trials, spent and budget (full trainings), finished, perplexity (ratio, by member)."""
+        facts = {"id": self.id, "trials": len(self.trials), "spent": self.spent, "budget": self.settings.budget, "finished": self.finished}
+        return facts | {"perplexity": {row.member: row.perplexity for row in self.members()}}
+
     def value(self, result: TrialResult | None) -> float | None:
         """The loss of a result, scaled; None if it has none."""
         return None if result is None or not result.objectives else self.loss.scaled(result.objectives[self.loss.name])

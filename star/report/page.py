@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING
 from matplotlib.figure import Figure
 
 from star.config import describe
+from star.refine.results import Refined
+from star.refine.space import settings_text
 from star.report.genome_diagram import genome_diagram
 from star.report.plots import PLOTS, Plot
+from star.report.refinement import REFINEMENT_PLOTS, refinement_lines
 from star.report.tables import status_lines, summary_lines
 from star.report.units import format_value, heading
 
@@ -44,6 +47,8 @@ def write_page(run: Run, path: Path, plots: tuple[Plot, ...] = PLOTS) -> Path:
     for plot in plots:
         words = plot.__name__.replace("_", " ").capitalize()
         parts += [f"<h2>{words}</h2>", f"<p>{escape((plot.__doc__ or '').strip().splitlines()[0])}</p>", _picture(plot(run), words)]
+    for refined in run.refinements():
+        parts += [f"<h2>Refinement {refined.id}</h2>", *_refinement(refined)]
     parts += ["<h2>Members of the front</h2>", *_members(run)]
     parts += ["<h2>Configuration</h2>", _configuration(run)]
     html = f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(str(run.path))}</title><style>{STYLE}</style></head><body>\n'
@@ -67,6 +72,23 @@ def _front(run: Run, knee: str) -> str:
             name = c.name if kind else c.genome.text
             rows.append(f'<tr class="{"knee" if c.id == knee else kind}"><td><code>{c.id}</code></td>{values}<td><code>{escape(name or "")}</code></td></tr>')
     return f"<table><tr>{''.join(heads)}<th>genome; the knee in bold, baselines in grey</th></tr>{''.join(rows)}</table>"
+
+
+def _refinement(refined: Refined) -> Iterable[str]:
+    """The front that it left, what it brought, and its plots."""
+    run, rows = refined.run, []
+    heads = "".join(f'<th class="number">{escape(heading(o))}</th>' for o in run.objectives)
+    trials = {t.candidate: t for t, _ in reversed(refined.trials)}
+    for c in refined.front():
+        values = "".join(f'<td class="number">{escape(format_value(o, c.objectives[o.name]))}</td>' for o in run.objectives)
+        trial = trials.get(c.id) if c.recipe is not None else None
+        made = "as searched" if trial is None else "; ".join([f"from {trial.member}", *trial.edits, settings_text(refined.space.changed(trial.settings))]).strip("; ")
+        rows.append(f'<tr class="{"" if trial else "baseline"}"><td><code>{c.id}</code></td>{values}<td>{escape(made)}</td></tr>')
+    yield f"<table><tr><th>id</th>{heads}<th>what was changed</th></tr>{''.join(rows)}</table>"
+    yield _paragraphs(line for line in refinement_lines(refined) if line)
+    for plot in REFINEMENT_PLOTS:
+        words = plot.__name__.replace("_", " ").capitalize()
+        yield f"<h3>{words}</h3><p>{escape((plot.__doc__ or '').strip().splitlines()[0])}</p>{_picture(plot(refined), words)}"
 
 
 def _members(run: Run) -> Iterable[str]:

@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from star.run import Run
 
 SHOWN = 10  # importances
+REFINEMENT_PLOTS = (refinement_progress, calibration_panels, convergence)
 
 
 def write_refinement(refined: Refined, folder: Path) -> str:
     """The three plots as PNG and SVG; returns where they are, for people."""
-    for plot in (refinement_progress, calibration_panels, convergence):
+    for plot in REFINEMENT_PLOTS:
         save_figure(plot(refined), folder / plot.__name__)
     return f"{folder} (refinement_progress, calibration_panels, convergence; PNG and SVG)"
 

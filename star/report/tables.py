@@ -175,6 +175,7 @@ def status_lines(run: Run) -> list[str]:
     for name, found in status["surrogate"].items():
         lines.append(_surrogate_line(name, found))
     lines += _operator_lines(run)
+    lines += [_refinement_line(run, found, status["active"]) for found in status["refinements"]]
     for failure in status["failures"][:10]:
         lines.append(f"  {failure['id']}: {failure['status']}: {failure['reason']}")
     if len(status["failures"]) > 10:
@@ -190,6 +191,14 @@ def _surrogate_line(name: str, found: dict) -> str:
         if found["proxy_spearman"] is not None:
             text += f" (size alone {found['proxy_spearman']:.2f})"
     return text + f"; 90 % intervals hold {found['coverage_90']:.0%} [{found['coverage_90_low']:.0%}, {found['coverage_90_high']:.0%}]"
+
+
+def _refinement_line(run: Run, found: dict, active: bool) -> str:
+    """How far a refinement is, and what it brought."""
+    state = "finished" if found["finished"] else "running" if active else "stopped"
+    gains = ", ".join(f"{member[:6]} {100 * (ratio - 1):+.1f} %" for member, ratio in found["perplexity"].items() if ratio is not None)
+    text = f"refinement {found['id']}: {state}, {found['trials']} trials, {found['spent']:.4g} of {found['budget']:g} full trainings"
+    return text + (f"; perplexity {gains}" if gains else "") + f"; star refine {run.path} --report says more"
 
 
 def _operator_lines(run: Run) -> list[str]:
