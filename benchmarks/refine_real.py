@@ -9,7 +9,7 @@ trainings. Arms get the same member, the same settings and edits to choose from 
 budget, and their own random numbers:
 
     random               a recipe from all over the space, and one edit or none
-    TPE, GPSampler       Optuna, defaults, the member's own recipe first
+    TPE, GPSampler       Optuna, defaults, the member's own recipe first; "+ portfolio": and the recipes that a refinement begins with
     halving              ASHA with one worker: random candidates at a quarter of the tokens, the best quarter of them in full
     RL only              a REINFORCE controller over the settings, no model of the loss
     BO                   `star refine --no-policy`
@@ -165,14 +165,15 @@ def random(task: Task) -> Setup:
     return task.best()
 
 
-def optuna_arm(sampler: str) -> Callable[[Task], Setup]:
+def optuna_arm(sampler: str, portfolio: bool = False) -> Callable[[Task], Setup]:
     def arm(task: Task) -> Setup:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         study = optuna.create_study(sampler=getattr(optuna.samplers, sampler)(seed=task.planner.settings.seed))
         space = task.planner.recipes
-        study.enqueue_trial({name: value for name, value in suggestions(space, space.start()).items()} | {"edit": "none"})
+        for settings in [space.start(), *(space.portfolio() if portfolio else ())]:
+            study.enqueue_trial(suggestions(space, settings) | {"edit": "none"})
         while task.affords():
             trial = study.ask()
             settings = dict(space.start())
@@ -267,6 +268,8 @@ ARMS: dict[str, tuple[Callable[[Task], Setup], dict]] = {
     "BO + RL gated": (refinement(), {}),
     "TPE": (optuna_arm("TPESampler"), {}),
     "GPSampler": (optuna_arm("GPSampler"), {}),
+    "TPE + portfolio": (optuna_arm("TPESampler", portfolio=True), {}),
+    "GPSampler + portfolio": (optuna_arm("GPSampler", portfolio=True), {}),
     "random": (random, {}),
     "halving": (halving, {}),
     "RL only": (controller, {}),

@@ -91,10 +91,11 @@ class Planner:
         return list(found.values())
 
     def _spread(self, member: Setup, rng: np.random.Generator) -> list[Setup]:
-        """Recipes in the middle of the space around the search's, and edits of different kinds, one in four."""
+        """Recipes that have helped elsewhere, recipes in the middle of the space around the search's, and edits of different kinds, one in four."""
         s, n = self.settings, self.settings.design
         n_edits = {"both": n // 4, "recipes": 0, "edits": n}[s.change]
-        recipes = [member.with_settings(settings) for settings in self.recipes.sample(n - n_edits, rng, width=0.5)]
+        known = self.recipes.portfolio()[: (n - n_edits) // 2 + 1] if n > n_edits else []
+        recipes = [member.with_settings(settings) for settings in [*known, *self.recipes.sample(n - n_edits - len(known), rng, width=0.5)]]
         groups: dict[str, list[Setup]] = {}
         for edit in all_edits(member.genome, self.neighbourhood.genomes) if n_edits else ():
             edited = member.edited(edit)
@@ -149,7 +150,7 @@ class Planner:
             setups += found
             member += [i] * len(found)
         recipes = [rows[0][1].settings for rows in best.values() if rows and rows[0][1].settings != self.recipes.base]
-        for id in self.rest if self.settings.change != "edits" else ():
+        for id in self.rest if self.settings.aim == "front" and self.settings.change != "edits" else ():
             setups += [Setup(id, self.known[id], settings) for settings in recipes]
             member += [len(order)] * len(recipes)
         return setups, np.array(member)

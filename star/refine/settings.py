@@ -76,8 +76,8 @@ class RefineSettings:
 
     @property
     def extra(self) -> int:
-        """Candidates measured at the end besides the best of each member: others that may be on the front."""
-        return len(self.members) - 1
+        """Candidates measured at the end besides the best of each member: others that may be on the front, where that is the aim."""
+        return len(self.members) - 1 if self.aim == "front" else 0
 
     @property
     def confirm_cost(self) -> float:

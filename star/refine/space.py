@@ -124,6 +124,21 @@ class RecipeSpace:
             found.append(settings)
         return found
 
+    def portfolio(self) -> list[Settings]:
+        """Changes of the search's recipe that have helped elsewhere (`PORTFOLIO`), within the ranges; each once, none that changes nothing."""
+        start, found = self.start(), []
+        for moves in PORTFOLIO:
+            settings = dict(start)
+            for d in self.open:
+                move = moves.get(d.name)
+                if isinstance(move, str):
+                    settings[d.name] = move if move in d.choices else settings[d.name]
+                elif move and settings[d.name]:
+                    settings[d.name] = self.mend(d, rounded(min(max(settings[d.name] * move, d.low), d.high)))
+            if settings != start and settings not in found:
+                found.append(settings)
+        return found
+
     def perturb(self, settings: Mapping[str, float | str], rng: np.random.Generator, width: float = 0.15) -> Settings:
         """Settings nearby: one to three of them changed, numbers by a normal step of `width` of their range."""
         changed = dict(settings)
@@ -179,6 +194,17 @@ class RecipeSpace:
             return around  # to the last bit what the search did
         return Recipe(**asdict(around) | changes)
 
+
+# Factors on the search's settings, most promising first: where an initial design begins, before it spreads. Rate, then optimizer, then
+# embedding are what moved the loss most in benchmarks/techniques.py and transfer.py, and on members of fronts that no benchmark of refinement uses.
+PORTFOLIO: tuple[dict[str, float | str], ...] = (
+    {"learning_rate": 2.0},
+    {"optimizer": "muon", "learning_rate": 3.0},
+    {"learning_rate": 2.0, "embedding_multiplier": 2.0, "beta1_half_life": 0.5},
+    {"learning_rate": 0.5},
+    {"optimizer": "muon", "learning_rate": 2.0, "layer_decay": 1.5, "embedding_multiplier": 2.0},
+    {"learning_rate": 3.0, "beta1_half_life": 0.5},
+)
 
 DIRECT = ("embedding_multiplier", "head_multiplier", "vector_multiplier", "layer_decay", "warmup", "schedule", "optimizer", "sparsify")
 
