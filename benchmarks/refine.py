@@ -12,6 +12,8 @@ Arms, all from the same initial configurations of a seed:
     where tables hold several model sizes: BO + rule (rate; learning rate and batch relative to a rule that is fitted on the other sizes, whose
     choice is the first trial), GPSampler + rule (the same first trial), BO + transfer (BO + rule with 24 results of the next smaller size,
     which are taken as had: no cost), and both with full trainings alone; BO + RL ungated and gated: the policy on top of BO + rule, or of BO where there is no rule.
+Where else a policy might help: on fidelities that mislead (BO + rate + RL), with results of a related task (BO + transfer + RL), and on when
+    to stop: BO, stopping and BO + RL, stopping, where a full training has a price of one point of regret (1 % of best to median).
 What counts after each trial is the true full loss of the best that was trained in full (before any was: of the best at the highest fidelity yet).
 Statistics: benchmarks/paired.py.
 """
@@ -31,7 +33,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
-from tasks import SHARED, TASKS, Task, load
+from tasks import PRICE, SHARED, TASKS, Task, load
 
 from star.assess.calibration import inflation
 from star.refine import Observations, Pool, fidelity_coordinate
@@ -191,8 +193,10 @@ def controller(run: Run, rate: float = 0.15) -> None:
             part += rate * advantage * (np.eye(len(levels))[np.abs(levels - x).argmin()] - p)
 
 
-def bayes(fidelities: bool = False, rl: str = "", use_rule: bool = False, transfer: bool = False, gradient: bool = False) -> Callable[[Run], None]:
-    """This package. fidelities: KG per cost; rl: "", gated or ungated; use_rule: relative inputs, first trial by the rule."""
+def bayes(
+    fidelities: bool = False, rl: str = "", use_rule: bool = False, transfer: bool = False, gradient: bool = False, stops: bool = False
+) -> Callable[[Run], None]:  # fmt: skip
+    """This package. fidelities: KG per cost; rl: "", gated or ungated; use_rule: relative inputs, first trial by the rule; stops: at a price."""
 
     def arm(run: Run) -> None:
         task = run.task
@@ -201,7 +205,8 @@ def bayes(fidelities: bool = False, rl: str = "", use_rule: bool = False, transf
         shares = task.fidelities[keep]
         inputs = task.relative[:, keep] if use_rule else task.X
         source = Source(*source_rows(load(SIBLING[task.name]), cheap, run.seed)) if transfer and task.name in SIBLING else None
-        settings = Settings(gated=rl != "ungated", policy=PolicySettings(), gradient=gradient)
+        price = PRICE / 100 * float(np.median(task.full) - task.full.min()) if stops else 0.0
+        settings = Settings(gated=rl != "ungated", policy=PolicySettings(), gradient=gradient, price=price)
         policy = pretrained() if rl else None
         first = [(centre(task), -1), *((i, 0) for i in run.first)] if use_rule and task.tokens is not None else [(i, 0) for i in run.first]
         if transfer:
@@ -279,9 +284,13 @@ ARMS: dict[str, Callable[[Run], None]] = {
     "BO + transfer": bayes(fidelities=True, use_rule=True, transfer=True),
     "BO + rule, full": bayes(use_rule=True),
     "BO + transfer, full": bayes(use_rule=True, transfer=True),
+    "BO + rate + RL": bayes(fidelities=True, rl="gated"),
+    "BO + transfer + RL": bayes(fidelities=True, use_rule=True, transfer=True, rl="gated"),
+    "BO, stopping": bayes(fidelities=True, use_rule=True, stops=True),
+    "BO + RL, stopping": bayes(fidelities=True, use_rule=True, stops=True, rl="gated"),
 }
-NEEDS_FIDELITIES = ("ASHA", "BO + KG", "BO + rate")
-NEEDS_RULE = ("GPSampler + rule", "BO + rule", "BO + transfer", "BO + rule, full", "BO + transfer, full")
+NEEDS_FIDELITIES = ("ASHA", "BO + KG", "BO + rate", "BO + rate + RL")
+NEEDS_RULE = ("GPSampler + rule", "BO + rule", "BO + transfer", "BO + rule, full", "BO + transfer, full", "BO + transfer + RL")
 
 
 def applies(arm: str, task: str) -> bool:

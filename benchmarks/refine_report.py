@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from paired import anova, bca, holm, interquartile_mean, mean_difference, probability_of_improvement, ratio
-from tasks import TASKS, load
+from tasks import PRICE, TASKS, load
 
 from star.assess.calibration import calibration
 
@@ -19,6 +19,12 @@ WORST = 200.0  # regrets are cut off here, so that a first divergence is not the
 NEAR = 10.0
 MARGIN = 0.10  # of BO's area: "not worse"
 GOAL = 0.85
+# Where a policy might help: the same without it, and what is compared.
+PLACES = {
+    "fidelities that mislead": ("BO + rate + RL", "BO + rate", "area"),
+    "results of a related task": ("BO + transfer + RL", "BO + transfer", "area"),
+    "when to stop": ("BO + RL, stopping", "BO, stopping", "utility"),
+}
 COLORS = {
     "random": "#999999", "TPE": "#e69f00", "GPSampler": "#56b4e9", "ASHA": "#009e73", "RL only": "#cc79a7", "BO": "#0072b2", "BO + KG": "#b8a000",
     "BO + rate": "#7f5fc0", "BO + rule": "#5c3a21", "GPSampler + rule": "#8fd0f0", "BO + RL ungated": "#f0a0a0", "BO + RL gated": "#d00000", "BO + transfer": "black",
@@ -52,7 +58,7 @@ def report(runs: list[dict], out: Path, device: str) -> None:
                 f"{arm:18s} {len(mine):5d} {f'{area.mean():.1f} [{low:.1f}, {high:.1f}]':>28s} {interquartile_mean(area):6.1f} {means['final']:6.1f} "
                 f"{'{:.1f} ({})'.format(means['to_best'], never):>20s} {means['to_near']:14.1f} {means['seconds']:6.1f}"
             )
-    for part in (comparisons, goals, policy_facts, calibration_facts):
+    for part in (comparisons, goals, places, policy_facts, calibration_facts):
         text, found = part(rows, by)
         lines += ["", *text]
         facts[part.__name__] = found
@@ -75,6 +81,7 @@ def measures(name: str, arm: str, seed: int, run: dict) -> dict:
     return {
         "task": name, "arm": arm, "seed": seed, "area": float(on_grid(task, cost, regret).mean()), "final": float(regret[-1]),
         "to_best": until(task.regret(task.target)), "to_near": until(NEAR), "seconds": run["seconds"],
+        "spent": float(cost[-1]), "utility": float(regret[-1]) + PRICE * float(cost[-1]),
     }  # fmt: skip
 
 
@@ -147,6 +154,25 @@ def goals(rows: list[dict], by: dict) -> tuple[list[str], dict]:
             f"{arm} not worse than the same without RL (area, margin {MARGIN:.0%}): {share['mean']:+.1%} [{share['low']:+.1%}, {share['high']:+.1%}], n {r['n']}, "
             f"better {r['better']} worse {r['worse']} ties {r['ties']}, t p {r['t_p']:.2f}: {verdict}; {gain}"
         )
+    return lines, found
+
+
+def places(rows: list[dict], by: dict) -> tuple[list[str], dict]:
+    """The policy where Bayesian optimization has no formula, or a misleading one."""
+    lines, found = ["where else a policy might help (gated; with it minus without)"], {}
+    for words, (arm, base, key) in PLACES.items():
+        a, b, _ = pairs(rows, arm, base, key)
+        if len(a) < 2:
+            continue
+        r = found[words] = mean_difference(a, b) | {"base": float(b.mean())}
+        verdict = "a gain" if r["high"] < 0 else "a loss" if r["low"] > 0 else "nothing that can be seen"
+        what = "area under regret" if key == "area" else f"final regret + {PRICE:g} x full trainings"
+        text = f"{words}: {what} {r['base']:.1f} without, {r['mean']:+.2f} [{r['low']:+.2f}, {r['high']:+.2f}], n {r['n']}, better {r['better']} worse {r['worse']} ties {r['ties']}, t p {r['t_p']:.2f}: {verdict}"
+        if key == "utility":
+            spent, spent_without, _ = pairs(rows, arm, base, "spent")
+            r |= {"spent": float(spent.mean()), "spent_without": float(spent_without.mean())}
+            text += f"; {spent.mean():.1f} full trainings spent instead of {spent_without.mean():.1f}"
+        lines.append(text)
     return lines, found
 
 

@@ -24,6 +24,7 @@ from star.genome import (
     resolve,
     to_json,
 )
+from star.genome.genome import _segment
 
 SPACE = Space(8, (32, 64), head_dim=8, norms=(1, 2, 3), residuals=(1, 2))
 IDS = {c.name: i for i, c in enumerate(POOL, start=1)}
@@ -47,6 +48,11 @@ def test_the_id_is_of_the_integers_not_of_the_names():
     pool = (POOL[8], POOL[0])
     assert Genome((Gene(2), Gene(1)), 64, 16, pool=pool) == genome("1-9")
     assert genome("1-9").id != genome("1-9", d_model=128).id
+
+
+@pytest.mark.parametrize("gene", [Gene(7), Gene(42), Gene(99), Gene(100), Gene(4321), Gene(9, 1, 2, 0, 0), Gene(100, 1, 1, 0, 0), Gene(9, 1, 12, 0, 0)])
+def test_a_segment_of_text_is_read_back_whatever_its_numbers(gene):
+    assert parse_text(_segment(gene)) == (gene,) and parse_text(f"1-{_segment(gene)}-12") == (Gene(1), gene, Gene(12))
 
 
 @pytest.mark.parametrize("text", ["", "2121", "21211--3", "a-b", "1.2.3-1", "212112", "21211 31112"])

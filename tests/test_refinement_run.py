@@ -22,6 +22,7 @@ from star.genome import from_json
 from star.refine.analysis import everything_seen, ols_hc3, planner_of, regression
 from star.refine.refine import choose_members, refine
 from star.refine.settings import RefineSettings
+from star.report.page import write_page
 from star.report.refinement import refinement_json, refinement_lines, refinement_table
 from star.run import Run
 from star.store import CandidateFiles, RunLock, Store, read_events
@@ -130,6 +131,14 @@ def test_recipes_are_improved_and_the_search_is_untouched(fresh):
     assert "regression of the loss" in text and "what the process listens to" in text and "perplexity -" in text
     json.dumps(refinement_json(refined, analysis=True), allow_nan=False)
     assert refinement_table(refined).row_count == len(refined.front())
+
+
+def test_only_members_that_were_asked_for_are_trained_unless_the_front_is_the_aim(fresh):
+    tune(fresh, small(fresh, change="recipes", budget=14))
+    one = Run(fresh).refinement()
+    assert {t.member for t, _ in one.trials} == set(one.settings.members)
+    tune(fresh, small(fresh, change="recipes", budget=24, aim="front"))
+    assert {t.member for t, _ in Run(fresh).refinement().trials} > set(one.settings.members)
 
 
 def test_edits_stay_local_and_valid_and_settings_as_they_were(fresh):
@@ -330,6 +339,12 @@ def test_the_command(fresh, monkeypatch):
     assert done.exit_code == 0, done.output
     assert "starting; refinement" in done.output and "with fresh seeds" in done.output and "plots:" in done.output
     assert all((fresh / "plots" / f"{name}.png").stat().st_size > 5000 for name in ("refinement_progress", "calibration_panels", "convergence"))
+    found = Run(fresh).status()["refinements"]
+    assert [(row["finished"], row["budget"]) for row in found] == [(True, 9.0)] and next(iter(found[0]["perplexity"].values())) < 1.0
+    invoked = CliRunner().invoke(app, ["status", str(fresh)])
+    assert f"refinement {found[0]['id']}: finished" in invoked.output and " of 9 full trainings; perplexity " in invoked.output
+    page = write_page(Run(fresh), fresh / "plots" / "report.html").read_text()
+    assert f"<h2>Refinement {found[0]['id']}</h2>" in page and "perplexity -" in page and page.count("<img") >= 7
     told = call("--report", "--json")
     data = json.loads(told.stdout)
     assert data["finished"] and data["spent"] <= 9 and data["members"][0]["refined"] and data["importances"]

@@ -54,6 +54,21 @@ def test_sampled_and_perturbed_settings_are_in_range_and_can_be_carried_out():
     assert {s["precision"] > 0 for s in found} == {True, False}
 
 
+def test_the_portfolio_is_of_recipes_that_can_be_carried_out_within_the_ranges():
+    found = SPACE.portfolio()
+    assert len(found) >= 5 and len({json.dumps(s, sort_keys=True) for s in found}) == len(found) and SPACE.base not in found
+    assert found[0] == SPACE.base | {"learning_rate": 2 * SPACE.base["learning_rate"]} and {s["optimizer"] for s in found} == {"adamw", "muon"}
+    for settings in found:
+        SPACE.recipe(settings)
+        for d in SPACE.open:
+            value = settings[d.name]
+            assert value in d.choices if d.choices else value == d.base or d.low <= value <= d.high, d.name
+    narrow = recipe_space(AROUND, {"learning_rate": "3e-3:6e-3", "optimizer": "adamw", "embedding_multiplier": "1"}).portfolio()
+    assert {s["learning_rate"] for s in narrow} == {3e-3, 6e-3} and {s["optimizer"] for s in narrow} == {"adamw"}
+    fixed = {d.name: f"{d.base:g}" if not isinstance(d.base, str) else d.base for d in SPACE.open if d.base}
+    assert recipe_space(AROUND, fixed).portfolio() == []  # nothing that it would change is open
+
+
 def test_settings_are_spread_over_their_whole_range_and_a_box_stays_a_box():
     d = next(d for d in SPACE.open if d.name == "learning_rate")
     place = lambda s: d.encode(s["learning_rate"])[0]  # noqa: E731

@@ -181,7 +181,7 @@ class Genome:
 def _segment(gene: Gene) -> str:
     if max(gene) < 10:
         return "".join(map(str, gene))
-    return ".".join(map(str, gene)) if any(gene[1:]) else str(gene.class_id)
+    return ".".join(map(str, gene)) if any(gene[1:]) or gene.class_id > 99 else str(gene.class_id)
 
 
 def canonical_genes(genes: tuple[Gene, ...]) -> tuple[Gene, ...]:

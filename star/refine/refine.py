@@ -241,10 +241,6 @@ class Refiner:
         attempt = policy.attempt_number(tries)
         seed = policy.candidate_seed(self.config.seed, f"{self.settings.seed}/{trial.id}", attempt)
         recipe = self.planner.recipes.recipe(trial.settings, trial.share)
-        for _ in range(tries.count("oom")):  # the same batch in smaller pieces
-            if recipe.batch_size > 1:
-                half = recipe.batch_size // 2
-                recipe = recipe.replace(batch_size=half, accumulate=recipe.accumulate * recipe.batch_size // half)
         directory = self.files.directory(trial.id)
         job = self.planner.candidates.job(Proposal(trial.candidate, trial.genome, "refined", costs=trial.costs), (), 0, directory)
         keep = self.config.keep != "none" and trial.share == 1.0 and (trial.purpose != "confirm" or trial.repeat == 1)
