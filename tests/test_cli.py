@@ -192,6 +192,23 @@ def test_train_a_scaled_backbone_with_every_technique(text, tmp_path):
     assert "pip install 'star[wandb]'" in refused("train", "1-9", "--log", "wandb:a", "--out", tmp_path / "other") or "wandb" in sys.modules
 
 
+def test_what_a_refinement_made_is_shown_exported_and_trained_longer(run, text, tmp_path):
+    path = Path(shutil.copytree(run, tmp_path / "run"))
+    output = ok("refine", path, "--members", "knee", "--budget", 10, "--seeds", 1, "--change", "recipes", "--no-policy", "--range", "optimizer=muon")
+    assert "full trainings" in output and "plots:" in output
+    refined = Run(path).refinement()
+    made = next(c for c in refined.candidates() if c.recipe.optimizer == "muon" and c.metrics["fresh"])
+    assert made.id.startswith("r") and "muon" in ok("show", f"{path}:{made.id}")
+    out = tmp_path / "longer"
+    output = ok("train", f"{path}:{made.id}", "--data", text, "--tokens", 2_048, "--out", out)
+    assert "muon" in output and ok("generate", out, "--tokens", 10)
+    told = json.loads((out / "training.json").read_text())["recipe"]
+    assert told["learning_rate"] == made.recipe.learning_rate and told["tokens"] == 2_048 and told["betas"] == list(made.recipe.betas)
+    other = ok("train", f"{path}:{made.id}", "--data", text, "--preset", "smoke", "--tokens", 1_024, "--set", "eval_tokens=512", "--out", tmp_path / "plain")
+    assert "muon" not in other
+    assert "exported" in ok("export", f"{path}:{made.id}", "--out", tmp_path / "exported") and ok("generate", tmp_path / "exported", "--tokens", 10)
+
+
 def test_train_goes_on_where_it_was_stopped(text, tmp_path):
     options = ("--preset", "smoke", "--data", text, "--d-model", 32, "--depth", 2, "--set", "eval_tokens=512", "--set", "device=cpu", "--tokens")
     ok("train", "transformer++", *options, 40_960, "--out", tmp_path / "whole")

@@ -39,7 +39,7 @@ def choose_genome(source: str, d_model: int | None = None, depth: int | None = N
         if d_model or depth:
             raise UserError(f"{source}: --d-model and --depth scale shipped genomes and files; a genome of a run is taken as it was trained")
         run, candidate = find_candidate(source)
-        return Chosen(candidate.genome, f"{run.path}:{candidate.id}", "", None, run, candidate)
+        return Chosen(candidate.genome, f"{run.path}:{candidate.id}", "", run.corpus["vocab_size"], run, candidate)
     found = find_genome(source)
     genome = found.genome if d_model is depth is None else found.genome.scaled(d_model, depth)
     return Chosen(genome, found.name, found.description, found.vocab_size)

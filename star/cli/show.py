@@ -41,7 +41,12 @@ def show(
         return
     chosen = choose_genome(genome, d_model, depth)
     vocab_size = vocab_size or chosen.vocab_size or 256
-    for part in show_genome(chosen.genome, chosen.name, chosen.description, vocab_size, seq_len):
+    description = chosen.description
+    if chosen.candidate is not None:
+        from star.report.refinement import origin_text
+
+        description = origin_text(chosen.run, chosen.candidate)
+    for part in show_genome(chosen.genome, chosen.name, description, vocab_size, seq_len):
         out.print(part)
     if diagram is not None:
         from star.report.genome_diagram import genome_diagram

@@ -18,7 +18,7 @@ from star.report.style import save_figure
 from star.report.units import format_value, heading
 
 if TYPE_CHECKING:
-    from star.run import Run
+    from star.run import Candidate, Run
 
 SHOWN = 10  # importances
 REFINEMENT_PLOTS = (refinement_progress, calibration_panels, convergence)
@@ -59,6 +59,19 @@ def refinement_table(refined: Refined) -> Table:
             trial = next(t for t, _ in refined.trials if t.candidate == c.id)
             table.add_row(c.id, *values, c.parents[0][:6], "; ".join([*trial.edits, settings_text(refined.space.changed(trial.settings))]).strip("; "))
     return table
+
+
+def origin_text(run: Run, candidate: Candidate) -> str:
+    """Where a candidate of a run comes from, and what it measured: 'refined from 3af5fe61822b: optimizer muon; loss 1.98 nats/byte, ...'"""
+    if candidate.recipe is None:
+        ways = f" by {', '.join(candidate.operators)}" if candidate.operators else ""
+        origin = f"{candidate.origin}, generation {candidate.generation}{ways}" + (f", from {', '.join(candidate.parents)}" if candidate.parents else "")
+    else:
+        refined, trial = next((r, t) for r in reversed(run.refinements()) for t, _ in r.trials if t.candidate == candidate.id)
+        changes = [*trial.edits, settings_text(refined.space.changed(trial.settings))]
+        origin = f"refined from {trial.member}: " + "; ".join(part for part in changes if part)
+    values = ", ".join(f"{heading(o)} {format_value(o, candidate.objectives[o.name])}" for o in run.objectives) if candidate.objectives else candidate.status
+    return f"{origin}; {values}"
 
 
 def refinement_lines(refined: Refined, analysis: bool = False) -> list[str]:
