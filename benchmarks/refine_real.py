@@ -15,6 +15,7 @@ budget, and their own random numbers:
     BO                   `star refine --no-policy`
     BO + RL ungated      the policy decides every step
     BO + RL gated        `star refine`: the policy decides where it wins in imagination
+    BO + earlier         BO that has seen the refinements of the other members with the same seed (taken as had: no cost), as `star refine` does
     recipes, edits       BO with only one of the two open
 
 What an arm recommends at the end is trained with fresh seeds that decided nothing, and so is the member under the search's recipe: outside the budget,
@@ -31,7 +32,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -63,8 +64,8 @@ EXPLORE = 0.5  # probability of an edit in a random candidate
 class Lab:
     """Trains what arms ask for, once; results live in a file that processes share."""
 
-    def __init__(self, run: star.Run, cache: Path):
-        self.run, self.cache, self.known = run, cache, {}
+    def __init__(self, run: star.Run, cache: Path, members: tuple[str, ...] = ()):
+        self.run, self.cache, self.members, self.known = run, cache, members, {}
         evaluation = load_evaluation(run.config.evaluation)
         self.config = run.config.replace({"engine.threads": 1})
         self.candidates = Candidates(self.config, evaluation.prepare(self.config))
@@ -72,12 +73,12 @@ class Lab:
         self.loss = next(o for o in self.candidates.objectives if not o.cheap)
         self._read()
 
-    def planner(self, member: str, seed: int, change: str = "both", use_policy: bool = True) -> Planner:
+    def planner(self, member: str, seed: int, change: str = "both", use_policy: bool = True, earlier: Sequence = ()) -> Planner:
         """Of `star refine` for one member; its last measurements are left to this benchmark."""
         settings = RefineSettings((member,), change=change, policy=use_policy, seed=seed, confirm=2, parallel=1)
         settings = dataclasses.replace(settings, budget=BUDGET + settings.confirm_cost)
         evidence = evidence_of(self.run, [self.run.candidate(member)])
-        return Planner(self.config, self.run.space, self.candidates, settings, {id: self.run.candidate(id).genome for id, _ in evidence}, evidence)
+        return Planner(self.config, self.run.space, self.candidates, settings, {id: self.run.candidate(id).genome for id, _ in evidence}, evidence, earlier)
 
     def train(self, planner: Planner, trial: Trial) -> TrialResult:
         key = f"{trial.candidate}/{trial.share:g}/{trial.repeat}/{planner.settings.seed}"
@@ -242,25 +243,34 @@ def controller(task: Task, rate: float = 0.15) -> Setup:
     return task.best()
 
 
-def refinement(gated: bool = True) -> Callable[[Task], Setup]:
+def refinement(gated: bool = True, learns: bool = False) -> Callable[[Task], Setup]:
     def arm(task: Task) -> Setup:
-        planner, lab = task.planner, task.lab
+        lab, planner = task.lab, task.planner
+        if learns:
+            others = [lab.planner(id, planner.settings.seed, use_policy=False) for id in lab.members if id != task.member.member]
+            states = [decide(lab, other) for other in others]
+            earlier = [(t, state.results[t.id]) for state in states for t in state.trials if state.results[t.id].objectives]
+            planner = lab.planner(task.member.member, planner.settings.seed, use_policy=False, earlier=earlier)
         planner.proposals = ProposalSettings(gated=gated)
-        state = Refinement(planner.settings.id, planner.settings.to_json(), planner.evidence)
-        while True:
-            trials = planner.next(state)
-            if trials is None or trials[0].purpose == "confirm":
-                break
-            for trial in trials:
-                state.trials.append(trial)
-                state.results[trial.id] = lab.train(planner, trial)
-                task.spent += trial.share
-        task.log = [{"source": t.source, "share": t.share} | {k: v for k, v in t.log.items()} | {"predicted": t.predicted, "loss": lab.value(state.results[t.id])} for t in state.trials if t.predicted]
+        state = decide(lab, planner)
+        task.spent = state.spent
+        predicted = [(t, lab.value(state.results[t.id])) for t in state.trials if t.predicted]
+        task.log = [{"source": t.source, "share": t.share, "predicted": t.predicted, "loss": loss} | t.log for t, loss in predicted]
         seen = planner.seen(state, state.trials)
         found = planner.best(state, seen, planner.posterior(seen))
         return found[0] if found else task.member
 
     return arm
+
+
+def decide(lab: Lab, planner: Planner) -> Refinement:
+    """A refinement up to its last measurements."""
+    state = Refinement(planner.settings.id, planner.settings.to_json(), planner.evidence, planner.earlier)
+    while (trials := planner.next(state)) and trials[0].purpose != "confirm":
+        for trial in trials:
+            state.trials.append(trial)
+            state.results[trial.id] = lab.train(planner, trial)
+    return state
 
 
 ARMS: dict[str, tuple[Callable[[Task], Setup], dict]] = {
@@ -274,6 +284,7 @@ ARMS: dict[str, tuple[Callable[[Task], Setup], dict]] = {
     "halving": (halving, {}),
     "RL only": (controller, {}),
     "BO + RL ungated": (refinement(gated=False), {}),
+    "BO + earlier": (refinement(learns=True), {"use_policy": False}),
     "recipes": (refinement(), {"use_policy": False, "change": "recipes"}),
     "edits": (refinement(), {"use_policy": False, "change": "edits"}),
 }
@@ -306,10 +317,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "refine-real-cpu.json")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    lab = Lab(star.Run(args.run), args.cache)
+    run = star.Run(args.run)
+    lab = Lab(run, args.cache, choose_members(run, args.members))
     first, last = map(int, args.seeds.split(":"))
     for seed in range(first, last) if not args.report else ():
-        for member in choose_members(lab.run, args.members):
+        for member in lab.members:
             for arm in args.arms.split(";"):
                 lab._read()
                 if (arm, member, seed) not in lab.known:

@@ -209,6 +209,23 @@ def test_another_refinement_takes_what_an_earlier_one_trained(fresh):
     assert Run(fresh).refinement().id == two.id and Run(fresh).refinement(one.id).id == one.id
 
 
+def test_a_refinement_begins_with_what_earlier_ones_have_learnt(fresh):
+    first, second = (c.id for c in Run(fresh).front()[:2])
+    tune(fresh, small(fresh, members=first, change="recipes", design=7, budget=20))
+    early = Run(fresh).refinement()
+    settings = small(fresh, members=second, change="recipes", design=7, budget=14, fidelities=(1.0,))
+    tune(fresh, settings)
+    late = Run(fresh).refinement()
+    assert [t.id for t, _ in late.state.earlier] == [t.id for t, r in early.trials if r.objectives] and not early.state.earlier
+    assert [t.purpose for t, _ in late.trials if t.purpose != "confirm"][:3] == ["member", "member", "proposal"]  # no design
+    member, proposal = late.value(late.trials[0][1]), late.value(late.trials[2][1])
+    assert proposal < member - 0.05  # at once: the bowl and Muon are known
+    tune(fresh, small(fresh, members=first, change="recipes", design=7, budget=20, seed=1))  # of what was refined already
+    again = Run(fresh).refinement()
+    fresh_ones = {t.id for t, _ in again.trials if t.purpose == "confirm"}
+    assert fresh_ones and not fresh_ones & {t.id for t, _ in again.state.earlier}
+
+
 def test_time_runs_out(fresh):
     tune(fresh, small(fresh, budget=200, minutes=1e-4))
     refined = Run(fresh).refinement()
@@ -335,19 +352,19 @@ def test_the_command(fresh, monkeypatch):
 
     monkeypatch.setattr("star.assess.evaluations.tabular.assess", landscape)
     call = lambda *words: CliRunner().invoke(app, ["refine", str(fresh), *words])  # noqa: E731
-    done = call("--members", "1", "--budget", "9", "--seeds", "2", "--no-policy", "--range", "schedule=linear")
+    done = call("--members", "1", "--budget", "13", "--seeds", "2", "--no-policy", "--range", "schedule=linear")
     assert done.exit_code == 0, done.output
     assert "starting; refinement" in done.output and "with fresh seeds" in done.output and "plots:" in done.output
     assert all((fresh / "plots" / f"{name}.png").stat().st_size > 5000 for name in ("refinement_progress", "calibration_panels", "convergence"))
     found = Run(fresh).status()["refinements"]
-    assert [(row["finished"], row["budget"]) for row in found] == [(True, 9.0)] and next(iter(found[0]["perplexity"].values())) < 1.0
+    assert [(row["finished"], row["budget"]) for row in found] == [(True, 13.0)] and next(iter(found[0]["perplexity"].values())) < 1.0
     invoked = CliRunner().invoke(app, ["status", str(fresh)])
-    assert f"refinement {found[0]['id']}: finished" in invoked.output and " of 9 full trainings; perplexity " in invoked.output
+    assert f"refinement {found[0]['id']}: finished" in invoked.output and " of 13 full trainings; perplexity " in invoked.output
     page = write_page(Run(fresh), fresh / "plots" / "report.html").read_text()
     assert f"<h2>Refinement {found[0]['id']}</h2>" in page and "perplexity -" in page and page.count("<img") >= 7
     told = call("--report", "--json")
     data = json.loads(told.stdout)
-    assert data["finished"] and data["spent"] <= 9 and data["members"][0]["refined"] and data["importances"]
+    assert data["finished"] and data["spent"] <= 13 and data["members"][0]["refined"] and data["importances"]
     assert "learning_rate" in call("--settings").output
     for words, text in ((["--range", "warmup"], "write NAME=LOW:HIGH"), (["--fidelities", "a"], "write shares"), (["--budget", "1"], "too small")):
         refused = call(*words)

@@ -18,7 +18,7 @@ def refine(
     range_: Annotated[list[str] | None, typer.Option("--range", metavar="NAME=LOW:HIGH", help="Range of a setting, or one value, choices with commas, or off; may be repeated.")] = None,
     change: Annotated[str, typer.Option(help="What may change: both, recipes or edits (of the genome).")] = "both",
     aim: Annotated[str, typer.Option(help="members: a lower loss of each at no larger size; front: hypervolume, whatever the size.")] = "members",
-    fidelities: Annotated[str, typer.Option(metavar="SHARES", help="Shares of the training budget at which candidates are tried.")] = "0.25,1",
+    fidelities: Annotated[str, typer.Option(metavar="SHARES", help="Shares of the training budget at which candidates are tried.")] = "1",
     seeds: Annotated[int, typer.Option(min=1, help="Fresh seeds of the best, and of the members, at the end.")] = 3,
     seed: Annotated[int, typer.Option(min=0, help="From which every random choice follows.")] = 0,
     workers: Annotated[int | None, typer.Option(help="Candidates trained at one time (default: as in the run).")] = None,

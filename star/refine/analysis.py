@@ -69,7 +69,7 @@ def planner_of(refined: Refined) -> Planner:
     space: Space = run.space
     evidence = [(id, loss) for id, loss in refined.state.evidence]
     known = {id: run.candidate(id).genome for id, _ in evidence}
-    return Planner(config, space, Candidates(config, run.corpus), refined.settings, known, evidence)
+    return Planner(config, space, Candidates(config, run.corpus), refined.settings, known, evidence, refined.state.earlier)
 
 
 def everything_seen(refined: Refined, planner: Planner) -> list[Seen]:

@@ -3,12 +3,12 @@
 Trial number k is decided from the results of trials 0 ... k - parallel, those after them counting as pending even where they are done:
 then neither the number of workers nor the order in which they finish changes anything.
 
-    design      each member as the search trained it, with a fresh seed, at full length and at the cheapest; spread recipes and edits
+    design      each member as the search trained it, with fresh seeds; recipes that have helped elsewhere, spread ones and edits, dealt out
+                among the members, as many as there are no earlier refinements of this run to learn from
     proposal    by `star.refine.propose`, over the neighbourhood of all members, until the budget or the time is used up
     confirm     the best, and the members themselves, with fresh seeds: the best of many noisy results is partly luck
 """
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -32,20 +32,21 @@ from star.refine.propose import propose
 from star.refine.settings import RefineSettings
 from star.refine.space import RecipeSpace, recipe_space
 from star.search.candidate import Candidates, finite
-from star.store import Refinement, Trial
+from star.store import Refinement, Trial, TrialResult
 
 REGION = TrustRegion(start=1.0, least=1.0, most=3.0)  # edits: further away is another search, not a refinement
 
 
 class Planner:
     """Args: the run's config and space; candidates: its cheap objectives; known: genomes of the search by id, members included;
-    evidence: [(id, loss), ...] of the search."""
+    evidence: [(id, loss), ...] of the search; earlier: what other refinements of this run have tried."""
 
     def __init__(
         self, config: RunConfig, space: Space, candidates: Candidates, settings: RefineSettings, known: Mapping[str, Genome],
-        evidence: Sequence[tuple[str, float]],
+        evidence: Sequence[tuple[str, float]], earlier: Sequence[tuple[Trial, TrialResult]] = (),
     ):  # fmt: skip
         self.config, self.settings, self.candidates, self.known, self.evidence = config, settings, candidates, known, list(evidence)
+        self.earlier = list(earlier)
         self.proposals = ProposalSettings()
         self.recipes: RecipeSpace = recipe_space(config.training, settings.ranges)
         self.neighbourhood = Neighbourhood(self.recipes, space, settings.change)
@@ -83,27 +84,36 @@ class Planner:
         trials = [self.trial(member, 1.0, repeat, "member") for repeat in fresh for member in self.members.values()]
         if cheap < 1:
             trials += [self.trial(member, cheap, repeat, "member") for repeat in fresh for member in self.members.values()]
-        for member in self.members.values():
-            trials += [self.trial(setup, cheap, purpose="design") for setup in self._spread(member, rng)]
+        trials += [self.trial(setup, cheap, purpose="design") for setup in self._spread(rng)]
         found: dict[str, Trial] = {}
         for trial in trials:
             found.setdefault(trial.id, trial)
         return list(found.values())
 
-    def _spread(self, member: Setup, rng: np.random.Generator) -> list[Setup]:
-        """Recipes that have helped elsewhere, recipes in the middle of the space around the search's, and edits of different kinds, one in four."""
-        s, n = self.settings, self.settings.design
+    def _spread(self, rng: np.random.Generator) -> list[Setup]:
+        """Recipes that have helped elsewhere, then some from the middle of the space around the search's; of four trials one is an edit."""
+        s, members = self.settings, list(self.members.values())
+        n = max(0, s.design - len(self.earlier))
         n_edits = {"both": n // 4, "recipes": 0, "edits": n}[s.change]
-        known = self.recipes.portfolio()[: (n - n_edits) // 2 + 1] if n > n_edits else []
-        recipes = [member.with_settings(settings) for settings in [*known, *self.recipes.sample(n - n_edits - len(known), rng, width=0.5)]]
+        known = self.recipes.portfolio()[: n - n_edits]
+        recipes = [*known, *(self.recipes.sample(n - n_edits - len(known), rng, width=0.5) if n > n_edits + len(known) else ())]
+        found = [members[i % len(members)].with_settings(settings) for i, settings in enumerate(recipes)]
+        groups = {member.member: self._by_kind(member, rng) for member in members if n_edits}
+        for i in range(n_edits):
+            kinds = groups[members[i % len(members)].member]
+            if kinds:
+                group = kinds[i // len(members) % len(kinds)]
+                found.append(group[int(rng.integers(len(group)))])
+        return found
+
+    def _by_kind(self, member: Setup, rng: np.random.Generator) -> list[list[Setup]]:
+        """The edits of a member that are allowed, by kind, in the order of a lot."""
         groups: dict[str, list[Setup]] = {}
-        for edit in all_edits(member.genome, self.neighbourhood.genomes) if n_edits else ():
+        for edit in all_edits(member.genome, self.neighbourhood.genomes):
             edited = member.edited(edit)
-            if self._feasible(edited) and (s.aim == "front" or self._no_larger(edited)):
+            if self._feasible(edited) and (self.settings.aim == "front" or self._no_larger(edited)):
                 groups.setdefault(edit.kind, []).append(edited)
-        order = [groups[kind] for kind in rng.permutation(sorted(groups))] if groups else []
-        edited = [group[int(rng.integers(len(group)))] for _, group in zip(range(n_edits), itertools.cycle(order), strict=False)]
-        return recipes + edited
+        return [groups[kind] for kind in rng.permutation(sorted(groups))] if groups else []
 
     def _check(self, state: Refinement, told: Sequence[Trial]) -> None:
         """All trials diverging is no case for Bayesian optimization."""
@@ -141,7 +151,7 @@ class Planner:
         full = [(order.index(t.member), self._gain_of(state, t)) for t in told if t.share == 1.0 and t.purpose != "confirm" and t.member in order]
         radii = REGION.radii(full, widened=int(scale > 1.0), margin=self.seed_sd(seen))
         running = [Seen(self.setup(t), t.share, None) for t in pending]
-        best = {id: ranked([x for x in seen if x.setup.member == id])[:1] for id in order}
+        best = {id: ranked([x for x in seen if x.setup.member == id])[:1] for id in dict.fromkeys([*order, *(x.setup.member for x in seen if x.setup.member)])}
         setups, member = [], []
         for i, id in enumerate(order):
             others = [row[1] for other, rows in best.items() if other != id for row in rows]
@@ -165,7 +175,7 @@ class Planner:
 
     def pool(self, setups: Sequence[Setup], member: np.ndarray, state: Refinement) -> Pool:
         """Closed is what was decided on already, and what the search knows at full length."""
-        done = {(t.candidate, t.share) for t in state.trials} | {(id, 1.0) for id, _ in state.evidence}
+        done = {(t.candidate, t.share) for t in [*state.trials, *(t for t, _ in self.earlier)]} | {(id, 1.0) for id, _ in state.evidence}
         ids = [setup.id(self.recipes.base) for setup in setups]
         return Pool(
             self.encoder.rows(setups),
@@ -183,7 +193,8 @@ class Planner:
         """What the search measured and what the trials did, in that order. Members are measured afresh: what the search says of them is partly
         luck, for which they were chosen."""
         known = [Seen(Setup("", self.known[id], self.recipes.base), 1.0, loss) for id, loss in state.evidence if id not in self.members]
-        return known + [Seen(self.setup(t), t.share, self._loss_of(state, t)) for t in told]
+        earlier = [Seen(self.setup(t), t.share, self._loss(result)) for t, result in self.earlier]
+        return known + earlier + [Seen(self.setup(t), t.share, self._loss_of(state, t)) for t in told]
 
     def observations(self, seen: Sequence[Seen], pending: Sequence[Trial] = ()) -> Observations:
         """Of trials alone: the search's results are in the prior mean already, and so many losses that are just as expected would make every
@@ -243,8 +254,10 @@ class Planner:
         return fit(self.observations(seen), len(self.settings.fidelities) > 1, self.settings.seed)
 
     def _loss_of(self, state: Refinement, trial: Trial) -> float | None:
-        objectives = state.results[trial.id].objectives
-        return self.loss.scaled(objectives[self.loss.name]) if objectives else None
+        return self._loss(state.results[trial.id])
+
+    def _loss(self, result: TrialResult) -> float | None:
+        return self.loss.scaled(result.objectives[self.loss.name]) if result.objectives else None
 
     def _gain_of(self, state: Refinement, trial: Trial) -> float:
         """Loss above what its genome was expected to have: a larger genome is no success by being larger."""
@@ -279,7 +292,8 @@ class Planner:
         seen = self.seen(state, state.trials)
         posterior = self.posterior(seen)
         chosen = self.best(state, seen, posterior)
-        trials = [self.trial(setup, 1.0, r, "confirm") for setup in chosen for r in range(1, self.settings.confirm + 1)]
+        first = {setup.key: self.first_fresh(setup.id(self.recipes.base)) for setup in chosen}
+        trials = [self.trial(setup, 1.0, first[setup.key] + r, "confirm") for setup in chosen for r in range(self.settings.confirm)]
         trials += [self.trial(member, 1.0, r, "confirm") for member in self.members.values() for r in range(1, self.settings.confirm)]
         done = {trial.id for trial in state.trials}
         trials = [trial for trial in {t.id: t for t in trials}.values() if trial.id not in done]
@@ -288,6 +302,10 @@ class Planner:
         mean, sd = posterior.predict(self.rows([(self.setup(t), 1.0) for t in trials]))
         predicted = [(float(m), float(d)) for m, d in zip(mean, sd, strict=True)]
         return [Trial(**vars(t) | {"predicted": p}) for t, p in zip(trials, predicted, strict=True)]
+
+    def first_fresh(self, candidate: str) -> int:
+        """The first repeat of a candidate that has decided nothing: 1, or more where an earlier refinement measured it again."""
+        return 1 + max((t.repeat for t, _ in self.earlier if t.candidate == candidate), default=0)
 
     def best(self, state: Refinement, seen: Sequence[Seen], posterior: Averaged) -> list[Setup]:
         """Of each member the tried candidate with the lowest expected loss among those no larger than it; then others on the front."""

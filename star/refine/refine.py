@@ -29,6 +29,7 @@ from star.store import CandidateFiles, Proposal, Record, Refinement, RunLock, St
 from star.store.database import disk_full
 
 MOST_EVIDENCE = 64  # results of the search that a refinement takes as known: the members, and the latest
+MOST_EARLIER = 80  # trials of other refinements of the run that one learns from, the latest
 KEPT = 3  # trials of each member whose weights stay on the disk, the front apart
 
 
@@ -70,11 +71,13 @@ def refine(
             stack.callback(engine.close)
         parallel = state.settings["parallel"] if state else settings.parallel or engine.slots
         settings = dataclasses.replace(settings, parallel=parallel)
-        planner = Planner(config, found.space, Candidates(config, corpus), settings, known, evidence)
+        earlier = [] if state else earlier_of(record, settings.id)
+        learnt = state.earlier if state else [(trial, record.refinements[other].results[trial.id]) for other, trial in earlier]
+        planner = Planner(config, found.space, Candidates(config, corpus), settings, known, evidence, learnt)
         refiner = Refiner(run, config, store, record, planner, engine, emit)
         with stop_on_signals(refiner):
             session = {"workers": engine.slots, "star": star.__version__, "packages": packages()}
-            return refiner.run(session, [[id, loss] for id, loss in evidence])
+            return refiner.run(session, [[id, loss] for id, loss in evidence], [[other, trial.id] for other, trial in earlier])
 
 
 def choose_members(run: Run, chosen: str = "3") -> tuple[str, ...]:
@@ -133,6 +136,13 @@ def evidence_of(run: Run, members: Iterable[Candidate]) -> list[tuple[str, float
     return rows
 
 
+def earlier_of(record: Record, id: str) -> list[tuple[str, Trial]]:
+    """(refinement, trial) of the latest good trials of other refinements of this run: what a new one learns from."""
+    found = [(other.id, trial) for other in record.refinements.values() if other.id != id for trial in other.trials]
+    good = [(other, trial) for other, trial in found if (r := record.refinements[other].results.get(trial.id)) is not None and r.objectives]
+    return good[-MOST_EARLIER:]
+
+
 class Refiner:
     """One coordinator at work on one refinement. `stop()` may be called at any time, also from a signal handler.
 
@@ -158,11 +168,11 @@ class Refiner:
     def stop(self) -> None:
         self.stopped = True
 
-    def run(self, session: dict, evidence: list) -> Ending:
+    def run(self, session: dict, evidence: list, earlier: list) -> Ending:
         resumed = self.settings.id in self.record.refinements
         events = [("session", session)]
         if not resumed or self.state.settings != self.settings.to_json():
-            events.append(("refinement", {"id": self.settings.id, "settings": self.settings.to_json(), "evidence": evidence}))
+            events.append(("refinement", {"id": self.settings.id, "settings": self.settings.to_json(), "evidence": evidence, "earlier": earlier}))
         self._commit(events)
         self.emit(
             "refine_start", run=str(self.path), refinement=self.settings.id, resumed=resumed, members=list(self.settings.members),
@@ -243,7 +253,7 @@ class Refiner:
         recipe = self.planner.recipes.recipe(trial.settings, trial.share)
         directory = self.files.directory(trial.id)
         job = self.planner.candidates.job(Proposal(trial.candidate, trial.genome, "refined", costs=trial.costs), (), 0, directory)
-        keep = self.config.keep != "none" and trial.share == 1.0 and (trial.purpose != "confirm" or trial.repeat == 1)
+        keep = self.config.keep != "none" and trial.share == 1.0 and (trial.purpose != "confirm" or trial.repeat == self.planner.first_fresh(trial.candidate))
         own = {"attempt": attempt, "seed": seed, "recipe": dataclasses.asdict(recipe) | {"seed": seed}, "rung": 0, "stop_tokens": None}
         return job | own | {"checkpoint": None, "keep_weights": keep}
 
@@ -299,7 +309,7 @@ class Refiner:
         good = {t.id: (t, r) for t in self.state.trials if t.share == 1.0 and (r := self.state.results.get(t.id)) and r.objectives}
         keep = {"all": set(good), "none": set()}.get(self.config.keep)
         if keep is None:
-            keep = {id for id, (trial, _) in good.items() if trial.purpose == "confirm" and trial.repeat == 1}
+            keep = {id for id, (trial, _) in good.items() if trial.purpose == "confirm" and trial.repeat == self.planner.first_fresh(trial.candidate)}
             for member in self.settings.members:
                 mine = [(r.objectives[self.planner.loss.name], id) for id, (t, r) in good.items() if t.member == member and t.purpose != "confirm"]
                 keep |= {id for _, id in sorted(mine)[:KEPT]}

@@ -20,7 +20,7 @@ class RefineSettings:
     proposed; 0: no limit. fidelities: shares of the training budget at which candidates may be tried. ranges: see
     `star.refine.space.recipe_space`. change: what may be changed. aim: members, a lower loss of each, at no more parameters,
     cache and so on; or front, hypervolume, whatever the size. policy: whether the learned policy may choose (where it wins in
-    imagination). design: trials of each member before the first proposal, apart from the member itself. confirm: fresh seeds of each
+    imagination). design: trials before the first proposal, apart from the members themselves, dealt out among them. confirm: fresh seeds of each
     candidate that is measured at the end. parallel: proposals at one time; part of what decides the results, so it is
     fixed when a refinement begins, whatever the number of workers later on; 0: as many as there are workers then.
     """
@@ -28,12 +28,12 @@ class RefineSettings:
     members: tuple[str, ...]
     budget: float = 60.0
     minutes: float = 0.0
-    fidelities: tuple[float, ...] = (0.25, 1.0)
+    fidelities: tuple[float, ...] = (1.0,)
     ranges: dict[str, str] = field(default_factory=dict)
     change: str = "both"
     aim: str = "members"
     policy: bool = True
-    design: int = 14
+    design: int = 7
     confirm: int = 3
     parallel: int = 0
     seed: int = 0
@@ -70,9 +70,9 @@ class RefineSettings:
 
     @property
     def design_cost(self) -> float:
-        """Of every member: itself twice at full length and twice at the cheapest, and the spread points at the cheapest."""
+        """Every member itself, twice at full length and twice at the cheapest, and the design at the cheapest."""
         cheap = self.fidelities[0]
-        return len(self.members) * (min(2, self.confirm) * (1.0 + (cheap if cheap < 1 else 0.0)) + self.design * cheap)
+        return len(self.members) * min(2, self.confirm) * (1.0 + (cheap if cheap < 1 else 0.0)) + self.design * cheap
 
     @property
     def extra(self) -> int:

@@ -1,7 +1,7 @@
 """Refinements of a run, folded from their events: what was to be tried, and what came of it.
 
-    refinement  id, settings, evidence                  a refinement began, or goes on with another budget (settings: `star.refine.settings`;
-                evidence: [[candidate of the search, loss], ...], what it takes as known)
+    refinement  id, settings, evidence, earlier         a refinement began, or goes on with another budget (settings: `star.refine.settings`;
+                evidence: [[candidate of the search, loss], ...] and earlier: [[another refinement, trial], ...], what it takes as known)
     trial       refinement, id, candidate, member, genome, settings, kind, edits, share, repeat, purpose, costs, predicted?, source?, log
                 this was decided to be trained; predicted: [mean, sd] of its loss, before anything of it was known
     trial_end   refinement, id, attempt, status, reason, traceback?, metrics, objectives?, seconds, worker, final
@@ -54,8 +54,8 @@ class TrialResult:
 class Refinement:
     """The state of one refinement."""
 
-    def __init__(self, id: str, settings: dict, evidence: list):
-        self.id, self.settings, self.evidence = id, settings, evidence
+    def __init__(self, id: str, settings: dict, evidence: list, earlier: "list[tuple[Trial, TrialResult]] | None" = None):
+        self.id, self.settings, self.evidence, self.earlier = id, settings, evidence, earlier or []
         self.trials: list[Trial] = []  # in the order in which they were decided
         self.results: dict[str, TrialResult] = {}  # settled trials
         self.tries: dict[str, list[str]] = {}  # statuses of attempts that did not settle their trial
@@ -89,7 +89,8 @@ class Refinements(dict):
         if kind == "refinement":
             known = self.get(data["id"])
             if known is None:
-                self[data["id"]] = Refinement(data["id"], data["settings"], data["evidence"])
+                others = [(next(t for t in self[other].trials if t.id == trial), self[other].results[trial]) for other, trial in data.get("earlier", ())]
+                self[data["id"]] = Refinement(data["id"], data["settings"], data["evidence"], others)
             else:
                 known.settings, known.closed = data["settings"], ""
         elif kind == "trial":
