@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from star.assess import Frame, Front, load_objectives
-from star.assess.calibration import report
 from star.config import RunConfig, load_config
 from star.engine.progress import read_progress
 from star.errors import UserError
@@ -146,6 +145,8 @@ class Run:
 
     def refinements(self) -> "list[Refined]":
         """What `star refine` did with this run, oldest first."""
+        if not self._record.refinements:
+            return []
         from star.refine.results import Refined  # here: it reads runs
 
         return [Refined(self, state) for state in self._record.refinements.values()]
@@ -201,6 +202,8 @@ class Run:
 
         The proxy, of which it must be better, is the number of parameters: larger models are better on the whole.
         """
+        from star.assess.calibration import report  # here: scipy.stats takes a second to import
+
         proposals = {p.id: p for p in self._record.proposals if p.predicted}
         found = {}
         for objective in self.objectives:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import chi2
+from scipy.special import chdtri  # scipy.stats takes a second to import
 
 DRAWS = 2000
 
@@ -54,7 +54,7 @@ def noise_sd(repeats: Mapping[str, Sequence[float]] | Sequence[Sequence[float]],
     if not degrees:
         return None
     squares = sum(((values - values.mean()) ** 2).sum() for values in groups if len(values) > 1)
-    low, high = (squares / chi2.ppf(0.5 + sign * confidence / 2, degrees) for sign in (1, -1))
+    low, high = (squares / chdtri(degrees, 0.5 - sign * confidence / 2) for sign in (1, -1))
     return Noise(float(np.sqrt(squares / degrees)), degrees, float(np.sqrt(low)), float(np.sqrt(high)))
 
 

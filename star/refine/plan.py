@@ -136,7 +136,7 @@ class Planner:
         scale = inflation(*zip(*pairs, strict=True)) if pairs else 1.0
         setups, member = self._pool(seen, told, state, pending, scale, rng)
         left = s.budget - s.confirm_cost - state.spent
-        worth = {"front": self.front(seen)} if s.aim == "front" else {"level": self.levels(setups, seen)}
+        worth = {"front": self.front(seen)} if s.aim == "front" else {"level": lambda posterior: self.levels(setups, seen, posterior)}
         proposal = propose(
             self.pool(setups, member, state), self.observations(seen, pending), self.proposals, pretrained() if s.policy else None,
             budget=left, seed=s.seed, step=step, scale=scale, **worth,
@@ -229,18 +229,24 @@ class Planner:
         dominated = ((F[:, None] <= F[None]).all(axis=2) & (F[:, None] < F[None]).any(axis=2)).any(axis=0)
         return F[~dominated]
 
-    def levels(self, setups: Sequence[Setup], seen: Sequence[Seen]) -> np.ndarray:
-        """Loss [n] that each candidate must beat: the lowest mean at full length of its member or what was made of it, less what is luck."""
-        sd, best = self.seed_sd(seen), {}
+    def levels(self, setups: Sequence[Setup], seen: Sequence[Seen], posterior: Averaged) -> np.ndarray:
+        """Loss [n] that each candidate must beat: the lowest that is expected of its member or of what was made of it and trained in full.
+
+        Expected, not measured: the lowest of many measurements is lucky, and nothing would promise to beat it.
+        """
+        best: dict[str, float] = {}
         for id in dict.fromkeys(setup.member for setup in setups):
-            losses: dict[str, list[float]] = {}
-            for x in seen:
-                mine = (x.setup.member == id and self._no_larger(x.setup)) or (x.setup.genome.id == id and x.setup.settings == self.recipes.base)
-                if mine and x.share == 1.0 and x.loss is not None:
-                    losses.setdefault(x.setup.key, []).append(x.loss)
-            best[id] = min((np.mean(values) + sd / math.sqrt(len(values)) for values in losses.values()), default=math.nan)
-        known = [level for level in best.values() if math.isfinite(level)]
-        return np.array([best[s.member] if math.isfinite(best[s.member]) else max(known, default=0.0) for s in setups])
+            own = [x for x in seen if x.share == 1.0 and x.loss is not None and x.setup.member]
+            mine = {x.setup.key: x.setup for x in own if (x.setup.member == id and self._no_larger(x.setup)) or x.setup.key == self._base(id).key}
+            if mine:
+                rows = self.rows([(setup, 1.0) for setup in mine.values()])
+                best[id] = float((posterior.processes[0].marginals(rows)[0] + self.encoder.prior(rows)).min())
+            else:
+                best[id] = self.encoder.expected(self.known[id])
+        return np.array([best[setup.member] for setup in setups])
+
+    def _base(self, id: str) -> Setup:
+        return self.members[id] if id in self.members else Setup(id, self.known[id], self.recipes.base)
 
     def _no_larger(self, setup: Setup) -> bool:
         """Than its member, in all objectives that are exact."""

@@ -50,17 +50,17 @@ class Proposal:
 
 def propose(
     pool: Pool, seen: Observations, settings: Settings = Settings(), policy: Policy | None = None, budget: float = math.inf,
-    seed: int = 0, step: int = 0, front: np.ndarray | None = None, scale: float = 1.0, level: np.ndarray | None = None,
+    seed: int = 0, step: int = 0, front: np.ndarray | None = None, scale: float = 1.0, level: Callable[[Averaged], np.ndarray] | None = None,
 ) -> Proposal:  # fmt: skip
     """The next trial, given at least one observation. Without a policy: Bayesian optimization alone.
 
     budget: full trainings left. front [k, 1 + m]: the losses and exact objectives of the present front; with it, trials are worth
-    what they add to its hypervolume. level [n]: instead, the loss that each candidate must beat (that of its own member, say); by default
+    what they add to its hypervolume. level(posterior) [n]: instead, the loss that each candidate must beat (that of its own member, say); by default
     all must beat the best. scale: of the reported sd, from `star.assess.calibration.inflation`.
     """
     k = len(pool.fidelities)
     posterior, rows = fit(seen, k > 1, seed, settings.samples), pool.rows()
-    belief = _Belief(pool, posterior, seen, rows, front, settings, budget, level)
+    belief = _Belief(pool, posterior, seen, rows, front, settings, budget, level and level(posterior))
     legal = pool.open.ravel() & (pool.cost.ravel() <= budget * (1 + 1e-9))
     scores = np.where(legal, belief.scores, -np.inf)
     stop = not legal.any() or scores.max() <= NOTHING or (settings.price > 0 and scores.max() < math.log(settings.price))
