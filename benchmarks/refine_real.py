@@ -331,7 +331,7 @@ def main() -> None:
     if args.report:
         from refine_real_report import report
 
-        report(list(lab.known.values()), args.out)
+        report([row for row in lab.known.values() if "trial" in row or row["member"] in lab.members], args.out)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from tasks import PRICE, TASKS, load
 from star.assess.calibration import calibration
 
 PEERS = ("random", "TPE", "GPSampler", "ASHA")
-STAR = "STAR"  # what this package does with all that is there: transfer if it can, else the rule if there is one, else BO
+STAR = "STAR"  # what this package does by default with all that is there: transfer if it can, else the rule if there is one, else BO; full trainings
+STAR_IS = ("BO + transfer, full", "BO + rule, full", "BO")
 ALONE = "BO"  # and without any earlier run
 WORST = 200.0  # regrets are cut off here, so that a first divergence is not the whole area
 NEAR = 10.0
@@ -39,7 +40,7 @@ def report(runs: list[dict], out: Path, device: str) -> None:
         by[run["task"]][run["arm"]][run["seed"]] = run
     by = {name: by[name] for name in TASKS if name in by}
     for arms in by.values():
-        arms[STAR] = arms[next(arm for arm in ("BO + transfer", "BO + rule", "BO") if arm in arms)]
+        arms[STAR] = arms[next(arm for arm in STAR_IS if arm in arms)]
     rows = [measures(name, arm, seed, run) for name, arms in by.items() for arm, seeds in arms.items() for seed, run in seeds.items()]
     lines, facts = [], {"device": device, "runs": len(runs), "tasks": {}}
     for name, arms in by.items():
@@ -136,6 +137,11 @@ def goals(rows: list[dict], by: dict) -> tuple[list[str], dict]:
             found[f"{mine} {key}"] = against | {"best_peer": best, "verdict": verdict}
             what = "with earlier results where there are any" if mine == STAR else "no earlier results, full trainings alone"
             lines.append(f"cost to {words}, {mine} ({what}) over its best peer, {best}: {r['ratio']:.2f} [{r['low']:.2f}, {r['high']:.2f}], goal {GOAL}: {verdict}")
+    for mine, peer, what in (("BO + rule, full", "GPSampler + rule", "both with the rule"), ("BO + transfer, full", "GPSampler + rule", "with a related task against the rule alone")):
+        a, b, _ = pairs(rows, mine, peer, "to_best")
+        if len(a) > 1:
+            r = found[f"{mine} over {peer}"] = ratio(a, b)
+            lines.append(f"cost to the table's best 1 %, {mine} over {peer} ({what}): {r['ratio']:.2f} [{r['low']:.2f}, {r['high']:.2f}]")
     for arm in ("BO + RL gated", "BO + RL ungated"):
         parts = []
         for base, only in (("BO + rule", None), (ALONE, [name for name in by if "BO + rule" not in by[name]])):
@@ -195,7 +201,7 @@ def policy_facts(rows: list[dict], by: dict) -> tuple[list[str], dict]:
 def calibration_facts(rows: list[dict], by: dict) -> tuple[list[str], dict]:
     """Of predictions that were recorded before each result, along the runs of BO and of what STAR does."""
     lines, found = ["calibration of the averaged posterior, before each result"], {}
-    for arm in (ALONE, "BO + rule", "BO + transfer", "BO + RL gated"):
+    for arm in (ALONE, "BO + rule", "BO + rule, full", "BO + transfer", "BO + transfer, full", "BO + RL gated"):
         every = []
         for name, arms in by.items():
             told = [row for run in arms.get(arm, {}).values() for row in run["predicted"]]
@@ -208,7 +214,7 @@ def calibration_facts(rows: list[dict], by: dict) -> tuple[list[str], dict]:
             verdict = "met" if 0.85 <= r["coverage_90"] <= 0.95 else "missed"
             cover = "  ".join(f"{level} %: {r[f'coverage_{level}']:.3f} [{r[f'coverage_{level}_low']:.3f}, {r[f'coverage_{level}_high']:.3f}]" for level in (50, 80, 90, 95))
             lines.append(f"{arm}: {r['n']} predictions; {cover}; goal 85-95 at 90: {verdict}; median NLL {r['nll_median']:.2f}, ENCE {r['ence']:.2f}, sd of z {r['z_sd']:.2f}, Spearman(sd, |error|) {r['sd_error']:.2f}")
-            lines += [f"    {key.split(', ')[1]}: 90 %: {v['coverage_90']:.3f} [{v['coverage_90_low']:.3f}, {v['coverage_90_high']:.3f}] of {v['n']}" for key, v in found.items() if key.startswith(f"{arm}, ")]
+            lines += [f"    {key[len(arm) + 2 :]}: 90 %: {v['coverage_90']:.3f} [{v['coverage_90_low']:.3f}, {v['coverage_90_high']:.3f}] of {v['n']}" for key, v in found.items() if key.startswith(f"{arm}, ") and key[len(arm) + 2 :] in by]
     return lines, found
 
 
