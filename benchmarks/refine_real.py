@@ -254,6 +254,7 @@ def refinement(gated: bool = True, learns: bool = False) -> Callable[[Task], Set
         planner.proposals = ProposalSettings(gated=gated)
         state = decide(lab, planner)
         task.spent = state.spent
+        task.tried = [(planner.setup(t), t.share, lab.value(state.results[t.id])) for t in state.trials]
         predicted = [(t, lab.value(state.results[t.id])) for t in state.trials if t.predicted]
         task.log = [{"source": t.source, "share": t.share, "predicted": t.predicted, "loss": loss} | t.log for t, loss in predicted]
         seen = planner.seen(state, state.trials)

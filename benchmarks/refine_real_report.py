@@ -149,10 +149,8 @@ def forecasts(runs: dict, gain: dict, arms: list[str], tasks: list) -> tuple[lis
 
 def curve(row: dict) -> tuple[np.ndarray, np.ndarray]:
     """Cost so far, and the lowest loss of a full training so far."""
-    told = row["curve"]
-    if not told:  # of a refinement: the member twice, the design, then proposals
-        told = [[row["spent"] - sum(entry["share"] for entry in row["log"]) - 1.0, math.inf], [1.0, float(np.mean(row["before"]))], *([e["share"], e["loss"]] for e in row["log"])]
-    cost, best = np.cumsum([share for share, _ in told]), np.minimum.accumulate([loss if share == 1.0 else math.inf for share, loss in told])
+    cost = np.cumsum([share for share, _ in row["curve"]])
+    best = np.minimum.accumulate([loss if share == 1.0 else math.inf for share, loss in row["curve"]])
     return cost, best - float(np.mean(row["before"]))
 
 
