@@ -30,7 +30,7 @@ def refinement_progress(refined: Refined) -> Figure:
         best = np.array([start, *(row["best"][id] for row in rows)])
         left.plot(cost, best - start, drawstyle="steps-post", color=COLORS[i % len(COLORS)], linewidth=1.6, label=id)
     left.axhline(0.0, color=GREY, linewidth=0.9, linestyle="--")
-    left.legend(title="member", fontsize=7.5)
+    left.legend(fontsize=7.5, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, borderaxespad=0.2, columnspacing=1.2)
     volumes = [row["hypervolume"] for row in rows]
     if volumes[0] is not None:
         right.plot(cost[1:], volumes, drawstyle="steps-post", color=BLUE, linewidth=1.6)
