@@ -39,6 +39,7 @@ def report(rows: list[dict], out: Path) -> None:
         low, high = bca(values)
         each = {member: float(np.mean([gain[key] for key in gain if key[:2] == (arm, member)])) for member in members if any(k[:2] == (arm, member) for k in gain)}
         facts["arms"][arm] = {"n": len(values), "gain": [float(values.mean()), low, high], "perplexity": math.exp(values.mean()) - 1, "by_member": each}
+        facts["arms"][arm]["pairs"] = {f"{member} seed {seed}": round(value, 5) for (name, member, seed), value in sorted(gain.items()) if name == arm}
         per = "  ".join(f"{member[:6]} {value:+.3f}" for member, value in each.items())
         lines.append(f"{arm:22s} n {len(values):2d}  {values.mean():+.4f} [{low:+.4f}, {high:+.4f}]  perplexity {100 * (math.exp(values.mean()) - 1):+.1f} %   {per}")
     for part in (comparisons, verdicts, chosen, forecasts):
