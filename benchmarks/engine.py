@@ -34,12 +34,21 @@ def sleep(job: dict, report) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--quick", action="store_true", help="a tenth of everything, nothing written: does it still run?")
+    parser.add_argument(
+        "--quick", action="store_true", help="a tenth of everything, nothing written: does it still run?"
+    )
     args = parser.parse_args()
     data = {"device": f"{platform.machine()} CPU, {WORKERS} workers", "python": platform.python_version()}
     data["free"] = free(1_000 if args.quick else 10_000, seeds=range(1 if args.quick else 3))
     scale = 0.1 if args.quick else 1.0
-    arms = [("pool", 0.1, 48), ("ray", 0.1, 16), ("pool", 1.0, 16), ("ray", 1.0, 16), ("pool", 10.0, 16), ("ray", 10.0, 8)]
+    arms = [
+        ("pool", 0.1, 48),
+        ("ray", 0.1, 16),
+        ("pool", 1.0, 16),
+        ("ray", 1.0, 16),
+        ("pool", 10.0, 16),
+        ("ray", 10.0, 8),
+    ]
     data["sleeping"] = [sleeping(kind, seconds * scale, n) for kind, seconds, n in arms]
     met = data["free"]["seconds"]["median"] < 60, data["sleeping"][4]["overhead"] < 0.01
     data["goals"] = {"10,000 free evaluations within 60 s": met[0], "overhead under 1 % of candidates of 10 s": met[1]}
@@ -58,12 +67,21 @@ def free(evaluations: int, seeds) -> dict:
             config = settings(seed=seed, search__population=POPULATION, search__generations=evaluations // POPULATION)
             call = lambda: evolve(f"{folder}/run", config, engine=InProcess(TABULAR, slots=POPULATION))  # noqa: B023, E731
             run = timed(call)
-            rows.append({"seed": seed, "run": run, "resume": timed(call), "objective": timed(lambda: bare(evaluations))})
-        print(f"{evaluations:,} free evaluations, seed {seed}: {run:.1f} s; resumed in {rows[-1]['resume']:.1f} s", flush=True)
+            rows.append(
+                {"seed": seed, "run": run, "resume": timed(call), "objective": timed(lambda: bare(evaluations))}
+            )
+        print(
+            f"{evaluations:,} free evaluations, seed {seed}: {run:.1f} s; resumed in {rows[-1]['resume']:.1f} s",
+            flush=True,
+        )
     columns = {key: [row[key] for row in rows] for key in ("run", "resume", "objective")}
     found = {"evaluations": evaluations, "population": POPULATION, "runs": rows, "seconds": spread(columns["run"])}
     ratio = statistics.median(columns["run"]) / statistics.median(columns["objective"])
-    return found | {"resume_seconds": spread(columns["resume"]), "objective_seconds": spread(columns["objective"]), "ratio": ratio}
+    return found | {
+        "resume_seconds": spread(columns["resume"]),
+        "objective_seconds": spread(columns["objective"]),
+        "ratio": ratio,
+    }
 
 
 def bare(evaluations: int) -> None:
@@ -96,15 +114,30 @@ def sleeping(kind: str, seconds: float, n: int) -> dict:
     wall = marks[-1] - marks[0]
     overhead = 1 - n * seconds / (WORKERS * wall)
     each = WORKERS * wall / n - seconds
-    print(f"{kind:4} {n} candidates of {seconds:g} s: overhead {overhead:.2%} of the workers' time, {each:.3f} s each; start {start:.2f} s", flush=True)
-    return {"engine": kind, "seconds": seconds, "candidates": n, "wall": wall, "overhead": overhead, "overhead_each": each, "start": start}
+    print(
+        f"{kind:4} {n} candidates of {seconds:g} s: overhead {overhead:.2%} of the workers' time, {each:.3f} s each; start {start:.2f} s",
+        flush=True,
+    )
+    return {
+        "engine": kind,
+        "seconds": seconds,
+        "candidates": n,
+        "wall": wall,
+        "overhead": overhead,
+        "overhead_each": each,
+        "start": start,
+    }
 
 
 def settings(**changes):
     from star.config import load_config
 
     fixed = {"evaluation": "tabular", "search.baselines": (), "space.slots": 6}
-    fixed |= {"search.parents": 0, "search.offspring": 0, "search.screen": 1}  # plain NSGA-II: the engine, not the surrogate
+    fixed |= {
+        "search.parents": 0,
+        "search.offspring": 0,
+        "search.screen": 1,
+    }  # plain NSGA-II: the engine, not the surrogate
     return load_config("laptop", overrides=fixed | {key.replace("__", "."): value for key, value in changes.items()})
 
 

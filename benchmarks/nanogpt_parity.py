@@ -34,10 +34,25 @@ from star.training import Recipe, train
 HERE = Path(__file__).parent
 TEXT = HERE.parent.parent / "shared/data/text/tinyshakespeare.txt"
 SMALL = {"published": 1.88, "d_model": 128, "head_dim": 32, "blocks": 4, "steps": 2000, "batch_size": 12, "seq_len": 64}
-LARGE = {"published": 1.4697, "d_model": 384, "head_dim": 64, "blocks": 6, "steps": 5000, "batch_size": 64, "seq_len": 256}
+LARGE = {
+    "published": 1.4697,
+    "d_model": 384,
+    "head_dim": 64,
+    "blocks": 6,
+    "steps": 5000,
+    "batch_size": 64,
+    "seq_len": 256,
+}
 SHARES = (1.0, 0.5, 0.25)  # of the published steps: the budgets
 ARMS = {
-    "plain": {"learning_rate": 1e-3, "betas": (0.9, 0.99), "schedule": "cosine", "floor": 0.1, "warmup": 0.05, "base_width": 0},
+    "plain": {
+        "learning_rate": 1e-3,
+        "betas": (0.9, 0.99),
+        "schedule": "cosine",
+        "floor": 0.1,
+        "warmup": 0.05,
+        "base_width": 0,
+    },
     "tuned": {"optimizer": "adamw", "betas": (0.9, 0.99), "schedule": "linear", "warmup": 0.05, "base_width": 0},
     "muon": {"optimizer": "muon", "betas": (0.9, 0.99), "schedule": "linear", "warmup": 0.05, "base_width": 0},
 }
@@ -45,18 +60,31 @@ GRIDS = {"tuned": (1e-3, 2e-3, 4e-3), "muon": (4e-3, 8e-3, 1.6e-2)}
 
 
 def run(corpus, setting: dict, changes: dict, steps: int, seed: int, device: str) -> dict:
-    genome = Genome(parse_text("-".join(["1-9"] * setting["blocks"])), d_model=setting["d_model"], head_dim=setting["head_dim"])
+    genome = Genome(
+        parse_text("-".join(["1-9"] * setting["blocks"])), d_model=setting["d_model"], head_dim=setting["head_dim"]
+    )
     model = build(genome, corpus.vocab_size, seed)
     tokens = steps * setting["batch_size"] * setting["seq_len"]
     recipe = Recipe(
-        tokens=tokens, batch_size=setting["batch_size"], seq_len=setting["seq_len"], eval_interval=1.0, eval_tokens=10**7, seed=seed, device=device
+        tokens=tokens,
+        batch_size=setting["batch_size"],
+        seq_len=setting["seq_len"],
+        eval_interval=1.0,
+        eval_tokens=10**7,
+        seed=seed,
+        device=device,
     ).replace(**changes)
     clock = time.process_time if device == "cpu" else time.perf_counter
     started = clock()
     result = train(model, corpus, recipe)
     seconds = clock() - started
     loss = result.val_loss if result.status == "ok" else math.inf
-    return {"loss": loss, "seconds": seconds, "tokens": tokens, "parameters": sum(p.numel() for p in model.parameters())}
+    return {
+        "loss": loss,
+        "seconds": seconds,
+        "tokens": tokens,
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
 
 
 def tokens_to(target: float, points: list[tuple[int, float]]) -> tuple[float | None, bool]:
@@ -69,13 +97,17 @@ def tokens_to(target: float, points: list[tuple[int, float]]) -> tuple[float | N
     return (float(points[0][0]), True) if points[0][1] <= target else (None, False)
 
 
-def summarise(setting: dict, rates: dict, runs: dict[str, dict[int, list[dict]]], device: str) -> tuple[list[str], dict]:
+def summarise(
+    setting: dict, rates: dict, runs: dict[str, dict[int, list[dict]]], device: str
+) -> tuple[list[str], dict]:
     """What is printed, and the numbers of each arm."""
     target, report = setting["published"], {}
     for arm, budgets in runs.items():
         per_token = statistics.median(r["seconds"] / r["tokens"] for rs in budgets.values() for r in rs)
         full = budgets[setting["steps"]]
-        per_seed = [tokens_to(target, [(rs[s]["tokens"], rs[s]["loss"]) for rs in budgets.values()]) for s in range(len(full))]
+        per_seed = [
+            tokens_to(target, [(rs[s]["tokens"], rs[s]["loss"]) for rs in budgets.values()]) for s in range(len(full))
+        ]
         reached = [tokens for tokens, _ in per_seed if tokens is not None]
         report[arm] = {
             "rate": rates[arm],
@@ -96,9 +128,15 @@ def summarise(setting: dict, rates: dict, runs: dict[str, dict[int, list[dict]]]
             continue
         tokens, seconds = statistics.median(t for t, _ in row["tokens_to_published"] if t), row["seconds_to_published"]
         base = statistics.median(t for t, _ in plain["tokens_to_published"] if t)
-        row["fraction_of_plain_to_published"], row["fraction_of_plain_full"] = seconds / plain["seconds_to_published"], seconds / plain["full_seconds"]
+        row["fraction_of_plain_to_published"], row["fraction_of_plain_full"] = (
+            seconds / plain["seconds_to_published"],
+            seconds / plain["full_seconds"],
+        )
         at_most = "at most " if row["at_most"] else ""
-        lines.append(text + f"{at_most}{seconds:.0f} s = {seconds / plain['seconds_to_published']:.2f} of plain's time ({tokens / base:.2f} of its tokens), {seconds / plain['full_seconds']:.2f} of plain's whole run")
+        lines.append(
+            text
+            + f"{at_most}{seconds:.0f} s = {seconds / plain['seconds_to_published']:.2f} of plain's time ({tokens / base:.2f} of its tokens), {seconds / plain['full_seconds']:.2f} of plain's whole run"
+        )
     met = all(loss < target for row in report.values() for loss in row["final"])
     lines.append(f"goal, below {target} with the same tokens: {'met by every arm and seed' if met else 'MISSED'}")
     return lines, report
@@ -119,9 +157,18 @@ def main() -> None:
     rates = {"plain": ARMS["plain"]["learning_rate"]}
     tuning = {}
     for arm, grid in GRIDS.items():
-        tuning[arm] = {rate: run(corpus, setting, ARMS[arm] | {"learning_rate": rate}, setting["steps"] // 4, 1000, args.device)["loss"] for rate in grid}
+        tuning[arm] = {
+            rate: run(corpus, setting, ARMS[arm] | {"learning_rate": rate}, setting["steps"] // 4, 1000, args.device)[
+                "loss"
+            ]
+            for rate in grid
+        }
         rates[arm] = min(tuning[arm], key=tuning[arm].get)
-        print(f"{arm}: rate {rates[arm]:g} of " + ", ".join(f"{rate:g}: {loss:.3f}" for rate, loss in tuning[arm].items()), flush=True)
+        print(
+            f"{arm}: rate {rates[arm]:g} of "
+            + ", ".join(f"{rate:g}: {loss:.3f}" for rate, loss in tuning[arm].items()),
+            flush=True,
+        )
     runs: dict[str, dict[int, list[dict]]] = {arm: {} for arm in ARMS}
     for seed in range(args.seeds):
         for share in SHARES:

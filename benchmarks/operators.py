@@ -86,7 +86,15 @@ class Row:
     high: float
 
 
-def compare(operator: str, peer: str, ours: Callable[[], None], theirs: Callable[[], None], setting: Setting, what: str, seconds: float) -> Row:
+def compare(
+    operator: str,
+    peer: str,
+    ours: Callable[[], None],
+    theirs: Callable[[], None],
+    setting: Setting,
+    what: str,
+    seconds: float,
+) -> Row:
     """Both in turn for about `seconds`, at least 5 pairs, after one warm-up of each."""
     times: list[tuple[float, float]] = []
     for call in (ours, theirs):
@@ -146,7 +154,9 @@ def against_modules(setting: Setting, seconds: float) -> list[Row]:
     positions = torch.arange(setting.seq_len, device=setting.device)[None]
 
     def llama(kv_heads: int) -> Callable[[torch.Tensor], torch.Tensor]:
-        config = transformers.LlamaConfig(hidden_size=d, num_attention_heads=heads, num_key_value_heads=kv_heads, attn_implementation="sdpa")
+        config = transformers.LlamaConfig(
+            hidden_size=d, num_attention_heads=heads, num_key_value_heads=kv_heads, attn_implementation="sdpa"
+        )
         module = LlamaAttention(config, 0).to(setting.device, setting.dtype)
         rotary = LlamaRotaryEmbedding(config).to(setting.device)
 
@@ -163,7 +173,14 @@ def against_modules(setting: Setting, seconds: float) -> list[Row]:
     mlp = transformers.LlamaConfig(hidden_size=d, intermediate_size=8 * d // 3, mlp_bias=False)
     lfm2 = transformers.Lfm2Config(hidden_size=d, conv_L_cache=3, num_attention_heads=heads, num_key_value_heads=heads)
     mamba = transformers.Mamba2Config(
-        hidden_size=d, num_heads=2 * heads, head_dim=HEAD_DIM, state_size=128, expand=2, n_groups=1, use_conv_bias=False, chunk_size=64
+        hidden_size=d,
+        num_heads=2 * heads,
+        head_dim=HEAD_DIM,
+        state_size=128,
+        expand=2,
+        n_groups=1,
+        use_conv_bias=False,
+        chunk_size=64,
     )
     qwen = transformers.Qwen3NextConfig(
         hidden_size=d,
@@ -174,7 +191,9 @@ def against_modules(setting: Setting, seconds: float) -> list[Row]:
         layer_types=["linear_attention"],
         num_hidden_layers=1,
     )
-    gemma = transformers.RecurrentGemmaConfig(hidden_size=d, lru_width=d, num_attention_heads=heads, num_key_value_heads=1, conv1d_width=4)
+    gemma = transformers.RecurrentGemmaConfig(
+        hidden_size=d, lru_width=d, num_attention_heads=heads, num_key_value_heads=1, conv1d_width=4
+    )
 
     class Gemma(torch.nn.Module):
         def __init__(self):
@@ -195,8 +214,12 @@ def against_modules(setting: Setting, seconds: float) -> list[Row]:
     }
     rows = []
     for name, (label, build) in peers.items():
-        ours, theirs = (setting.block(module) for module in (operator(name, setting), build().to(setting.device, setting.dtype)))
-        rows.append(compare(name, label, training(ours, x), training(theirs, x), setting, "forward + backward", seconds))
+        ours, theirs = (
+            setting.block(module) for module in (operator(name, setting), build().to(setting.device, setting.dtype))
+        )
+        rows.append(
+            compare(name, label, training(ours, x), training(theirs, x), setting, "forward + backward", seconds)
+        )
     return rows
 
 
@@ -208,28 +231,61 @@ def against_calls(setting: Setting, seconds: float) -> list[Row]:
     rows = []
 
     def add(name: str, peer: str, ours, theirs, *inputs: torch.Tensor) -> None:
-        rows.append(compare(name, peer, training(ours, *inputs), training(theirs, *inputs), setting, "forward + backward", seconds))
+        rows.append(
+            compare(
+                name, peer, training(ours, *inputs), training(theirs, *inputs), setting, "forward + backward", seconds
+            )
+        )
 
-    add("SA-1 core", "bare SDPA, causal", softmax_attention, lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), q, k, v)
+    add(
+        "SA-1 core",
+        "bare SDPA, causal",
+        softmax_attention,
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
+        q,
+        k,
+        v,
+    )
     for window in (64, 256):
         if window < seq_len:
             band = (i[None, :] <= i[:, None]) & (i[None, :] > i[:, None] - window)
             dense = lambda q, k, v, band=band: F.scaled_dot_product_attention(q, k, v, attn_mask=band)  # noqa: E731
-            add(f"SWA-{window} core", "bare SDPA, band mask", lambda q, k, v, w=window: softmax_attention(q, k, v, w), dense, q, k, v)
+            add(
+                f"SWA-{window} core",
+                "bare SDPA, band mask",
+                lambda q, k, v, w=window: softmax_attention(q, k, v, w),
+                dense,
+                q,
+                k,
+                v,
+            )
     u = setting.randn(batch, seq_len, d)
     for length in (3, 7):
         weight = setting.randn(d, length)
-        bare = lambda u, w, n=length: F.conv1d(F.pad(u.transpose(1, 2), (n - 1, 0)), w[:, None], groups=d).transpose(1, 2)  # noqa: E731
+        bare = lambda u, w, n=length: F.conv1d(F.pad(u.transpose(1, 2), (n - 1, 0)), w[:, None], groups=d).transpose(
+            1, 2
+        )
         add(f"GConv k={length} core", "bare F.conv1d", lambda u, w: short_convolution(u, w)[0], bare, u, weight)
     modes = [torch.randn(d, 8, device=setting.device).sub_(1).requires_grad_() for _ in range(4)]
 
     def fft(u, *modes):
         kernel = torch.fft.rfft(modal_kernel(*modes, u.shape[1]).float(), 2 * u.shape[1])
-        return torch.fft.irfft(torch.fft.rfft(u.float().transpose(1, 2), 2 * u.shape[1]) * kernel, 2 * u.shape[1])[..., : u.shape[1]].transpose(1, 2)
+        return torch.fft.irfft(torch.fft.rfft(u.float().transpose(1, 2), 2 * u.shape[1]) * kernel, 2 * u.shape[1])[
+            ..., : u.shape[1]
+        ].transpose(1, 2)
 
-    for length in sorted({*(n for n in (32, 64, 96, 128, 256) if n < seq_len), seq_len}):  # where the chunk form overtakes
+    for length in sorted(
+        {*(n for n in (32, 64, 96, 128, 256) if n < seq_len), seq_len}
+    ):  # where the chunk form overtakes
         u = setting.randn(batch, length, d)
-        add(f"GConv-2 core, T={length}", "FFT convolution", lambda u, *m: modal_convolution(u, *m, keep_state=False)[0], fft, u, *modes)
+        add(
+            f"GConv-2 core, T={length}",
+            "FFT convolution",
+            lambda u, *m: modal_convolution(u, *m, keep_state=False)[0],
+            fft,
+            u,
+            *modes,
+        )
     return rows
 
 
@@ -271,9 +327,22 @@ def against_loops(setting: Setting, seconds: float) -> list[Row]:
         parallel, loop = CORES[kind.removeprefix("gated ") if kind in ("vector", "delta", "gated delta") else "scalar"]
         ours, theirs = training(core(parallel, gated, False), *inputs), training(core(loop, gated), *inputs)
         rows.append(compare(f"{name} core", "its token loop", ours, theirs, setting, "forward + backward", seconds / 2))
-    u, g = setting.randn(setting.batch, setting.seq_len, setting.width), -0.1 * torch.rand(setting.batch, setting.seq_len, setting.width)
+    u, g = (
+        setting.randn(setting.batch, setting.seq_len, setting.width),
+        -0.1 * torch.rand(setting.batch, setting.seq_len, setting.width),
+    )
     inputs = u.detach().float().requires_grad_(), g.to(setting.device).requires_grad_()
-    rows.append(compare("RG-LRU core", "its token loop", training(scan_parallel, *inputs), training(scan_reference, *inputs), setting, "forward + backward", seconds / 2))
+    rows.append(
+        compare(
+            "RG-LRU core",
+            "its token loop",
+            training(scan_parallel, *inputs),
+            training(scan_reference, *inputs),
+            setting,
+            "forward + backward",
+            seconds / 2,
+        )
+    )
     return rows
 
 
@@ -305,24 +374,41 @@ def core(form: Callable, gated: bool, *keep_state: bool) -> Callable[..., torch.
 
 def decoding(setting: Setting, seconds: float) -> list[Row]:
     """One token after `seq_len`, batch 1, four layers: language model against language model."""
-    d, heads, shape = setting.width, setting.width // HEAD_DIM, dict(vocab_size=VOCAB, hidden_size=setting.width, num_hidden_layers=4)
+    d, heads, shape = (
+        setting.width,
+        setting.width // HEAD_DIM,
+        dict(vocab_size=VOCAB, hidden_size=setting.width, num_hidden_layers=4),
+    )
     attention = dict(num_attention_heads=heads, num_key_value_heads=heads, intermediate_size=8 * d // 3)
     pairs = {
         "SA-1 + GMemless": (
             ("SA-1", "GMemless") * 4,
-            lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape, **attention, tie_word_embeddings=True)),
+            lambda: transformers.LlamaForCausalLM(
+                transformers.LlamaConfig(**shape, **attention, tie_word_embeddings=True)
+            ),
         ),
         "LFM2 (1 attention)": (
             ("GConv-1", "SwiGLU-4", "GConv-1", "SwiGLU-4", "MHA-QKN", "SwiGLU-4", "GConv-1", "SwiGLU-4"),
             lambda: transformers.Lfm2ForCausalLM(
-                transformers.Lfm2Config(**shape, **(attention | {"intermediate_size": 4 * d}), block_auto_adjust_ff_dim=False, full_attn_idxs=[2])
+                transformers.Lfm2Config(
+                    **shape,
+                    **(attention | {"intermediate_size": 4 * d}),
+                    block_auto_adjust_ff_dim=False,
+                    full_attn_idxs=[2],
+                )
             ),
         ),
         "Mamba-2": (
             ("Mamba-2",) * 4,
             lambda: transformers.Mamba2ForCausalLM(
                 transformers.Mamba2Config(
-                    **shape, num_heads=2 * heads, head_dim=HEAD_DIM, state_size=128, n_groups=1, use_conv_bias=False, tie_word_embeddings=True
+                    **shape,
+                    num_heads=2 * heads,
+                    head_dim=HEAD_DIM,
+                    state_size=128,
+                    n_groups=1,
+                    use_conv_bias=False,
+                    tie_word_embeddings=True,
                 )
             ),
         ),
@@ -373,18 +459,29 @@ def main() -> None:
         lines.append(line)
         print(line, flush=True)
 
-    show(f"width {args.width}, {args.seq_len} tokens, batch {args.batch}, {setting.dtype}, {device}, torch {torch.__version__}\n")
+    show(
+        f"width {args.width}, {args.seq_len} tokens, batch {args.batch}, {setting.dtype}, {device}, torch {torch.__version__}\n"
+    )
     show(f"{'operator':22}{'what':20}{'peer':42}{'ours ms':>9}{'peer ms':>9}   peer / ours")
     rows: list[Row] = []
     for part in (against_modules, against_calls, against_loops, against_fla, decoding):
         for row in part(setting, args.seconds):
             rows.append(row)
             slower = "  slower" if row.ratio < 0.95 else ""
-            show(f"{row.operator:22}{row.what:20}{row.peer:42}{row.ours_ms:9.2f}{row.peer_ms:9.2f}   {row.ratio:.2f} [{row.low:.2f}, {row.high:.2f}]{slower}")
+            show(
+                f"{row.operator:22}{row.what:20}{row.peer:42}{row.ours_ms:9.2f}{row.peer_ms:9.2f}   {row.ratio:.2f} [{row.low:.2f}, {row.high:.2f}]{slower}"
+            )
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / f"operators-{args.device}-d{args.width}-t{args.seq_len}{'-compiled' if args.compile else ''}.json"
-    about = {"device": device, "torch": torch.__version__, "transformers": transformers.__version__, "dtype": str(setting.dtype)}
-    path.write_text(json.dumps(about | {"setting": asdict(setting), "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+    about = {
+        "device": device,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "dtype": str(setting.dtype),
+    }
+    path.write_text(
+        json.dumps(about | {"setting": asdict(setting), "rows": [asdict(row) for row in rows]}, indent=1) + "\n"
+    )
     path.with_suffix(".txt").write_text("\n".join(lines) + "\n")
     print(f"\n{path}")
 
@@ -392,7 +489,11 @@ def main() -> None:
 def cpu_name() -> str:
     """Such as "AMD EPYC, x86_64 CPU"."""
     info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    names = (
+        [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.exists()
+        else []
+    )
     return ", ".join([*names[:1], f"{platform.machine()} CPU"])
 
 

@@ -101,8 +101,13 @@ def work(pipe, device_name: str) -> None:
         if order == "prepare":
             width, backbone, count, together, threads, streams = what
             torch.set_num_threads(threads)
-            recipe = LAPTOP.replace(tokens=10**9, eval_tokens=256, device=device_name, compile="off" if together > 1 else "auto")
-            runs = [TrainingRun(m, corpus, recipe.replace(seed=k), device) for k, m in enumerate(models(width, backbone, count))]
+            recipe = LAPTOP.replace(
+                tokens=10**9, eval_tokens=256, device=device_name, compile="off" if together > 1 else "auto"
+            )
+            runs = [
+                TrainingRun(m, corpus, recipe.replace(seed=k), device)
+                for k, m in enumerate(models(width, backbone, count))
+            ]
             units = [Ensemble(runs[k : k + together]) for k in range(0, count, together)] if together > 1 else runs
             lanes = [torch.cuda.Stream(device) for _ in range(streams)] if streams > 1 else [None]
             answer = sum(p.numel() for p in runs[0].params)
@@ -122,11 +127,21 @@ def work(pipe, device_name: str) -> None:
         elif order == "whole":
             width, backbone, together = what
             torch.set_num_threads(1)
-            recipes = [LAPTOP.replace(tokens=LAPTOP_TOKENS, device=device_name, seed=seed) for seed in range(LAPTOP_SEEDS)]
+            recipes = [
+                LAPTOP.replace(tokens=LAPTOP_TOKENS, device=device_name, seed=seed) for seed in range(LAPTOP_SEEDS)
+            ]
             built, started = models(width, backbone, LAPTOP_SEEDS), (time.perf_counter(), time.process_time())
-            results = train_many(built, corpus, recipes) if together else [train(m, corpus, r) for m, r in zip(built, recipes, strict=True)]
+            results = (
+                train_many(built, corpus, recipes)
+                if together
+                else [train(m, corpus, r) for m, r in zip(built, recipes, strict=True)]
+            )
             settled()
-            answer = time.perf_counter() - started[0], time.process_time() - started[1], [result.val_loss for result in results]
+            answer = (
+                time.perf_counter() - started[0],
+                time.process_time() - started[1],
+                [result.val_loss for result in results],
+            )
         else:
             return
         pipe.send(answer)
@@ -158,7 +173,9 @@ def measure(workers: Workers, arms: list[Arm], width: int, name: str, backbone: 
     for k in range(rounds):
         for arm in arms[k % len(arms) :] + arms[: k % len(arms)]:
             count = MODELS // arm.workers
-            _, (parameters, *_) = workers.ask(arm.workers, "prepare", width, backbone, count, min(arm.together, count), arm.threads, arm.streams)
+            _, (parameters, *_) = workers.ask(
+                arm.workers, "prepare", width, backbone, count, min(arm.together, count), arm.threads, arm.streams
+            )
             steps = STEPS[width] if arm.threads == 1 else 1
             workers.ask(arm.workers, "go", 1)
             seconds, cpu_seconds = workers.ask(arm.workers, "go", steps)
@@ -168,7 +185,9 @@ def measure(workers: Workers, arms: list[Arm], width: int, name: str, backbone: 
         pairs = list(zip(speeds[arm.name], speeds["sequential"], strict=True))
         clock, cpu = (interval([here[i] / there[i] for here, there in pairs]) for i in (0, 1))
         facts = {"genome": name, "width": width, "parameters": parameters, "arm": arm.name, "load": load()}
-        rows.append(facts | {"ratio_clock": clock, "ratio_cpu": cpu, "tokens_per_second_clock_and_cpu": speeds[arm.name]})
+        rows.append(
+            facts | {"ratio_clock": clock, "ratio_cpu": cpu, "tokens_per_second_clock_and_cpu": speeds[arm.name]}
+        )
     return rows
 
 
@@ -197,7 +216,14 @@ def main() -> None:
         for name, backbone in BACKBONES.items():
             if (name, width, False) not in done:
                 # More threads than free cores wait for each other: at the greatest width, for minutes.
-                rows += measure(workers, [arm for arm in arms if arm.threads == 1 or width < max(STEPS)], width, name, backbone, args.rounds)
+                rows += measure(
+                    workers,
+                    [arm for arm in arms if arm.threads == 1 or width < max(STEPS)],
+                    width,
+                    name,
+                    backbone,
+                    args.rounds,
+                )
                 write(path, args.device, rows)
     for name, backbone in BACKBONES.items():
         if (name, 64, True) not in done:
@@ -216,24 +242,46 @@ def whole_runs(workers: Workers, name: str, backbone: str, rounds: int) -> dict:
         pairs.append((done[False][:2], done[True][:2]))
         apart = max(abs(a - b) / a for a, b in zip(done[False][2], done[True][2], strict=True))
     clock, cpu = (interval([a[i] / b[i] for a, b in pairs]) for i in (0, 1))
-    return {"genome": name, "width": 64, "arm": WHOLE, "ratio_clock": clock, "ratio_cpu": cpu, "seconds": pairs, "largest_difference": apart, "load": load()}
+    return {
+        "genome": name,
+        "width": 64,
+        "arm": WHOLE,
+        "ratio_clock": clock,
+        "ratio_cpu": cpu,
+        "seconds": pairs,
+        "largest_difference": apart,
+        "load": load(),
+    }
 
 
 def table(rows: list[dict], device: str) -> str:
-    lines = [f"Training {MODELS} models of one genome on {device}: tokens/s of all together, and the ratio to one after the other"]
-    lines += ["(median over rounds in turn, 95 % bootstrap interval; load: processes that wanted a core in the minute before)"]
+    lines = [
+        f"Training {MODELS} models of one genome on {device}: tokens/s of all together, and the ratio to one after the other"
+    ]
+    lines += [
+        "(median over rounds in turn, 95 % bootstrap interval; load: processes that wanted a core in the minute before)"
+    ]
     heading = None
     for row in (row for row in rows if row["arm"] != WHOLE):
         if (row["genome"], row["width"]) != heading:
             heading = row["genome"], row["width"]
             facts = f"{row['parameters']:,} parameters, {len(row['tokens_per_second_clock_and_cpu'])} rounds"
-            lines.append(f"\n{row['genome']}, width {row['width']}, {facts}" + (f", load {row['load']:.1f}" if row.get("load") else ""))
+            lines.append(
+                f"\n{row['genome']}, width {row['width']}, {facts}"
+                + (f", load {row['load']:.1f}" if row.get("load") else "")
+            )
         speed = statistics.median(clock for clock, _ in row["tokens_per_second_clock_and_cpu"])
-        lines.append(f"  {row['arm']:22s} {speed:9,.0f} tokens/s   by the clock {shown(row['ratio_clock'])}   per CPU second {shown(row['ratio_cpu'])}")
-    lines.append(f"\nWhole runs, evaluations included: {LAPTOP_SEEDS} seeds x {LAPTOP_TOKENS:,} tokens in one process with one thread")
+        lines.append(
+            f"  {row['arm']:22s} {speed:9,.0f} tokens/s   by the clock {shown(row['ratio_clock'])}   per CPU second {shown(row['ratio_cpu'])}"
+        )
+    lines.append(
+        f"\nWhole runs, evaluations included: {LAPTOP_SEEDS} seeds x {LAPTOP_TOKENS:,} tokens in one process with one thread"
+    )
     for row in (row for row in rows if row["arm"] == WHOLE):
         facts = f"losses differ by {row['largest_difference']:.1e} at most"
-        lines.append(f"  {row['genome']:14s} width 64   by the clock {shown(row['ratio_clock'])}   per CPU second {shown(row['ratio_cpu'])}; {facts}")
+        lines.append(
+            f"  {row['genome']:14s} width 64   by the clock {shown(row['ratio_clock'])}   per CPU second {shown(row['ratio_cpu'])}; {facts}"
+        )
     return "\n".join(lines)
 
 

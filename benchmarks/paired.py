@@ -27,7 +27,9 @@ def bca(values: np.ndarray, statistic: Callable = np.mean, n: int = 4000) -> tup
     values = np.asarray(values, float)
     if len(values) < 2 or np.ptp(values) == 0:
         return float(statistic(values)), float(statistic(values))
-    found = stats.bootstrap((values,), statistic, n_resamples=n, method="BCa", rng=np.random.default_rng(0)).confidence_interval
+    found = stats.bootstrap(
+        (values,), statistic, n_resamples=n, method="BCa", rng=np.random.default_rng(0)
+    ).confidence_interval
     return float(found.low), float(found.high)
 
 
@@ -65,7 +67,12 @@ def anova(values: np.ndarray) -> dict[str, dict[str, float]]:
     for name, total in squares.items():
         if degrees[name]:
             F = (total / degrees[name]) / (error / rest)
-            table[name] = {"F": float(F), "df": degrees[name], "df_error": rest, "p": float(stats.f.sf(F, degrees[name], rest))}
+            table[name] = {
+                "F": float(F),
+                "df": degrees[name],
+                "df_error": rest,
+                "p": float(stats.f.sf(F, degrees[name], rest)),
+            }
             table[name]["eta2"] = float(total / (total + error))
     return table
 

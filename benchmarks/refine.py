@@ -120,7 +120,9 @@ def optuna_arm(sampler: str, use_rule: bool = False) -> Callable[[Run], None]:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        made = {"TPE": optuna.samplers.TPESampler, "GPSampler": optuna.samplers.GPSampler}[sampler](seed=run.seed, n_startup_trials=FIRST)
+        made = {"TPE": optuna.samplers.TPESampler, "GPSampler": optuna.samplers.GPSampler}[sampler](
+            seed=run.seed, n_startup_trials=FIRST
+        )
         study = optuna.create_study(sampler=made)
         space = {f"x{c}": optuna.distributions.FloatDistribution(0.0, 1.0) for c in range(run.task.X.shape[1])}
         first = [centre(run.task), *run.first] if use_rule and run.task.tokens is not None else run.first
@@ -204,11 +206,19 @@ def bayes(
         keep = slice(None) if cheap else slice(-1, None)
         shares = task.fidelities[keep]
         inputs = task.relative[:, keep] if use_rule else task.X
-        source = Source(*source_rows(load(SIBLING[task.name]), cheap, run.seed)) if transfer and task.name in SIBLING else None
+        source = (
+            Source(*source_rows(load(SIBLING[task.name]), cheap, run.seed))
+            if transfer and task.name in SIBLING
+            else None
+        )
         price = PRICE / 100 * float(np.median(task.full) - task.full.min()) if stops else 0.0
         settings = Settings(gated=rl != "ungated", policy=PolicySettings(), gradient=gradient, price=price)
         policy = pretrained() if rl else None
-        first = [(centre(task), -1), *((i, 0) for i in run.first)] if use_rule and task.tokens is not None else [(i, 0) for i in run.first]
+        first = (
+            [(centre(task), -1), *((i, 0) for i in run.first)]
+            if use_rule and task.tokens is not None
+            else [(i, 0) for i in run.first]
+        )
         if transfer:
             first = first[:1]
         pool = Pool(inputs, shares)
@@ -234,7 +244,10 @@ def bayes(
             loss = run.tell(i, j if cheap else None)
             if prediction is not None:
                 run.predicted.append((prediction.mean, prediction.sd, loss))
-                run.log.append({"source": prediction.source, "fidelity": j} | {k: round(float(v), 6) for k, v in prediction.log.items()})
+                run.log.append(
+                    {"source": prediction.source, "fidelity": j}
+                    | {k: round(float(v), 6) for k, v in prediction.log.items()}
+                )
             step += 1
             run.recommend()
 
@@ -265,7 +278,9 @@ def source_rows(sibling: Task, cheap: bool, seed: int, n: int = 24) -> tuple[np.
         chosen = np.append(chosen, rng.choice(np.flatnonzero(~full), size=n - n // 2, replace=False))
     i, j = there[chosen].T
     X = sibling.relative[i, j]
-    return (np.column_stack([X, fidelity_coordinate(np.array(sibling.fidelities)[j])]) if cheap else X), sibling.loss[i, j]
+    return (np.column_stack([X, fidelity_coordinate(np.array(sibling.fidelities)[j])]) if cheap else X), sibling.loss[
+        i, j
+    ]
 
 
 ARMS: dict[str, Callable[[Run], None]] = {
@@ -290,13 +305,22 @@ ARMS: dict[str, Callable[[Run], None]] = {
     "BO + RL, stopping": bayes(fidelities=True, use_rule=True, stops=True, rl="gated"),
 }
 NEEDS_FIDELITIES = ("ASHA", "BO + KG", "BO + rate", "BO + rate + RL")
-NEEDS_RULE = ("GPSampler + rule", "BO + rule", "BO + transfer", "BO + rule, full", "BO + transfer, full", "BO + transfer + RL")
+NEEDS_RULE = (
+    "GPSampler + rule",
+    "BO + rule",
+    "BO + transfer",
+    "BO + rule, full",
+    "BO + transfer, full",
+    "BO + transfer + RL",
+)
 
 
 def applies(arm: str, task: str) -> bool:
     """Whether an arm differs from another one on this task."""
     several = task.startswith("steplaw")
-    return (several or arm not in NEEDS_FIDELITIES + NEEDS_RULE) and (not arm.startswith("BO + transfer") or task in SIBLING)
+    return (several or arm not in NEEDS_FIDELITIES + NEEDS_RULE) and (
+        not arm.startswith("BO + transfer") or task in SIBLING
+    )
 
 
 def execute(task: str, arm: str, seed: int) -> dict:
@@ -321,9 +345,19 @@ def main() -> None:
         print(f"{SHARED} is absent: skipped")
         return
     torch.set_num_threads(1)
-    done = {(r["task"], r["arm"], r["seed"]) for r in map(json.loads, args.cache.read_text().splitlines())} if args.cache.exists() else set()
+    done = (
+        {(r["task"], r["arm"], r["seed"]) for r in map(json.loads, args.cache.read_text().splitlines())}
+        if args.cache.exists()
+        else set()
+    )
     first, last = map(int, args.seeds.split(":"))
-    todo = [(t, a, s) for s in range(first, last) for t in args.tasks.split(",") for a in args.arms.split(";") if applies(a, t)]
+    todo = [
+        (t, a, s)
+        for s in range(first, last)
+        for t in args.tasks.split(",")
+        for a in args.arms.split(";")
+        if applies(a, t)
+    ]
     todo = [] if args.report else [item for item in todo if item not in done]
     with args.cache.open("a") as file:
         for n, (task, arm, seed) in enumerate(todo, start=1):
@@ -333,7 +367,9 @@ def main() -> None:
                 print(f"{n} of {len(todo)}", flush=True)
     from refine_report import report
 
-    report([json.loads(line) for line in args.cache.read_text().splitlines()], args.out, device=f"{platform.machine()} CPU")
+    report(
+        [json.loads(line) for line in args.cache.read_text().splitlines()], args.out, device=f"{platform.machine()} CPU"
+    )
 
 
 if __name__ == "__main__":

@@ -73,12 +73,22 @@ class Lab:
         self.loss = next(o for o in self.candidates.objectives if not o.cheap)
         self._read()
 
-    def planner(self, member: str, seed: int, change: str = "both", use_policy: bool = True, earlier: Sequence = ()) -> Planner:
+    def planner(
+        self, member: str, seed: int, change: str = "both", use_policy: bool = True, earlier: Sequence = ()
+    ) -> Planner:
         """Of `star refine` for one member; its last measurements are left to this benchmark."""
         settings = RefineSettings((member,), change=change, policy=use_policy, seed=seed, confirm=2, parallel=1)
         settings = dataclasses.replace(settings, budget=BUDGET + settings.confirm_cost)
         evidence = evidence_of(self.run, [self.run.candidate(member)])
-        return Planner(self.config, self.run.space, self.candidates, settings, {id: self.run.candidate(id).genome for id, _ in evidence}, evidence, earlier)
+        return Planner(
+            self.config,
+            self.run.space,
+            self.candidates,
+            settings,
+            {id: self.run.candidate(id).genome for id, _ in evidence},
+            evidence,
+            earlier,
+        )
 
     def train(self, planner: Planner, trial: Trial) -> TrialResult:
         key = f"{trial.candidate}/{trial.share:g}/{trial.repeat}/{planner.settings.seed}"
@@ -88,12 +98,28 @@ class Lab:
             seed = policy.candidate_seed(self.config.seed, f"{planner.settings.seed}/{trial.id}", 0)
             recipe = dataclasses.asdict(planner.recipes.recipe(trial.settings, trial.share)) | {"seed": seed}
             proposal = Proposal(trial.candidate, trial.genome, "refined", costs=trial.costs)
-            job = self.candidates.job(proposal, (), 0, Path()) | {"seed": seed, "recipe": recipe, "rung": 0, "stop_tokens": None}
+            job = self.candidates.job(proposal, (), 0, Path()) | {
+                "seed": seed,
+                "recipe": recipe,
+                "rung": 0,
+                "stop_tokens": None,
+            }
             started = time.process_time()
-            outcome = run_job(self.function, job | {"checkpoint": None, "directory": None, "keep_weights": False}, lambda progress: None)
+            outcome = run_job(
+                self.function,
+                job | {"checkpoint": None, "directory": None, "keep_weights": False},
+                lambda progress: None,
+            )
             metrics = (outcome.get("result") or {}).get("metrics") or {}
             objectives = self.candidates.measure(proposal, metrics) if outcome["status"] == "ok" else None
-            self.write({"trial": key, "status": outcome["status"], "objectives": objectives, "seconds": time.process_time() - started})
+            self.write(
+                {
+                    "trial": key,
+                    "status": outcome["status"],
+                    "objectives": objectives,
+                    "seconds": time.process_time() - started,
+                }
+            )
         row = self.known[key]
         return TrialResult(row["status"], objectives=row["objectives"], seconds=row["seconds"])
 
@@ -188,7 +214,11 @@ def optuna_arm(sampler: str, portfolio: bool = False) -> Callable[[Task], Setup]
             kind = trial.suggest_categorical("edit", ("none", *sorted(task.edits)))
             place = trial.suggest_float(f"which {kind}", 0.0, 1.0) if kind != "none" else 0.0
             loss = task.tell(task.setup(settings, kind, place))
-            study.tell(trial, loss if math.isfinite(loss) else None, state=None if math.isfinite(loss) else optuna.trial.TrialState.FAIL)
+            study.tell(
+                trial,
+                loss if math.isfinite(loss) else None,
+                state=None if math.isfinite(loss) else optuna.trial.TrialState.FAIL,
+            )
         return task.best()
 
     return arm
@@ -227,14 +257,18 @@ def controller(task: Task, rate: float = 0.15) -> Setup:
     """REINFORCE on independent categorical choices, the first the member's own; baseline: the median so far."""
     space, rng = task.planner.recipes, task.rng
     names = [*(d.name for d in space.open), "edit"]
-    levels = [[d.decode((k + 0.5) / LEVELS) for k in range(LEVELS)] if not d.choices else list(d.choices) for d in space.open]
+    levels = [
+        [d.decode((k + 0.5) / LEVELS) for k in range(LEVELS)] if not d.choices else list(d.choices) for d in space.open
+    ]
     levels.append(["none", *sorted(task.edits)])
     logits = [np.zeros(len(part)) for part in levels]
     seen = [task.tell(task.member)]
     while task.affords():
         chosen = [int(rng.choice(len(part), p=np.exp(part - np.logaddexp.reduce(part)))) for part in logits]
         picked = {name: part[c] for name, part, c in zip(names, levels, chosen, strict=True)}
-        loss = task.tell(task.setup(space.start() | {k: v for k, v in picked.items() if k != "edit"}, picked["edit"], rng.random()))
+        loss = task.tell(
+            task.setup(space.start() | {k: v for k, v in picked.items() if k != "edit"}, picked["edit"], rng.random())
+        )
         seen.append(loss)
         finite = [value for value in seen if math.isfinite(value)]
         advantage = float(np.clip((np.median(finite) - min(loss, max(finite))) / (np.std(finite) + 1e-9), -2, 2))
@@ -247,16 +281,25 @@ def refinement(gated: bool = True, learns: bool = False) -> Callable[[Task], Set
     def arm(task: Task) -> Setup:
         lab, planner = task.lab, task.planner
         if learns:
-            others = [lab.planner(id, planner.settings.seed, use_policy=False) for id in lab.members if id != task.member.member]
+            others = [
+                lab.planner(id, planner.settings.seed, use_policy=False)
+                for id in lab.members
+                if id != task.member.member
+            ]
             states = [decide(lab, other) for other in others]
-            earlier = [(t, state.results[t.id]) for state in states for t in state.trials if state.results[t.id].objectives]
+            earlier = [
+                (t, state.results[t.id]) for state in states for t in state.trials if state.results[t.id].objectives
+            ]
             planner = lab.planner(task.member.member, planner.settings.seed, use_policy=False, earlier=earlier)
         planner.proposals = ProposalSettings(gated=gated)
         state = decide(lab, planner)
         task.spent = state.spent
         task.tried = [(planner.setup(t), t.share, lab.value(state.results[t.id])) for t in state.trials]
         predicted = [(t, lab.value(state.results[t.id])) for t in state.trials if t.predicted]
-        task.log = [{"source": t.source, "share": t.share, "predicted": t.predicted, "loss": loss} | t.log for t, loss in predicted]
+        task.log = [
+            {"source": t.source, "share": t.share, "predicted": t.predicted, "loss": loss} | t.log
+            for t, loss in predicted
+        ]
         seen = planner.seen(state, state.trials)
         found = planner.best(state, seen, planner.posterior(seen))
         return found[0] if found else task.member
@@ -299,7 +342,10 @@ def execute(lab: Lab, arm: str, member: str, seed: int) -> None:
     overhead = time.process_time() - started
     judge = lab.planner(member, 1000 + seed)  # other seeds than any that decided
     fresh = [lab.value(lab.train(judge, judge.trial(chosen, 1.0, repeat))) for repeat in range(FRESH)]
-    before = [lab.value(lab.train(judge, judge.trial(next(iter(judge.members.values())), 1.0, repeat))) for repeat in range(FRESH)]
+    before = [
+        lab.value(lab.train(judge, judge.trial(next(iter(judge.members.values())), 1.0, repeat)))
+        for repeat in range(FRESH)
+    ]
     lab.write({
         "arm": arm, "member": member, "seed": seed, "spent": task.spent, "fresh": fresh, "before": before, "edits": list(chosen.edits),
         "changed": task.planner.recipes.changed(chosen.settings), "log": getattr(task, "log", []), "cpu_seconds": round(overhead, 1),
@@ -328,7 +374,10 @@ def main() -> None:
                 if (arm, member, seed) not in lab.known:
                     execute(lab, arm, member, seed)
                     row = lab.known[arm, member, seed]
-                    print(f"{seed} {member} {arm:16} {np.mean(row['before']):.3f} -> {np.mean(row['fresh']):.3f}  {row['cpu_seconds']:.0f} s", flush=True)
+                    print(
+                        f"{seed} {member} {arm:16} {np.mean(row['before']):.3f} -> {np.mean(row['fresh']):.3f}  {row['cpu_seconds']:.0f} s",
+                        flush=True,
+                    )
     if args.report:
         from refine_real_report import report
 

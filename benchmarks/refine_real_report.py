@@ -29,19 +29,46 @@ def report(rows: list[dict], out: Path) -> None:
     trainings = [row for row in rows if "trial" in row]
     arms = [arm for arm in COLORS if any(key[0] == arm for key in runs)]
     tasks = sorted({key[1:] for key in runs})
-    gain = {key: float(np.mean(row["fresh"]) - np.mean(row["before"])) for key, row in runs.items()}  # nats; below 0 is better
+    gain = {
+        key: float(np.mean(row["fresh"]) - np.mean(row["before"])) for key, row in runs.items()
+    }  # nats; below 0 is better
     members = sorted({member for member, _ in tasks})
-    facts: dict = {"device": f"{platform.machine()} CPU", "trainings": len(trainings), "cpu_seconds_of_trainings": round(sum(r["seconds"] for r in trainings)), "arms": {}}
-    lines = [f"{len(members)} members of the front ({', '.join(members)}), seeds {sorted({seed for _, seed in tasks})}; {len(trainings)} different trainings, {facts['cpu_seconds_of_trainings']} CPU seconds"]
-    lines += ["", "loss of what an arm recommends minus that of the member under the search's recipe, nats, fresh seeds on both sides, mean [95 %]"]
+    facts: dict = {
+        "device": f"{platform.machine()} CPU",
+        "trainings": len(trainings),
+        "cpu_seconds_of_trainings": round(sum(r["seconds"] for r in trainings)),
+        "arms": {},
+    }
+    lines = [
+        f"{len(members)} members of the front ({', '.join(members)}), seeds {sorted({seed for _, seed in tasks})}; {len(trainings)} different trainings, {facts['cpu_seconds_of_trainings']} CPU seconds"
+    ]
+    lines += [
+        "",
+        "loss of what an arm recommends minus that of the member under the search's recipe, nats, fresh seeds on both sides, mean [95 %]",
+    ]
     for arm in arms:
         values = np.array([gain[key] for key in gain if key[0] == arm])
         low, high = bca(values)
-        each = {member: float(np.mean([gain[key] for key in gain if key[:2] == (arm, member)])) for member in members if any(k[:2] == (arm, member) for k in gain)}
-        facts["arms"][arm] = {"n": len(values), "gain": [float(values.mean()), low, high], "perplexity": math.exp(values.mean()) - 1, "by_member": each}
-        facts["arms"][arm]["pairs"] = {f"{member} seed {seed}": round(value, 5) for (name, member, seed), value in sorted(gain.items()) if name == arm}
+        each = {
+            member: float(np.mean([gain[key] for key in gain if key[:2] == (arm, member)]))
+            for member in members
+            if any(k[:2] == (arm, member) for k in gain)
+        }
+        facts["arms"][arm] = {
+            "n": len(values),
+            "gain": [float(values.mean()), low, high],
+            "perplexity": math.exp(values.mean()) - 1,
+            "by_member": each,
+        }
+        facts["arms"][arm]["pairs"] = {
+            f"{member} seed {seed}": round(value, 5)
+            for (name, member, seed), value in sorted(gain.items())
+            if name == arm
+        }
         per = "  ".join(f"{member[:6]} {value:+.3f}" for member, value in each.items())
-        lines.append(f"{arm:22s} n {len(values):2d}  {values.mean():+.4f} [{low:+.4f}, {high:+.4f}]  perplexity {100 * (math.exp(values.mean()) - 1):+.1f} %   {per}")
+        lines.append(
+            f"{arm:22s} n {len(values):2d}  {values.mean():+.4f} [{low:+.4f}, {high:+.4f}]  perplexity {100 * (math.exp(values.mean()) - 1):+.1f} %   {per}"
+        )
     for part in (comparisons, verdicts, chosen, forecasts):
         text, facts[part.__name__] = part(runs, gain, arms, tasks)
         lines += ["", *text]
@@ -58,7 +85,11 @@ def both(gain: dict, a: str, b: str, tasks: list) -> tuple[np.ndarray, np.ndarra
 
 def comparisons(runs: dict, gain: dict, arms: list[str], tasks: list) -> tuple[list[str], dict]:
     """`star refine` against every other arm, paired by member and seed; analysis of variance over arms and members."""
-    found = {arm: mean_difference(*both(gain, STAR, arm, tasks)) for arm in arms if arm != STAR and len(both(gain, STAR, arm, tasks)[0]) > 1}
+    found = {
+        arm: mean_difference(*both(gain, STAR, arm, tasks))
+        for arm in arms
+        if arm != STAR and len(both(gain, STAR, arm, tasks)[0]) > 1
+    }
     for key in ("t_p", "wilcoxon_p"):
         for arm, p in zip(found, holm([r[key] for r in found.values()]), strict=True):
             found[arm][f"{key}_holm"] = p
@@ -69,11 +100,19 @@ def comparisons(runs: dict, gain: dict, arms: list[str], tasks: list) -> tuple[l
             f"better {r['better']} worse {r['worse']} ties {r['ties']}"
         )
     members = sorted({member for member, _ in tasks})
-    seeds = sorted(set.intersection(*({s for m, s in tasks if m == member and all((arm, m, s) in gain for arm in arms)} for member in members)))
+    seeds = sorted(
+        set.intersection(
+            *({s for m, s in tasks if m == member and all((arm, m, s) in gain for arm in arms)} for member in members)
+        )
+    )
     if len(seeds) > 1 and len(members) > 1:
-        found["anova"] = anova(np.array([[[gain[arm, member, seed] for seed in seeds] for arm in arms] for member in members]))
+        found["anova"] = anova(
+            np.array([[[gain[arm, member, seed] for seed in seeds] for arm in arms] for member in members])
+        )
         for term, r in found["anova"].items():
-            lines.append(f"ANOVA over {len(arms)} arms, {len(members)} members, {len(seeds)} seeds: {term.replace('task', 'member')}: F({r['df']}, {r['df_error']}) = {r['F']:.1f}, p = {r['p']:.1e}, partial eta squared {r['eta2']:.2f}")
+            lines.append(
+                f"ANOVA over {len(arms)} arms, {len(members)} members, {len(seeds)} seeds: {term.replace('task', 'member')}: F({r['df']}, {r['df_error']}) = {r['F']:.1f}, p = {r['p']:.1e}, partial eta squared {r['eta2']:.2f}"
+            )
     return lines, found
 
 
@@ -82,9 +121,19 @@ def verdicts(runs: dict, gain: dict, arms: list[str], tasks: list) -> tuple[list
     lines, found = [f"goals: 3 % lower perplexity is {GOAL:+.4f} nats"], {}
 
     def judge(words: str, mean: float, low: float, high: float, n: int) -> None:
-        verdict = "met" if high < GOAL else "missed" if low > GOAL else "met on average, interval reaches over it" if mean < GOAL else "missed on average, interval reaches it"
+        verdict = (
+            "met"
+            if high < GOAL
+            else "missed"
+            if low > GOAL
+            else "met on average, interval reaches over it"
+            if mean < GOAL
+            else "missed on average, interval reaches it"
+        )
         found[words] = {"mean": mean, "low": low, "high": high, "n": n, "verdict": verdict}
-        lines.append(f"{words}: {mean:+.4f} [{low:+.4f}, {high:+.4f}] nats ({100 * (math.exp(mean) - 1):+.1f} %), n {n}: {verdict}")
+        lines.append(
+            f"{words}: {mean:+.4f} [{low:+.4f}, {high:+.4f}] nats ({100 * (math.exp(mean) - 1):+.1f} %), n {n}: {verdict}"
+        )
 
     own = np.array([gain[key] for key in gain if key[0] == STAR])
     if len(own) > 1:
@@ -108,12 +157,16 @@ def verdicts(runs: dict, gain: dict, arms: list[str], tasks: list) -> tuple[list
             acts = [entry for key, row in runs.items() if key[0] == arm for entry in row["log"]]
             acted = sum(entry["source"] == "policy" for entry in acts)
             found[f"{arm} not worse than BO"] = r | {"verdict": verdict, "decisions": len(acts), "by_policy": acted}
-            lines.append(f"{arm} not worse than BO (margin {MARGIN} nats): {r['mean']:+.4f} [{r['low']:+.4f}, {r['high']:+.4f}], n {r['n']}: {verdict}; {words}; the policy chose {acted} of {len(acts)} trials")
+            lines.append(
+                f"{arm} not worse than BO (margin {MARGIN} nats): {r['mean']:+.4f} [{r['low']:+.4f}, {r['high']:+.4f}], n {r['n']}: {verdict}; {words}; the policy chose {acted} of {len(acts)} trials"
+            )
     for part in ("recipes", "edits"):
         a, b = both(gain, ALONE, part, tasks)
         if len(a) > 1:
             r = found[f"BO of both minus of {part} alone"] = mean_difference(a, b)
-            lines.append(f"BO of recipes and edits together minus of {part} alone: {r['mean']:+.4f} [{r['low']:+.4f}, {r['high']:+.4f}], n {r['n']}")
+            lines.append(
+                f"BO of recipes and edits together minus of {part} alone: {r['mean']:+.4f} [{r['low']:+.4f}, {r['high']:+.4f}], n {r['n']}"
+            )
     return lines, found
 
 
@@ -127,24 +180,45 @@ def chosen(runs: dict, gain: dict, arms: list[str], tasks: list) -> tuple[list[s
         for name, value in row["changed"].items():
             if not isinstance(value, str):
                 numbers.setdefault(name, []).append(value)
-    found = {"edited": sum(bool(row["edits"]) for row in mine), "muon": sum(row["changed"].get("optimizer") == "muon" for row in mine), "n": len(mine)}
-    found["median of those changed"] = {name: [float(np.median(values)), len(values)] for name, values in numbers.items()}
+    found = {
+        "edited": sum(bool(row["edits"]) for row in mine),
+        "muon": sum(row["changed"].get("optimizer") == "muon" for row in mine),
+        "n": len(mine),
+    }
+    found["median of those changed"] = {
+        name: [float(np.median(values)), len(values)] for name, values in numbers.items()
+    }
     text = ", ".join(f"{name} {value:.3g} ({n})" for name, (value, n) in found["median of those changed"].items())
-    return [f"what {STAR} recommends: an edit in {found['edited']}, Muon in {found['muon']} of {found['n']}; medians of what was changed (in how many): {text}"], found
+    return [
+        f"what {STAR} recommends: an edit in {found['edited']}, Muon in {found['muon']} of {found['n']}; medians of what was changed (in how many): {text}"
+    ], found
 
 
 def forecasts(runs: dict, gain: dict, arms: list[str], tasks: list) -> tuple[list[str], dict]:
     """Calibration of what was predicted before each trial."""
     lines, found = [], {}
     for arm in (ALONE, STAR, LEARNT):
-        told = [(entry["predicted"], entry["loss"]) for key, row in runs.items() if key[0] == arm for entry in row["log"] if math.isfinite(entry["loss"])]
+        told = [
+            (entry["predicted"], entry["loss"])
+            for key, row in runs.items()
+            if key[0] == arm
+            for entry in row["log"]
+            if math.isfinite(entry["loss"])
+        ]
         if not told:
             continue
-        r = {key: value for key, value in calibration([p for p, _ in told], [y for _, y in told]).items() if key != "pit"}
+        r = {
+            key: value for key, value in calibration([p for p, _ in told], [y for _, y in told]).items() if key != "pit"
+        }
         verdict = "met" if 0.85 <= r["coverage_90"] <= 0.95 else "missed"
         found[arm] = r | {"verdict": verdict}
-        cover = "  ".join(f"{level} %: {r[f'coverage_{level}']:.3f} [{r[f'coverage_{level}_low']:.3f}, {r[f'coverage_{level}_high']:.3f}]" for level in (50, 80, 90, 95))
-        lines.append(f"forecasts of {arm}: {r['n']}; {cover}; goal 85-95 at 90: {verdict}; mean NLL {r['nll']:.2f}, ENCE {r['ence']:.2f}, sd of z {r['z_sd']:.2f}, Spearman(sd, |error|) {r['sd_error']:.2f}")
+        cover = "  ".join(
+            f"{level} %: {r[f'coverage_{level}']:.3f} [{r[f'coverage_{level}_low']:.3f}, {r[f'coverage_{level}_high']:.3f}]"
+            for level in (50, 80, 90, 95)
+        )
+        lines.append(
+            f"forecasts of {arm}: {r['n']}; {cover}; goal 85-95 at 90: {verdict}; mean NLL {r['nll']:.2f}, ENCE {r['ence']:.2f}, sd of z {r['z_sd']:.2f}, Spearman(sd, |error|) {r['sd_error']:.2f}"
+        )
     return lines, found
 
 
@@ -178,14 +252,31 @@ def plot(runs: dict, arms: list[str], members: list[str], path: Path) -> None:
             curves = np.array(curves)
             curves[~np.isfinite(curves)] = np.nan
             known = np.isfinite(curves).all(axis=0)
-            (handles[arm],) = above.plot(grid[known], curves[:, known].mean(axis=0), color=COLORS[arm], linewidth=2.2 if arm in (STAR, ALONE) else 1.1, linestyle="--" if "+ R" in arm else "-", label=arm)
+            (handles[arm],) = above.plot(
+                grid[known],
+                curves[:, known].mean(axis=0),
+                color=COLORS[arm],
+                linewidth=2.2 if arm in (STAR, ALONE) else 1.1,
+                linestyle="--" if "+ R" in arm else "-",
+                label=arm,
+            )
             values = [np.mean(row["fresh"]) - np.mean(row["before"]) for row in mine]
             below.plot(values, [arms.index(arm)] * len(values), "o", color=COLORS[arm], markersize=5)
-            below.plot([np.mean(values)] * 2, [arms.index(arm) - 0.3, arms.index(arm) + 0.3], color=COLORS[arm], linewidth=2)
-        above.set(title=member, xlabel="cost, full trainings", ylabel="lowest loss measured so far - member's, nats" if not column else "")
+            below.plot(
+                [np.mean(values)] * 2, [arms.index(arm) - 0.3, arms.index(arm) + 0.3], color=COLORS[arm], linewidth=2
+            )
+        above.set(
+            title=member,
+            xlabel="cost, full trainings",
+            ylabel="lowest loss measured so far - member's, nats" if not column else "",
+        )
         below.axvline(0, color="black", linewidth=0.8)
         below.axvline(GOAL, color="black", linewidth=0.8, linestyle=":")
-        below.set(yticks=range(len(arms)), yticklabels=arms if not column else [], xlabel="recommended, fresh seeds - member's, nats (dotted: 3 %)")
+        below.set(
+            yticks=range(len(arms)),
+            yticklabels=arms if not column else [],
+            xlabel="recommended, fresh seeds - member's, nats (dotted: 3 %)",
+        )
         below.invert_yaxis()
         for axes in (above, below):
             axes.grid(alpha=0.25)

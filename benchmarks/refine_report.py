@@ -41,20 +41,36 @@ def report(runs: list[dict], out: Path, device: str) -> None:
     by = {name: by[name] for name in TASKS if name in by}
     for arms in by.values():
         arms[STAR] = arms[next(arm for arm in STAR_IS if arm in arms)]
-    rows = [measures(name, arm, seed, run) for name, arms in by.items() for arm, seeds in arms.items() for seed, run in seeds.items()]
+    rows = [
+        measures(name, arm, seed, run)
+        for name, arms in by.items()
+        for arm, seeds in arms.items()
+        for seed, run in seeds.items()
+    ]
     lines, facts = [], {"device": device, "runs": len(runs), "tasks": {}}
     for name, arms in by.items():
         task = load(name)
-        lines += ["", f"{name}: {len(task.full)} configurations, budget {task.budget:g} full trainings; regret 0 = best, 100 = median of the table"]
-        lines.append(f"{'arm':18s} {'seeds':>5s} {'area under regret [95 %]':>28s} {'IQM':>6s} {'final':>6s} {'to best 1 % (never)':>20s} {f'to regret {NEAR:g}':>14s} {'s/run':>6s}")
+        lines += [
+            "",
+            f"{name}: {len(task.full)} configurations, budget {task.budget:g} full trainings; regret 0 = best, 100 = median of the table",
+        ]
+        lines.append(
+            f"{'arm':18s} {'seeds':>5s} {'area under regret [95 %]':>28s} {'IQM':>6s} {'final':>6s} {'to best 1 % (never)':>20s} {f'to regret {NEAR:g}':>14s} {'s/run':>6s}"
+        )
         facts["tasks"][name] = {}
         for arm in arms:
             mine = [row for row in rows if row["task"] == name and row["arm"] == arm]
             area = np.array([row["area"] for row in mine])
             never = sum(row["to_best"] > task.budget for row in mine)
-            means = {key: float(np.mean([row[key] for row in mine])) for key in ("final", "to_best", "to_near", "seconds")}
+            means = {
+                key: float(np.mean([row[key] for row in mine])) for key in ("final", "to_best", "to_near", "seconds")
+            }
             low, high = bca(area)
-            facts["tasks"][name][arm] = {"seeds": len(mine), "area": [float(area.mean()), low, high], "never": never} | means
+            facts["tasks"][name][arm] = {
+                "seeds": len(mine),
+                "area": [float(area.mean()), low, high],
+                "never": never,
+            } | means
             lines.append(
                 f"{arm:18s} {len(mine):5d} {f'{area.mean():.1f} [{low:.1f}, {high:.1f}]':>28s} {interquartile_mean(area):6.1f} {means['final']:6.1f} "
                 f"{'{:.1f} ({})'.format(means['to_best'], never):>20s} {means['to_near']:14.1f} {means['seconds']:6.1f}"
@@ -112,14 +128,24 @@ def comparisons(rows: list[dict], by: dict) -> tuple[list[str], dict]:
     lines = ["area under regret, arm minus BO, paired by task and seed (tasks that have the arm); p after Holm"]
     for arm, r in found.items():
         p = f"t p {r.get('t_p_holm', r['t_p']):.1e}  Wilcoxon p {r.get('wilcoxon_p_holm', r['wilcoxon_p']):.1e}"
-        lines.append(f"{arm:18s} n {r['n']:4d}  {r['mean']:+7.2f} [{r['low']:+.2f}, {r['high']:+.2f}]  {p}  dz {r['dz']:+.2f}  better {r['better']} worse {r['worse']} ties {r['ties']}")
+        lines.append(
+            f"{arm:18s} n {r['n']:4d}  {r['mean']:+7.2f} [{r['low']:+.2f}, {r['high']:+.2f}]  {p}  dz {r['dz']:+.2f}  better {r['better']} worse {r['worse']} ties {r['ties']}"
+        )
     everywhere = [arm for arm in COLORS if all(arm in arms_of for arms_of in by.values())]
-    seeds = sorted(set.intersection(*({r["seed"] for r in rows if r["arm"] == arm and r["task"] == name} for arm in everywhere for name in by)))
+    seeds = sorted(
+        set.intersection(
+            *({r["seed"] for r in rows if r["arm"] == arm and r["task"] == name} for arm in everywhere for name in by)
+        )
+    )
     if len(seeds) > 1 and len(everywhere) > 1 and len(by) > 1:
         area = {(r["task"], r["arm"], r["seed"]): r["area"] for r in rows}
-        found["anova"] = anova(np.array([[[area[name, arm, seed] for seed in seeds] for arm in everywhere] for name in by]))
+        found["anova"] = anova(
+            np.array([[[area[name, arm, seed] for seed in seeds] for arm in everywhere] for name in by])
+        )
         for term, r in found["anova"].items():
-            lines.append(f"ANOVA over {len(everywhere)} arms, {len(by)} tasks, {len(seeds)} seeds: {term}: F({r['df']}, {r['df_error']}) = {r['F']:.1f}, p = {r['p']:.1e}, partial eta squared {r['eta2']:.2f}")
+            lines.append(
+                f"ANOVA over {len(everywhere)} arms, {len(by)} tasks, {len(seeds)} seeds: {term}: F({r['df']}, {r['df_error']}) = {r['F']:.1f}, p = {r['p']:.1e}, partial eta squared {r['eta2']:.2f}"
+            )
     return lines, found
 
 
@@ -133,15 +159,34 @@ def goals(rows: list[dict], by: dict) -> tuple[list[str], dict]:
             against = {peer: ratio(*pairs(rows, mine, peer, key)[:2]) for peer in peers}
             best = max(against, key=lambda peer: against[peer]["ratio"])
             r = against[best]
-            verdict = "met" if r["high"] < GOAL else "missed" if r["low"] > GOAL else "met on average, interval reaches over it" if r["ratio"] < GOAL else "missed on average, interval reaches it"
+            verdict = (
+                "met"
+                if r["high"] < GOAL
+                else "missed"
+                if r["low"] > GOAL
+                else "met on average, interval reaches over it"
+                if r["ratio"] < GOAL
+                else "missed on average, interval reaches it"
+            )
             found[f"{mine} {key}"] = against | {"best_peer": best, "verdict": verdict}
-            what = "with earlier results where there are any" if mine == STAR else "no earlier results, full trainings alone"
-            lines.append(f"cost to {words}, {mine} ({what}) over its best peer, {best}: {r['ratio']:.2f} [{r['low']:.2f}, {r['high']:.2f}], goal {GOAL}: {verdict}")
-    for mine, peer, what in (("BO + rule, full", "GPSampler + rule", "both with the rule"), ("BO + transfer, full", "GPSampler + rule", "with a related task against the rule alone")):
+            what = (
+                "with earlier results where there are any"
+                if mine == STAR
+                else "no earlier results, full trainings alone"
+            )
+            lines.append(
+                f"cost to {words}, {mine} ({what}) over its best peer, {best}: {r['ratio']:.2f} [{r['low']:.2f}, {r['high']:.2f}], goal {GOAL}: {verdict}"
+            )
+    for mine, peer, what in (
+        ("BO + rule, full", "GPSampler + rule", "both with the rule"),
+        ("BO + transfer, full", "GPSampler + rule", "with a related task against the rule alone"),
+    ):
         a, b, _ = pairs(rows, mine, peer, "to_best")
         if len(a) > 1:
             r = found[f"{mine} over {peer}"] = ratio(a, b)
-            lines.append(f"cost to the table's best 1 %, {mine} over {peer} ({what}): {r['ratio']:.2f} [{r['low']:.2f}, {r['high']:.2f}]")
+            lines.append(
+                f"cost to the table's best 1 %, {mine} over {peer} ({what}): {r['ratio']:.2f} [{r['low']:.2f}, {r['high']:.2f}]"
+            )
     for arm in ("BO + RL gated", "BO + RL ungated"):
         parts = []
         for base, only in (("BO + rule", None), (ALONE, [name for name in by if "BO + rule" not in by[name]])):
@@ -190,11 +235,19 @@ def policy_facts(rows: list[dict], by: dict) -> tuple[list[str], dict]:
         if not steps:
             continue
         acted = [s for s in steps if s["acts"]]
-        r = {"steps": len(steps), "acts": len(acted) / len(steps), "differs": sum(s["source"] == "policy" for s in steps) / len(steps)}
+        r = {
+            "steps": len(steps),
+            "acts": len(acted) / len(steps),
+            "differs": sum(s["source"] == "policy" for s in steps) / len(steps),
+        }
         r |= {key: float(np.mean([s[key] for s in steps])) for key in ("gain", "entropy", "kl")}
         r["gain_when_acting"] = float(np.mean([s["gain"] for s in acted])) if acted else None
         found[name] = r
-        lines.append(f"{name:14s} gate open in {r['acts']:.1%} of {r['steps']} steps, another choice than BO's in {r['differs']:.1%}; imagined gain {r['gain']:+.5f} on average" + (f", {r['gain_when_acting']:+.5f} where open" if acted else "") + f"; entropy {r['entropy']:.2f}, KL to BO {r['kl']:.4f} nats")
+        lines.append(
+            f"{name:14s} gate open in {r['acts']:.1%} of {r['steps']} steps, another choice than BO's in {r['differs']:.1%}; imagined gain {r['gain']:+.5f} on average"
+            + (f", {r['gain_when_acting']:+.5f} where open" if acted else "")
+            + f"; entropy {r['entropy']:.2f}, KL to BO {r['kl']:.4f} nats"
+        )
     return lines, found
 
 
@@ -212,14 +265,27 @@ def calibration_facts(rows: list[dict], by: dict) -> tuple[list[str], dict]:
         if every:
             r = found[arm] = summary(every)
             verdict = "met" if 0.85 <= r["coverage_90"] <= 0.95 else "missed"
-            cover = "  ".join(f"{level} %: {r[f'coverage_{level}']:.3f} [{r[f'coverage_{level}_low']:.3f}, {r[f'coverage_{level}_high']:.3f}]" for level in (50, 80, 90, 95))
-            lines.append(f"{arm}: {r['n']} predictions; {cover}; goal 85-95 at 90: {verdict}; median NLL {r['nll_median']:.2f}, ENCE {r['ence']:.2f}, sd of z {r['z_sd']:.2f}, Spearman(sd, |error|) {r['sd_error']:.2f}")
-            lines += [f"    {key[len(arm) + 2 :]}: 90 %: {v['coverage_90']:.3f} [{v['coverage_90_low']:.3f}, {v['coverage_90_high']:.3f}] of {v['n']}" for key, v in found.items() if key.startswith(f"{arm}, ") and key[len(arm) + 2 :] in by]
+            cover = "  ".join(
+                f"{level} %: {r[f'coverage_{level}']:.3f} [{r[f'coverage_{level}_low']:.3f}, {r[f'coverage_{level}_high']:.3f}]"
+                for level in (50, 80, 90, 95)
+            )
+            lines.append(
+                f"{arm}: {r['n']} predictions; {cover}; goal 85-95 at 90: {verdict}; median NLL {r['nll_median']:.2f}, ENCE {r['ence']:.2f}, sd of z {r['z_sd']:.2f}, Spearman(sd, |error|) {r['sd_error']:.2f}"
+            )
+            lines += [
+                f"    {key[len(arm) + 2 :]}: 90 %: {v['coverage_90']:.3f} [{v['coverage_90_low']:.3f}, {v['coverage_90_high']:.3f}] of {v['n']}"
+                for key, v in found.items()
+                if key.startswith(f"{arm}, ") and key[len(arm) + 2 :] in by
+            ]
     return lines, found
 
 
 def summary(told: list) -> dict:
-    return {key: value for key, value in calibration([row[:2] for row in told], [row[2] for row in told]).items() if key != "pit"}
+    return {
+        key: value
+        for key, value in calibration([row[:2] for row in told], [row[2] for row in told]).items()
+        if key != "pit"
+    }
 
 
 def standardised(name: str, told: list) -> list:
@@ -234,7 +300,9 @@ def plots(by: dict, out: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, panels = plt.subplots(2, int(np.ceil(len(by) / 2)), figsize=(5.2 * np.ceil(len(by) / 2), 8), squeeze=False, layout="constrained")
+    figure, panels = plt.subplots(
+        2, int(np.ceil(len(by) / 2)), figsize=(5.2 * np.ceil(len(by) / 2), 8), squeeze=False, layout="constrained"
+    )
     handles = {}
     for axes, (name, arms) in zip(panels.ravel(), by.items(), strict=False):
         task = load(name)
@@ -242,15 +310,29 @@ def plots(by: dict, out: Path) -> None:
         for arm, color in COLORS.items():
             if arm not in arms:
                 continue
-            curves = np.array([on_grid(task, np.array(r["cost"]), np.array([min(task.regret(v), WORST) for v in r["loss"]])) for r in arms[arm].values()])
+            curves = np.array(
+                [
+                    on_grid(task, np.array(r["cost"]), np.array([min(task.regret(v), WORST) for v in r["loss"]]))
+                    for r in arms[arm].values()
+                ]
+            )
             mean, main = curves.mean(axis=0), arm in ("BO", "BO + RL gated", "BO + transfer", "GPSampler")
-            (handles[arm],) = axes.plot(grid, mean, color=color, linewidth=2.0 if main else 1.1, label=arm, linestyle="--" if "+ R" in arm else "-")
+            (handles[arm],) = axes.plot(
+                grid,
+                mean,
+                color=color,
+                linewidth=2.0 if main else 1.1,
+                label=arm,
+                linestyle="--" if "+ R" in arm else "-",
+            )
             if main and len(curves) > 1:
                 half = 1.96 * curves.std(axis=0, ddof=1) / np.sqrt(len(curves))
                 axes.fill_between(grid, mean - half, mean + half, color=color, alpha=0.12, linewidth=0)
         axes.set(title=name, xlabel="cost, full trainings", yscale="symlog", ylim=(0, WORST))
         axes.grid(alpha=0.25)
-    figure.supylabel("regret of the best trained in full (100: the table's median), mean over seeds, 95 % bands", fontsize=9)
+    figure.supylabel(
+        "regret of the best trained in full (100: the table's median), mean over seeds, 95 % bands", fontsize=9
+    )
     figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=7, fontsize=8)
     figure.savefig(out.with_suffix(".png"), dpi=130)
     plt.close(figure)
@@ -282,11 +364,27 @@ def calibration_plot(by: dict, path: Path, plt) -> None:
     a.legend(fontsize=8)
     chosen = np.random.default_rng(0).permutation(len(z))[:400]
     offset = np.median(truth)
-    b.errorbar(mean[chosen] - offset, truth[chosen] - offset, xerr=sd[chosen], fmt="none", ecolor="grey", alpha=0.25, linewidth=0.7)
-    points = b.scatter(mean[chosen] - offset, truth[chosen] - offset, c=np.array(when)[chosen], s=9, cmap="viridis", zorder=3)
+    b.errorbar(
+        mean[chosen] - offset,
+        truth[chosen] - offset,
+        xerr=sd[chosen],
+        fmt="none",
+        ecolor="grey",
+        alpha=0.25,
+        linewidth=0.7,
+    )
+    points = b.scatter(
+        mean[chosen] - offset, truth[chosen] - offset, c=np.array(when)[chosen], s=9, cmap="viridis", zorder=3
+    )
     low, high = np.quantile(truth - offset, [0.0, 0.99])
     b.plot([low, high], [low, high], color="black", linewidth=0.8)
-    b.set(xlabel="predicted, quartile ranges of the table", ylabel="actual", title="predicted before the trial, 1 sd", xlim=(low, high), ylim=(low, high))
+    b.set(
+        xlabel="predicted, quartile ranges of the table",
+        ylabel="actual",
+        title="predicted before the trial, 1 sd",
+        xlim=(low, high),
+        ylim=(low, high),
+    )
     figure.colorbar(points, ax=b, label="trial")
     c.hist(norm.cdf((truth - mean) / sd), bins=20, range=(0, 1), density=True, color="#0072b2", alpha=0.7)
     c.axhline(1.0, color="black", linewidth=0.8)
@@ -304,13 +402,26 @@ def policy_plot(by: dict, path: Path, plt) -> None:
     for name in names:
         logs = [[s for s in run["log"] if "acts" in s] for run in by[name]["BO + RL gated"].values()]
         unit = np.median(load(name).full) - load(name).full.min()
-        for axes, key, scale in ((panels[0], "entropy", 1.0), (panels[1], "kl", 1.0), (panels[2], "gain", 100.0 / unit)):
+        for axes, key, scale in (
+            (panels[0], "entropy", 1.0),
+            (panels[1], "kl", 1.0),
+            (panels[2], "gain", 100.0 / unit),
+        ):
             axes.plot(*by_step([[scale * s[key] for s in log] for log in logs]), label=name)
         good = np.quantile(load(name).full, 0.1)
         hits = [[float(row[2] <= good) for row in run["predicted"]] for run in by[name]["BO + RL gated"].values()]
         steps, share = by_step(hits)
         panels[3].plot(steps, np.convolve(np.pad(share, 2, mode="edge"), np.ones(5) / 5, mode="valid"), label=name)
-    for axes, title in zip(panels, ("entropy of the policy, nats", "KL(policy, BO), nats", "imagined gain over BO, points of regret", "trials in the table's best tenth (mean of 5)"), strict=True):
+    for axes, title in zip(
+        panels,
+        (
+            "entropy of the policy, nats",
+            "KL(policy, BO), nats",
+            "imagined gain over BO, points of regret",
+            "trials in the table's best tenth (mean of 5)",
+        ),
+        strict=True,
+    ):
         axes.set(title=title, xlabel="trial")
         axes.grid(alpha=0.25)
     panels[3].axhline(0.1, color="black", linewidth=0.8, linestyle=":")

@@ -79,15 +79,24 @@ def star_table() -> dict[str, dict]:
     """By classes, such as "1-9-1": parameters, cache, losses at eighths of the budget."""
     with (RESULTS / "table-1364.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["seed"] == "0"]
-    return {row["classes"]: {key: float(value) for key, value in row.items() if key not in ("classes", "status") and value} for row in rows}
+    return {
+        row["classes"]: {key: float(value) for key, value in row.items() if key not in ("classes", "status") and value}
+        for row in rows
+    }
 
 
 def assess(job: dict, report: Callable) -> dict:
     """The evaluation that `evolve` runs: what training this genome gave, read from the table."""
-    classes = "-".join(gene[:-4] for gene in job["genome"]["backbone"].split("-"))  # four digits about sharing, all 0 here
+    classes = "-".join(
+        gene[:-4] for gene in job["genome"]["backbone"].split("-")
+    )  # four digits about sharing, all 0 here
     row, tokens = star_table()[classes], job["recipe"]["tokens"]
     eighths = 8 if job["stop_tokens"] is None else max(1, round(8 * job["stop_tokens"] / tokens))
-    return {"status": "ok", "metrics": {"val_loss": row[f"loss_{eighths}"], "tokens": eighths * tokens // 8}, "curve": []}
+    return {
+        "status": "ok",
+        "metrics": {"val_loss": row[f"loss_{eighths}"], "tokens": eighths * tokens // 8},
+        "curve": [],
+    }
 
 
 @dataclass(frozen=True)
@@ -146,7 +155,9 @@ class Hwgpt:
         columns = [table["embed_dim"], table["n_layer"], table["bias"]]
         columns += [part[:, i] for i in range(12) for part in (head, ratio)]
         legal = [np.unique(column[column > 0]) if n > 2 else np.unique(column) for n, column in enumerate(columns)]
-        self.X = np.stack([np.searchsorted(v, np.maximum(c, v[0])) for v, c in zip(legal, columns, strict=True)], axis=1).astype(np.int64)
+        self.X = np.stack(
+            [np.searchsorted(v, np.maximum(c, v[0])) for v, c in zip(legal, columns, strict=True)], axis=1
+        ).astype(np.int64)
         self.values = [np.arange(len(v), dtype=np.int64) for v in legal]
         self.layers = table["n_layer"].astype(int)
         self.n_var = len(self.values)
@@ -162,7 +173,9 @@ class Hwgpt:
         ]
         self.inputs = np.concatenate([np.array(block).T for block in blocks], axis=1)
         self.groups = np.repeat(np.arange(3), [len(block) for block in blocks])
-        self.weight = np.array([6.0, 6.0, 1.0] + [1.0] * 24)  # width and depth decide most: keep them where the table has them
+        self.weight = np.array(
+            [6.0, 6.0, 1.0] + [1.0] * 24
+        )  # width and depth decide most: keep them where the table has them
         self.index = {x.tobytes(): i for i, x in enumerate(self.X)}
 
     def nearest(self, x: np.ndarray) -> int:
@@ -225,7 +238,13 @@ def run_evolve(settings: dict, seed: int, budget: float) -> list[tuple[float, st
     from star.run import Run
     from star.search import evolve
 
-    fixed = {"evaluation": "tabular", "search.baselines": (), "seed": seed, "training.tokens": 131_072, "space.slots": 5}
+    fixed = {
+        "evaluation": "tabular",
+        "search.baselines": (),
+        "seed": seed,
+        "training.tokens": 131_072,
+        "space.slots": 5,
+    }
     fixed |= {"space.d_models": (32,), "space.head_dim": 8, "space.classes": (1, 5, 7, 9), "space.sharing": False}
     config = load_config("laptop", overrides=fixed | PAPER | settings)
     rungs, promote = (*config.search.rungs, 1.0), config.search.promote
@@ -233,12 +252,16 @@ def run_evolve(settings: dict, seed: int, budget: float) -> list[tuple[float, st
     generations = math.ceil(budget / sum(shares) / config.offspring) + 1
     with tempfile.TemporaryDirectory() as folder:
         config = config.replace({"search.generations": generations})
-        evolve(Path(folder) / "run", config, engine=InProcess(f"{__name__ if __name__ != '__main__' else 'search'}:assess"))
+        evolve(
+            Path(folder) / "run", config, engine=InProcess(f"{__name__ if __name__ != '__main__' else 'search'}:assess")
+        )
         found, spent = [], 0.0
         settled = [c for c in Run(Path(folder) / "run").candidates() if c.order is not None]
         for candidate in sorted(settled, key=lambda c: c.order):
             spent += candidate.metrics["tokens"] / config.training.tokens
-            found.append((spent, "-".join(str(g.class_id) for g in candidate.genome.backbone) if candidate.objectives else None))
+            found.append(
+                (spent, "-".join(str(g.class_id) for g in candidate.genome.backbone) if candidate.objectives else None)
+            )
     return found
 
 
@@ -249,12 +272,18 @@ def run_algorithm(settings: dict, seed: int, budget: float) -> list[tuple[float,
     from star.search.algorithm import Told, load_algorithm
     from star.search.surrogate import Surrogate
 
-    config = load_config("laptop", overrides=PAPER | {"seed": seed} | {k: v for k, v in settings.items() if k not in DEPTH})
+    config = load_config(
+        "laptop", overrides=PAPER | {"seed": seed} | {k: v for k, v in settings.items() if k not in DEPTH}
+    )
     space, found = hwgpt(), []
-    surrogate = Surrogate(load_objectives(config.objectives.names), space.describe) if config.search.screen > 1 else None
+    surrogate = (
+        Surrogate(load_objectives(config.objectives.names), space.describe) if config.search.screen > 1 else None
+    )
     algorithm = load_algorithm(space, config, surrogate)
     while len(found) < budget:
-        batch = algorithm.ask(2 if config.search.asynchronous and found else config.offspring if found else config.search.population)
+        batch = algorithm.ask(
+            2 if config.search.asynchronous and found else config.offspring if found else config.search.population
+        )
         if batch is None:
             break
         algorithm.tell([Told(child.id, tuple(space.F[int(child.id)]), (0.0,)) for child in batch.offspring])
@@ -276,7 +305,9 @@ def run_optuna(sampler: str, landscape: Landscape, seed: int, budget: float) -> 
     worst = landscape.box[1]
     for _ in range(4 * int(budget)):  # architectures that are proposed again are free, but not for ever
         trial = study.ask()
-        id = landscape.snap([trial.suggest_categorical(f"gene{i}", list(range(n))) for i, n in enumerate(landscape.legal)])
+        id = landscape.snap(
+            [trial.suggest_categorical(f"gene{i}", list(range(n))) for i, n in enumerate(landscape.legal)]
+        )
         study.tell(trial, list(worst if id is None else landscape.F[id]))
         if id is not None and id not in seen:
             seen.add(id)
@@ -325,7 +356,9 @@ def summarise(curves: dict[str, np.ndarray], budget: int) -> list[dict]:
     target = curves["paper"][:, -1]
     rows = []
     for arm, volumes in curves.items():
-        reached = [int(np.argmax(v >= t)) + 1 if (v >= t).any() else budget + 1 for v, t in zip(volumes, target, strict=True)]
+        reached = [
+            int(np.argmax(v >= t)) + 1 if (v >= t).any() else budget + 1 for v, t in zip(volumes, target, strict=True)
+        ]
         rows.append(
             {
                 "arm": arm,
@@ -341,9 +374,14 @@ def summarise(curves: dict[str, np.ndarray], budget: int) -> list[dict]:
 
 
 def table(name: str, rows: list[dict]) -> str:
-    lines = [f"{name}: hypervolume (share of the table's), 95 % intervals", f"{'arm':24s} {'final':>22s} {'final - paper':>25s} {'tokens to the final of paper':>30s}"]
+    lines = [
+        f"{name}: hypervolume (share of the table's), 95 % intervals",
+        f"{'arm':24s} {'final':>22s} {'final - paper':>25s} {'tokens to the final of paper':>30s}",
+    ]
     for row in rows:
-        final, gain, share = ("{:.4f} [{:.4f}, {:.4f}]".format(*row[k]) for k in ("final", "final_minus_paper", "share_of_tokens"))
+        final, gain, share = (
+            "{:.4f} [{:.4f}, {:.4f}]".format(*row[k]) for k in ("final", "final_minus_paper", "share_of_tokens")
+        )
         never = f"  ({row['never_reached']} of {row['seeds']} never)" if row["never_reached"] else ""
         lines.append(f"{row['arm']:24s} {final:>22s} {gain:>25s} {share:>28s}{never}")
     return "\n".join(lines)
@@ -356,18 +394,28 @@ def draw(curves: dict[str, dict[str, np.ndarray]], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, panels = plt.subplots(1, len(curves), figsize=(6.2 * len(curves), 4.4), squeeze=False, layout="constrained")
-    titles = {"star": "1,364 architectures of this package, really trained", "hwgpt": "HW-GPT-Bench, 10,000 GPT-S architectures"}
+    titles = {
+        "star": "1,364 architectures of this package, really trained",
+        "hwgpt": "HW-GPT-Bench, 10,000 GPT-S architectures",
+    }
     every = list(dict.fromkeys(arm for arms in curves.values() for arm in arms))
     colors = {arm: plt.cm.tab20(k % 20) for k, arm in enumerate(every)} | {"paper": "black", "star": "#d55e00"}
     handles = {}
     for axes, (name, arms) in zip(panels[0], curves.items(), strict=True):
         for arm, volumes in arms.items():
             grid, mean, main = np.arange(1, volumes.shape[1] + 1), volumes.mean(axis=0), arm in ("paper", "star")
-            (handles[arm],) = axes.plot(grid, mean, label=arm, color=colors[arm], linewidth=2.2 if main else 1.2, zorder=3 if main else 2)
+            (handles[arm],) = axes.plot(
+                grid, mean, label=arm, color=colors[arm], linewidth=2.2 if main else 1.2, zorder=3 if main else 2
+            )
             if main and len(volumes) > 1:
                 error = 1.96 * volumes.std(axis=0, ddof=1) / math.sqrt(len(volumes))
                 axes.fill_between(grid, mean - error, mean + error, color=colors[arm], alpha=0.15, linewidth=0)
-        axes.set(title=titles[name], xlabel="training tokens spent, in full trainings", ylabel="hypervolume over that of the whole table", xscale="log")
+        axes.set(
+            title=titles[name],
+            xlabel="training tokens spent, in full trainings",
+            ylabel="hypervolume over that of the whole table",
+            xscale="log",
+        )
         axes.set_ylim(bottom=max(0.0, min(v[:, min(7, v.shape[1] - 1)].mean() for v in arms.values())), top=1.003)
         axes.axvline(BUDGETS[name] / 5, color="grey", linewidth=0.8, linestyle=":")
         axes.set_xlim(4, None)
@@ -383,7 +431,9 @@ def main() -> None:
     parser.add_argument("--arms", default=",".join([*ARMS, *OPTUNA]), help="separated by commas")
     parser.add_argument("--landscapes", default="star,hwgpt")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--cache", type=Path, help="file of finished searches: the same command goes on where it was stopped")
+    parser.add_argument(
+        "--cache", type=Path, help="file of finished searches: the same command goes on where it was stopped"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS / "search-cpu.json")
     args = parser.parse_args()
     arms = [arm.strip() for arm in args.arms.split(",")]
@@ -391,10 +441,18 @@ def main() -> None:
     if "hwgpt" in args.landscapes and "hwgpt" not in names:
         print(f"{SHARED} is absent: the landscape hwgpt is skipped")
     budgets = {name: args.budget or BUDGETS[name] for name in names}
-    tasks = [(name, arm, seed, budgets[name]) for name in names for seed in range(args.seeds) for arm in arms if name == "star" or arm not in NOT_HWGPT]
+    tasks = [
+        (name, arm, seed, budgets[name])
+        for name in names
+        for seed in range(args.seeds)
+        for arm in arms
+        if name == "star" or arm not in NOT_HWGPT
+    ]
     found: dict[str, dict[str, dict[int, list[float]]]] = {}
     seconds: dict[str, list[float]] = {}
-    earlier = [json.loads(line) for line in args.cache.read_text().splitlines()] if args.cache and args.cache.exists() else []
+    earlier = (
+        [json.loads(line) for line in args.cache.read_text().splitlines()] if args.cache and args.cache.exists() else []
+    )
     for name, arm, seed, volumes, took in earlier:
         if name in names and (name, arm, seed, budgets[name]) in tasks and len(volumes) >= budgets[name]:
             found.setdefault(name, {}).setdefault(arm, {})[seed] = volumes[: budgets[name]]
@@ -418,7 +476,12 @@ def main() -> None:
     for name in names:
         print("\n" + table(name, results[name]))
     print("\nseconds per search:", ", ".join(f"{arm} {np.mean(s):.1f}" for arm, s in seconds.items()))
-    facts = {"device": f"{platform.machine()} CPU", "budgets": budgets, "seeds": args.seeds, "arms": {arm: PAPER | ARMS.get(arm, {}) for arm in arms}}
+    facts = {
+        "device": f"{platform.machine()} CPU",
+        "budgets": budgets,
+        "seeds": args.seeds,
+        "arms": {arm: PAPER | ARMS.get(arm, {}) for arm in arms},
+    }
     means = {name: {arm: np.round(v.mean(axis=0), 5).tolist() for arm, v in curves[name].items()} for name in names}
     args.out.write_text(json.dumps(facts | {"results": results, "mean_hypervolume": means}, indent=1) + "\n")
     draw(curves, args.out.with_suffix(".png"))

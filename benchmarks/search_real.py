@@ -40,15 +40,36 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 evolve(Path(folder) / "run", load_config("laptop", overrides=fixed | settings))
                 volumes = star.Run(Path(folder) / "run").hypervolume()
-            final = next(row["hypervolume"] for row in reversed(rows) if row["seed"] == seed) if arm == "star" else volumes[-1]["hypervolume"]
+            final = (
+                next(row["hypervolume"] for row in reversed(rows) if row["seed"] == seed)
+                if arm == "star"
+                else volumes[-1]["hypervolume"]
+            )
             reached = next((row["tokens"] for row in volumes if row["hypervolume"] >= final), None)
-            row = {"arm": arm, "seed": seed, "candidates": len(volumes), "tokens": volumes[-1]["tokens"], "initial": volumes[7]["hypervolume"]}
-            rows.append(row | {"hypervolume": volumes[-1]["hypervolume"], "share_of_tokens": reached and reached / volumes[-1]["tokens"]})
+            row = {
+                "arm": arm,
+                "seed": seed,
+                "candidates": len(volumes),
+                "tokens": volumes[-1]["tokens"],
+                "initial": volumes[7]["hypervolume"],
+            }
+            rows.append(
+                row
+                | {
+                    "hypervolume": volumes[-1]["hypervolume"],
+                    "share_of_tokens": reached and reached / volumes[-1]["tokens"],
+                }
+            )
             print(rows[-1], flush=True)
-            args.out.write_text(json.dumps({"device": f"{platform.machine()} CPU", "tokens": args.tokens, "rows": rows}, indent=1) + "\n")
+            args.out.write_text(
+                json.dumps({"device": f"{platform.machine()} CPU", "tokens": args.tokens, "rows": rows}, indent=1)
+                + "\n"
+            )
     for arm in ARMS:
         found = [row["hypervolume"] / row["initial"] for row in rows if row["arm"] == arm]
-        print(f"{arm}: hypervolume over that of the first population {np.mean(found):.2f} (seeds: {', '.join(f'{v:.2f}' for v in found)})")
+        print(
+            f"{arm}: hypervolume over that of the first population {np.mean(found):.2f} (seeds: {', '.join(f'{v:.2f}' for v in found)})"
+        )
 
 
 if __name__ == "__main__":

@@ -39,7 +39,11 @@ def star_table(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarr
         rows = [row for row in csv.DictReader(file) if row["seed"] == "0" and row["status"] == "ok"]
     genomes = [Genome(tuple(Gene(int(c)) for c in row["classes"].split("-")), d_model=32, head_dim=8) for row in rows]
     costs = [costs_of(genome, seq_len=4096) for genome in genomes]
-    return *describe(genomes, costs), np.array([float(row["loss_8"]) for row in rows]), np.array([c.parameters for c in costs], float)
+    return (
+        *describe(genomes, costs),
+        np.array([float(row["loss_8"]) for row in rows]),
+        np.array([c.parameters for c in costs], float),
+    )
 
 
 def hwgpt_table(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -106,9 +110,14 @@ def standardised(X, Xs):
 
 
 def score(mean, sd, truth, spread) -> dict[str, float]:
-    row = {"spearman": spearmanr(mean, truth).statistic, "regret": (truth[np.argsort(mean)[:TOP]].min() - truth.min()) / spread}
+    row = {
+        "spearman": spearmanr(mean, truth).statistic,
+        "regret": (truth[np.argsort(mean)[:TOP]].min() - truth.min()) / spread,
+    }
     if sd is not None:
-        row |= {f"coverage {level:.0%}": (np.abs(truth - mean) < norm.ppf(0.5 + level / 2) * sd).mean() for level in LEVELS}
+        row |= {
+            f"coverage {level:.0%}": (np.abs(truth - mean) < norm.ppf(0.5 + level / 2) * sd).mean() for level in LEVELS
+        }
     return {key: float(value) for key, value in row.items()}
 
 
@@ -139,11 +148,22 @@ def main() -> None:
                     mean, sd = predict(X[seen], y[seen], groups, X[unseen], size[seen], size[unseen])
                     found[model].append(score(mean, sd, y[unseen], y.std()) | {"seconds": time.perf_counter() - begin})
             for model, scores in found.items():
-                row = {"table": name, "architectures": len(y), "n": n, "model": model} | {key: interval([s[key] for s in scores]) for key in scores[0]}
+                row = {"table": name, "architectures": len(y), "n": n, "model": model} | {
+                    key: interval([s[key] for s in scores]) for key in scores[0]
+                }
                 rows.append(row)
-                cells = "  ".join(f"{key} {value[0]:.3f} [{value[1]:.3f}, {value[2]:.3f}]" for key, value in row.items() if isinstance(value, list))
+                cells = "  ".join(
+                    f"{key} {value[0]:.3f} [{value[1]:.3f}, {value[2]:.3f}]"
+                    for key, value in row.items()
+                    if isinstance(value, list)
+                )
                 print(f"n {n:4d}  {model:14s} {cells}", flush=True)
-    facts = {"seeds": args.seeds, "python": platform.python_version(), "numpy": np.__version__, "processor": platform.machine()}
+    facts = {
+        "seeds": args.seeds,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "processor": platform.machine(),
+    }
     facts |= {"seconds": round(time.perf_counter() - started), "rows": rows}
     args.out.write_text(json.dumps(facts, indent=1) + "\n")
 

@@ -48,14 +48,21 @@ def measure(task: tuple[tuple[int, ...], int]) -> dict:
     result = train(model, open_corpus("stdlib"), Recipe(**RECIPE, seed=seed))
     losses = [point["val_loss"] for point in result.curve]
     losses += [None] * (8 - len(losses))
-    row = {"classes": "-".join(map(str, classes)), "seed": seed, "parameters": costs.parameters, "cache": costs.cache_bytes}
+    row = {
+        "classes": "-".join(map(str, classes)),
+        "seed": seed,
+        "parameters": costs.parameters,
+        "cache": costs.cache_bytes,
+    }
     return row | {f"loss_{k + 1}": loss and round(loss, 5) for k, loss in enumerate(losses)} | {"status": result.status}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--seeds", type=int, default=4, help="seeds of the first 40 architectures, to see the noise; one of all others")
+    parser.add_argument(
+        "--seeds", type=int, default=4, help="seeds of the first 40 architectures, to see the noise; one of all others"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS / "table-1364.csv")
     args = parser.parse_args()
     rows = architectures()
@@ -65,7 +72,10 @@ def main() -> None:
         with args.out.open() as file:
             done = {(tuple(map(int, row["classes"].split("-"))), int(row["seed"])) for row in csv.DictReader(file)}
     tasks = [task for task in tasks if task not in done]
-    print(f"{len(done)} of {len(done) + len(tasks)} trainings are done; {args.workers} workers on {os.cpu_count()} cores", flush=True)
+    print(
+        f"{len(done)} of {len(done) + len(tasks)} trainings are done; {args.workers} workers on {os.cpu_count()} cores",
+        flush=True,
+    )
     with args.out.open("a", newline="") as file, multiprocessing.get_context("spawn").Pool(args.workers) as pool:
         writer = csv.DictWriter(file, COLUMNS)
         if not done:

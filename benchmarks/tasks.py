@@ -64,7 +64,9 @@ def read(path: Path) -> dict[str, np.ndarray]:
 @functools.cache
 def steplaw_rows() -> dict[str, np.ndarray]:
     table = read(SHARED / "steplaw-dense.csv")
-    table["log_lr"] = np.round(2 * np.log2(table["lr"] / 2**-12)) / 2  # the grid's steps of the root of two; the file rounds them
+    table["log_lr"] = (
+        np.round(2 * np.log2(table["lr"] / 2**-12)) / 2
+    )  # the grid's steps of the root of two; the file rounds them
     table["log_bs"] = np.log2(table["bs"])
     return table
 
@@ -86,7 +88,9 @@ def steplaw(name: str) -> Task:
             loss[i, np.searchsorted(tokens, table["D"][r])] = table["smooth_loss"][r]
     raw = np.array(keys)
     lr, bs = rule(table, table["N"] != size)
-    offsets = np.stack([raw - np.array([lr(size, D), bs(size, D)]) for D in tokens], axis=1)  # [n, k, 2] doublings from the rule
+    offsets = np.stack(
+        [raw - np.array([lr(size, D), bs(size, D)]) for D in tokens], axis=1
+    )  # [n, k, 2] doublings from the rule
     return Task(
         name, (raw - raw.min(axis=0)) / np.ptp(raw, axis=0), (offsets + 4.0) / 8.0, tuple(np.unique(c) for c in unit(raw).T), loss,
         tuple(float(D / tokens[-1]) for D in tokens), 16.0, "nats per token", tokens, float(size),
@@ -98,13 +102,18 @@ def rule(table: dict[str, np.ndarray], rows: np.ndarray):
 
     Terms: those of the regression of loss on log2 of N, D, learning rate and batch with all interactions of the two latter with the former.
     """
-    best = {(N, D): table["smooth_loss"][(table["N"] == N) & (table["D"] == D)].min() for N, D in set(zip(table["N"], table["D"], strict=True))}
+    best = {
+        (N, D): table["smooth_loss"][(table["N"] == N) & (table["D"] == D)].min()
+        for N, D in set(zip(table["N"], table["D"], strict=True))
+    }
     near = table["smooth_loss"] < np.array([best[key] for key in zip(table["N"], table["D"], strict=True)]) + 0.15
     keep = rows & near
 
     def terms(N, D, a, b):
         n, d = np.log2(N / 268e6) * np.ones_like(a), np.log2(D / 20e9) * np.ones_like(a)
-        return np.stack([np.ones_like(a), n, d, n * n, d * d, n * d, a, b, a * a, b * b, a * b, n * a, d * a, n * b, d * b], axis=-1)
+        return np.stack(
+            [np.ones_like(a), n, d, n * n, d * d, n * d, a, b, a * a, b * b, a * b, n * a, d * a, n * b, d * b], axis=-1
+        )
 
     A = terms(*(table[key][keep] for key in ("N", "D", "log_lr", "log_bs")))
     w = np.linalg.lstsq(A, table["smooth_loss"][keep], rcond=None)[0]

@@ -74,7 +74,13 @@ class Runs:
         return build(genome, self.corpus.vocab_size, seed)
 
     def run(self, changes: dict, share: float, seed: int) -> dict:
-        recipe = Recipe(tokens=round(self.args.tokens * share), eval_interval=1.0, eval_tokens=32_768, seed=seed, device=self.args.device)
+        recipe = Recipe(
+            tokens=round(self.args.tokens * share),
+            eval_interval=1.0,
+            eval_tokens=32_768,
+            seed=seed,
+            device=self.args.device,
+        )
         model, clock = self.build(seed), time.process_time if self.args.device == "cpu" else time.perf_counter
         started = clock()
         result = train(model, self.corpus, recipe.replace(**changes))
@@ -105,17 +111,25 @@ def tune(runs: Runs) -> tuple[dict[str, dict], list[str]]:
     """The recipe of each base, and the setting of each technique on it: the best of small grids, with a seed of their own."""
     lines, found = [], {}
     for base, changes in BASES.items():
-        batches = {"oversized": lambda: (4 * found["conventional"]["accumulate"],), "muon": lambda: (found["tuned"]["accumulate"],)}.get(base, lambda: (1, 2, 4))()
+        batches = {
+            "oversized": lambda: (4 * found["conventional"]["accumulate"],),
+            "muon": lambda: (found["tuned"]["accumulate"],),
+        }.get(base, lambda: (1, 2, 4))()
         grid = [changes | {"learning_rate": rate, "accumulate": n} for rate in RATES for n in batches]
         losses = [runs(recipe, 1.0, 1000)["loss"] for recipe in grid]
         found[base] = grid[int(np.argmin(losses))]
-        lines.append(f"{base}: rate {found[base]['learning_rate']:g}, {found[base]['accumulate']} micro-batches, the best of {len(grid)}: {min(losses):.3f}")
+        lines.append(
+            f"{base}: rate {found[base]['learning_rate']:g}, {found[base]['accumulate']} micro-batches, the best of {len(grid)}: {min(losses):.3f}"
+        )
         for name in TECHNIQUES:
             setting, values = SWITCHES[name]
             options = [{setting: value} | ({"adaptive": True} if name == "AGA" else {}) for value in values]
             losses = [runs(found[base] | option, 1.0, 1000)["loss"] for option in options]
             found[f"{base} {name}"] = options[int(np.argmin(losses))]
-            lines.append(f"{base}, {name}: {setting} " + ", ".join(f"{v:g}: {loss:.3f}" for v, loss in zip(values, losses, strict=True)))
+            lines.append(
+                f"{base}, {name}: {setting} "
+                + ", ".join(f"{v:g}: {loss:.3f}" for v, loss in zip(values, losses, strict=True))
+            )
     return found, lines
 
 
@@ -162,7 +176,11 @@ def anova(table: dict[str, list[float]], base: str) -> list[str]:
     ]  # fmt: skip
     fitted = smf.ols("loss ~ AGA * LCLR * SAS + C(seed)", pandas.DataFrame(rows)).fit()
     effects = anova_lm(fitted, typ=2)
-    return [f"  {term:14} {fitted.params[term]:+.4f} nats, p = {effects.loc[term, 'PR(>F)']:.3g}" for term in fitted.params.index if "seed" not in term and term != "Intercept"]
+    return [
+        f"  {term:14} {fitted.params[term]:+.4f} nats, p = {effects.loc[term, 'PR(>F)']:.3g}"
+        for term in fitted.params.index
+        if "seed" not in term and term != "Intercept"
+    ]
 
 
 def main() -> None:
@@ -186,36 +204,70 @@ def main() -> None:
             for arm, changes in recipes.items():
                 if share in shares[arm]:
                     table[arm][share][seed] = runs(changes, share, seed)
-            print(f"seed {seed}, {share:g} of the budget: " + ", ".join(f"{arm} {rows[share][seed]['loss']:.3f}" for arm, rows in table.items() if share in rows), flush=True)
+            print(
+                f"seed {seed}, {share:g} of the budget: "
+                + ", ".join(f"{arm} {rows[share][seed]['loss']:.3f}" for arm, rows in table.items() if share in rows),
+                flush=True,
+            )
 
     per_token, evaluation = timing(runs, recipes)
     report = {}
     head = f"{args.blocks} blocks of attention and SwiGLU, {args.d_model} wide, {args.tokens:,} tokens, {args.seeds} seeds, {args.device}"
-    lines = [head, "tuning (seed 1000):", *lines, "", "time and tokens to the baseline's final loss, over the baseline's; geometric mean [95 %]; <, >: outside the budgets"]
+    lines = [
+        head,
+        "tuning (seed 1000):",
+        *lines,
+        "",
+        "time and tokens to the baseline's final loss, over the baseline's; geometric mean [95 %]; <, >: outside the budgets",
+    ]
     for base in TARGETS:
         target = statistics.mean(r["loss"] for r in table[base][1.0])
         lines.append(f"target: {base}, {target:.4f} nats/byte")
         for arm, rows in table.items():
             if arm.split(" + ")[0] not in (base, "muon") and arm not in TARGETS:
                 continue
-            tokens, bounds = zip(*(time_to(target, [(rs[s]["tokens"], rs[s]["loss"]) for rs in rows.values()]) for s in range(args.seeds)), strict=True)
+            tokens, bounds = zip(
+                *(
+                    time_to(target, [(rs[s]["tokens"], rs[s]["loss"]) for rs in rows.values()])
+                    for s in range(args.seeds)
+                ),
+                strict=True,
+            )
             by_tokens = [t / table[base][1.0][0]["tokens"] for t in tokens]
             whole = evaluation + args.tokens * per_token[base]
             by_time = [(evaluation + t * per_token[arm]) / whole for t in tokens]
             final = [rows[1.0][s]["loss"] - table[base][1.0][s]["loss"] for s in range(args.seeds)]
             bound = "".join(sorted(set(bounds) - {""}))
-            report[f"{base}: {arm}"] = {"tokens": by_tokens, "seconds": by_time, "bound": bound, "loss_difference": final, "steps": rows[1.0][0]["steps"], "cache_saved": [r["saved"] for r in rows[1.0]]}
+            report[f"{base}: {arm}"] = {
+                "tokens": by_tokens,
+                "seconds": by_time,
+                "bound": bound,
+                "loss_difference": final,
+                "steps": rows[1.0][0]["steps"],
+                "cache_saved": [r["saved"] for r in rows[1.0]],
+            }
             mean = statistics.mean(final)
-            lines.append(f"  {arm:34} time {interval(by_time)} tokens {interval(by_tokens)} {bound:2} loss at equal tokens {mean:+.4f}, {rows[1.0][0]['steps']} steps")
+            lines.append(
+                f"  {arm:34} time {interval(by_time)} tokens {interval(by_tokens)} {bound:2} loss at equal tokens {mean:+.4f}, {rows[1.0][0]['steps']} steps"
+            )
     finals = {arm: [r["loss"] for r in rows[1.0]] for arm, rows in table.items()}
     for base in TARGETS:
         lines += [f"effects on the final loss at equal tokens ({base}):", *anova(finals, base)]
     best = report["conventional: muon + AGA + LCLR + SAS"]
     mean, equal = math.exp(np.log(best["seconds"]).mean()), statistics.mean(best["loss_difference"]) <= 0
     verdict = "met" if mean <= GOAL and equal else "MISSED"
-    lines.append(f"goal, full recipe in {GOAL} of the conventional baseline's time at equal or better final loss: {mean:.3f}, {verdict}")
+    lines.append(
+        f"goal, full recipe in {GOAL} of the conventional baseline's time at equal or better final loss: {mean:.3f}, {verdict}"
+    )
     print("\n".join(lines))
-    out = {"arguments": vars(args), "recipes": recipes, "report": report, "finals": finals, "seconds_per_token": per_token, "evaluation_seconds": evaluation}
+    out = {
+        "arguments": vars(args),
+        "recipes": recipes,
+        "report": report,
+        "finals": finals,
+        "seconds_per_token": per_token,
+        "evaluation_seconds": evaluation,
+    }
     (RESULTS / f"{name}.json").write_text(json.dumps(out, indent=1))
     (RESULTS / f"{name}.txt").write_text("\n".join(lines) + "\n")
 

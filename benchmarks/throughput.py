@@ -120,7 +120,9 @@ class Causal(nn.Module):
 
 def now() -> float:
     """Seconds; of the process alone where one thread of a CPU does everything."""
-    return time.process_time() if torch.get_num_threads() == 1 and not torch.cuda.is_available() else time.perf_counter()
+    return (
+        time.process_time() if torch.get_num_threads() == 1 and not torch.cuda.is_available() else time.perf_counter()
+    )
 
 
 def genome_of(family: str, size: Size) -> star.Genome:
@@ -188,7 +190,9 @@ class Trainer:
         return now() - started
 
 
-def compare(size_name: str, size: Size, family: str, device: str, compiled: bool, seconds: float, peak: float | None) -> list[Row]:
+def compare(
+    size_name: str, size: Size, family: str, device: str, compiled: bool, seconds: float, peak: float | None
+) -> list[Row]:
     """The arms of one family in turn for about `seconds`, at least 5 rounds."""
     genome = genome_of(family, size)
     flops = star.costs(genome, size.vocab_size, size.seq_len).train_flops_per_token
@@ -196,7 +200,9 @@ def compare(size_name: str, size: Size, family: str, device: str, compiled: bool
     arms += [Trainer(name, build(size), device, compiled) for name, build in PEERS[family].items()]
     for arm in arms:
         same = 0.02 if arm.name == "nanogpt" else 0.0  # positions, and an inner width that is rounded
-        if abs(arm.parameters / arms[0].parameters - 1) > same + (size.seq_len * size.width / arms[0].parameters if same else 0):
+        if abs(arm.parameters / arms[0].parameters - 1) > same + (
+            size.seq_len * size.width / arms[0].parameters if same else 0
+        ):
             raise AssertionError(f"{arm.name} has {arm.parameters:,} parameters and star {arms[0].parameters:,}")
     batch = [torch.randint(size.vocab_size, (size.batch, size.seq_len), device=device) for _ in range(2)]
     steps, memory = 1, {}
@@ -217,8 +223,14 @@ def compare(size_name: str, size: Size, family: str, device: str, compiled: bool
     for arm in arms:
         rate = steps * size.batch * size.seq_len / statistics.median(times[arm.name])
         mfu = rate * flops / peak if peak else None
-        interval = (None, None, None) if arm is arms[0] else median_interval(np.array(times[arm.name]) / np.array(times["star"]))
-        rows.append(Row(size_name, family, arm.name, arm.parameters, rate, mfu, memory.get(arm.name), *interval, rounds))
+        interval = (
+            (None, None, None)
+            if arm is arms[0]
+            else median_interval(np.array(times[arm.name]) / np.array(times["star"]))
+        )
+        rows.append(
+            Row(size_name, family, arm.name, arm.parameters, rate, mfu, memory.get(arm.name), *interval, rounds)
+        )
     return rows
 
 
@@ -265,8 +277,22 @@ def losses(device: str, seconds: float) -> list[dict]:
                     torch.cuda.synchronize()
                 times[name].append(now() - before)
         ratio, low, high = median_interval(np.array(times["all at once"]) / np.array(times["star"]))
-        rows.append({"vocab_size": vocab_size, "width": width, "tokens": n_tokens, "ratio": ratio, "low": low, "high": high, "rounds": len(times["star"])})
-        rows[-1] |= {"ms": 1e3 * statistics.median(times["star"]), "largest_mib": largest["star"], "largest_mib_at_once": largest["all at once"]}
+        rows.append(
+            {
+                "vocab_size": vocab_size,
+                "width": width,
+                "tokens": n_tokens,
+                "ratio": ratio,
+                "low": low,
+                "high": high,
+                "rounds": len(times["star"]),
+            }
+        )
+        rows[-1] |= {
+            "ms": 1e3 * statistics.median(times["star"]),
+            "largest_mib": largest["star"],
+            "largest_mib_at_once": largest["all at once"],
+        }
     return rows
 
 
@@ -285,14 +311,23 @@ def peak_flops(device: str) -> float | None:
 def cpu_name() -> str:
     """Such as "AMD EPYC, x86_64 CPU"."""
     info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    names = (
+        [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.exists()
+        else []
+    )
     return ", ".join([*names[:1], f"{platform.machine()} CPU"])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--sizes", nargs="+", metavar="SIZE", help=f"CPU: {', '.join(CPU_SIZES)}; CUDA: {', '.join(CUDA_SIZES)} (default: all)")
+    parser.add_argument(
+        "--sizes",
+        nargs="+",
+        metavar="SIZE",
+        help=f"CPU: {', '.join(CPU_SIZES)}; CUDA: {', '.join(CUDA_SIZES)} (default: all)",
+    )
     parser.add_argument("--compile", action="store_true", help="compile: ours block by block, the peers whole")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=60.0, help="time for each family of each size")
@@ -304,7 +339,10 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     transformers.logging.set_verbosity_error()
-    device, peak = torch.cuda.get_device_name() if args.device == "cuda" else f"{cpu_name()}, {args.threads} thread(s)", peak_flops(args.device)
+    device, peak = (
+        torch.cuda.get_device_name() if args.device == "cuda" else f"{cpu_name()}, {args.threads} thread(s)",
+        peak_flops(args.device),
+    )
     lines: list[str] = []
 
     def show(line: str) -> None:
@@ -312,7 +350,11 @@ def main() -> None:
         print(line, flush=True)
 
     dtype = "bfloat16" if args.device == "cuda" else "float32"
-    show(f"{device}, {dtype}, torch {torch.__version__}, transformers {transformers.__version__}, peak {peak / 1e9:,.0f} GFLOP/s" if peak else device)
+    show(
+        f"{device}, {dtype}, torch {torch.__version__}, transformers {transformers.__version__}, peak {peak / 1e9:,.0f} GFLOP/s"
+        if peak
+        else device
+    )
     show(f"\n{'size':6}{'family':15}{'arm':10}{'parameters':>13}{'tokens/s':>11}{'MFU':>7}   star / peer")
     rows: list[Row] = []
     for name in args.sizes or sizes:
@@ -320,9 +362,17 @@ def main() -> None:
             for row in compare(name, sizes[name], family, args.device, args.compile, args.seconds, peak):
                 rows.append(row)
                 mfu = f"{row.mfu:.0%}" if row.mfu else "-"
-                ratio = f"{row.ratio:.2f} [{row.low:.2f}, {row.high:.2f}]{'  slower' if row.high < 1 else ''}" if row.ratio else ""
-                show(f"{row.size:6}{row.family:15}{row.arm:10}{row.parameters:13,}{row.tokens_per_second:11,.0f}{mfu:>7}   {ratio}")
-    show(f"\nloss: {'vocabulary':>10}{'width':>7}{'tokens':>8}{'ms':>9}{'largest MiB':>13}{'at once':>9}   at once / ours")
+                ratio = (
+                    f"{row.ratio:.2f} [{row.low:.2f}, {row.high:.2f}]{'  slower' if row.high < 1 else ''}"
+                    if row.ratio
+                    else ""
+                )
+                show(
+                    f"{row.size:6}{row.family:15}{row.arm:10}{row.parameters:13,}{row.tokens_per_second:11,.0f}{mfu:>7}   {ratio}"
+                )
+    show(
+        f"\nloss: {'vocabulary':>10}{'width':>7}{'tokens':>8}{'ms':>9}{'largest MiB':>13}{'at once':>9}   at once / ours"
+    )
     loss_rows = losses(args.device, args.seconds / 4)
     for row in loss_rows:
         show(
@@ -331,7 +381,13 @@ def main() -> None:
         )
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / f"throughput-{args.device}{'-compiled' if args.compile else ''}.json"
-    about = {"device": device, "dtype": dtype, "torch": torch.__version__, "transformers": transformers.__version__, "peak_flops": peak}
+    about = {
+        "device": device,
+        "dtype": dtype,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "peak_flops": peak,
+    }
     about |= {"sizes": {name: asdict(sizes[name]) for name in args.sizes or sizes}}
     path.write_text(json.dumps(about | {"rows": [asdict(row) for row in rows], "loss": loss_rows}, indent=1) + "\n")
     path.with_suffix(".txt").write_text("\n".join(lines) + "\n")

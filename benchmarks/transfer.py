@@ -22,13 +22,22 @@ from star.model import build
 from star.training import Recipe, train
 
 RESULTS = Path(__file__).parent / "results"
-ARMS = {"adamw": {"optimizer": "adamw"}, "muon": {"optimizer": "muon"}, "adamw, not carried over": {"optimizer": "adamw", "base_width": 0}}
+ARMS = {
+    "adamw": {"optimizer": "adamw"},
+    "muon": {"optimizer": "muon"},
+    "adamw, not carried over": {"optimizer": "adamw", "base_width": 0},
+}
 RATES = [2.0**-k for k in range(10, 3, -1)]  # 0.001 to 0.06
-SIZES = {"width": [(64, 1), (128, 1), (256, 1)], "depth": [(64, 1), (64, 2), (64, 4)]}  # (width, copies of the four LIVs)
+SIZES = {
+    "width": [(64, 1), (128, 1), (256, 1)],
+    "depth": [(64, 1), (64, 2), (64, 4)],
+}  # (width, copies of the four LIVs)
 BACKBONE = "1-9-7-9"
 
 
-def train_one(corpus, width: int, copies: int, changes: dict, rate: float, tokens: int, seed: int, device: str) -> float:
+def train_one(
+    corpus, width: int, copies: int, changes: dict, rate: float, tokens: int, seed: int, device: str
+) -> float:
     genome = Genome(parse_text("-".join([BACKBONE] * copies)), d_model=width, head_dim=16)
     model = build(genome, corpus.vocab_size, seed)
     if changes.get("base_width") == 0:  # the usual start, too: embedding of 1 / sqrt(width), logits not scaled
@@ -37,7 +46,9 @@ def train_one(corpus, width: int, copies: int, changes: dict, rate: float, token
             model.final_norm.fill_(1.0)
         groups = [{key: value for key, value in group.items() if key != "scale"} for group in model.parameter_groups()]
         model.parameter_groups = lambda: groups
-    recipe = Recipe(tokens=tokens, learning_rate=rate, batch_size=4, eval_interval=1.0, seed=seed, device=device).replace(**changes)
+    recipe = Recipe(
+        tokens=tokens, learning_rate=rate, batch_size=4, eval_interval=1.0, seed=seed, device=device
+    ).replace(**changes)
     result = train(model, corpus, recipe)
     return result.val_loss if result.status == "ok" else math.inf
 
@@ -61,16 +72,23 @@ def main() -> None:
                 for rate in RATES:
                     key = (arm, width, copies, rate)
                     if key not in known:
-                        known[key] = statistics.mean(train_one(corpus, width, copies, changes, rate, args.tokens, s, args.device) for s in range(args.seeds))
+                        known[key] = statistics.mean(
+                            train_one(corpus, width, copies, changes, rate, args.tokens, s, args.device)
+                            for s in range(args.seeds)
+                        )
                 losses = [known[arm, width, copies, rate] for rate in RATES]
                 table[f"width {width}, {4 * copies} LIVs"] = losses
                 best.append(losses.index(min(losses)))
             moved, kept = max(best) - min(best), losses[best[0]] - min(losses)
             verdict = "met" if moved <= 1 else "MISSED"
             report[f"{arm}, {way}"] = {"losses": table, "rates": RATES, "moved": moved, "kept": kept}
-            rates = ", ".join(f"{name}: {RATES[at]:.2g} ({min(table[name]):.3f})" for name, at in zip(table, best, strict=True))
+            rates = ", ".join(
+                f"{name}: {RATES[at]:.2g} ({min(table[name]):.3f})" for name, at in zip(table, best, strict=True)
+            )
             goal = "" if "not" in arm else f"; goal, at most 1: {verdict}"
-            lines.append(f"{arm}, {way}: best rate (loss) at {rates}; moves by {moved} steps, keeping it costs {kept:.3f}{goal}")
+            lines.append(
+                f"{arm}, {way}: best rate (loss) at {rates}; moves by {moved} steps, keeping it costs {kept:.3f}{goal}"
+            )
             print(lines[-1], flush=True)
     name = f"transfer-{'cpu' if args.device == 'cpu' else 'cuda'}"
     (RESULTS / f"{name}.json").write_text(json.dumps({"arguments": vars(args), "report": report}, indent=1))

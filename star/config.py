@@ -36,7 +36,9 @@ class SpaceConfig:
     head_dim: int = setting(16, "width of an attention or recurrence head", 2)
     classes: tuple[int, ...] = setting((), "operator classes by pool id, 0 for an empty slot; empty: the paper's 17", 0)
     level: str = setting(
-        "backbone", "what evolves. backbone: LIVs of the fixed pool; operator: also operators that LIVs may name", choices=("backbone", "operator")
+        "backbone",
+        "what evolves. backbone: LIVs of the fixed pool; operator: also operators that LIVs may name",
+        choices=("backbone", "operator"),
     )
     evolved: int = setting(4, "operators that are part of each genome, at level operator", 1, 64)
     sharing: bool = setting(True, "LIVs may share featurizer weights and computed features")
@@ -51,17 +53,32 @@ class SearchConfig:
     parents: int = setting(32, "genomes that survive as possible parents; 0: as many as the population", 0, 100_000)
     generations: int = setting(9, "generations, the initial population included", 1, resumable=True)
     offspring: int = setting(4, "genomes trained per generation after the first; 0: as many as the population", 0)
-    asynchronous: bool = setting(False, "ask for a new genome whenever a worker is free: no idle workers, but not repeatable")
-    rungs: tuple[float, ...] = setting((), "shares of the training budget at which only the best go on (schedule wsd keeps the rate steady up to them); none: train all to the end", 1e-3, 0.999)
+    asynchronous: bool = setting(
+        False, "ask for a new genome whenever a worker is free: no idle workers, but not repeatable"
+    )
+    rungs: tuple[float, ...] = setting(
+        (),
+        "shares of the training budget at which only the best go on (schedule wsd keeps the rate steady up to them); none: train all to the end",
+        1e-3,
+        0.999,
+    )
     promote: float = setting(0.5, "share of the candidates at a rung that go on", 0.01, 1)
-    screen: int = setting(32, "offspring proposed for each one trained; a surrogate chooses among them. 1: no surrogate", 1, 1000)
+    screen: int = setting(
+        32, "offspring proposed for each one trained; a surrogate chooses among them. 1: no surrogate", 1, 1000
+    )
     tournament: int = setting(2, "genomes that compete to become a parent, by rank, then crowding", 1)
-    crossover: str = setting("kpoint", "kpoint: cut by position, as the paper; aligned: where the parents' LIVs correspond", choices=("kpoint", "aligned"))
+    crossover: str = setting(
+        "kpoint",
+        "kpoint: cut by position, as the paper; aligned: where the parents' LIVs correspond",
+        choices=("kpoint", "aligned"),
+    )
     crossover_probability: float = setting(0.9, "share of matings that exchange genes", 0, 1)
     crossover_points: int = setting(2, "cuts of the k-point crossover", 1)
     crossover_inside: bool = setting(False, "also cut inside a LIV, not only between LIVs")
     operator_generations: int = setting(
-        0, "generations in which only operators mutate (level operator); then only backbones do. 0: both at all times", 0
+        0,
+        "generations in which only operators mutate (level operator); then only backbones do. 0: both at all times",
+        0,
     )
     mutation_probability: float = setting(0.1, "probability that a gene is re-sampled among its legal values", 0, 1)
     link_probability: float = setting(0.2, "share of offspring in which two LIVs of one class are made to share", 0, 1)
@@ -69,7 +86,9 @@ class SearchConfig:
     delete_probability: float = setting(0.1, "share of offspring that lose a LIV", 0, 1)
     swap_probability: float = setting(0.1, "share of offspring in which two LIVs change places", 0, 1)
     repair: bool = setting(True, "repair what variation left invalid; without it, such offspring are lost")
-    seeds: tuple[str, ...] = setting((), "genomes (names, files or text) in the initial population, scaled to the space")
+    seeds: tuple[str, ...] = setting(
+        (), "genomes (names, files or text) in the initial population, scaled to the space"
+    )
     baselines: tuple[str, ...] = setting(
         ("transformer++", "lfm2-350m"), "genomes trained alike for comparison, scaled to the space; never evolved"
     )
@@ -77,21 +96,31 @@ class SearchConfig:
 
 @dataclass(frozen=True)
 class ObjectivesConfig:
-    names: tuple[str, ...] = setting(("loss", "parameters", "cache"), "what to minimise: files in star/assess/objectives")
+    names: tuple[str, ...] = setting(
+        ("loss", "parameters", "cache"), "what to minimise: files in star/assess/objectives"
+    )
     cache_tokens: int = setting(4096, "context length at which the cache is measured, in tokens", 1)
     max_parameters: int = setting(0, "no genome with more parameters is trained; 0: no bound", 0)
     max_cache: int = setting(0, "no genome with a larger cache (bytes) is trained; 0: no bound", 0)
     max_flops: int = setting(0, "no genome with more training FLOPs per token is trained; 0: no bound", 0)
     max_mad: float = setting(0.0, "bound on the mean error on synthetic tasks, checked after training; 0: none", 0, 1)
-    mad_tokens: int = setting(200_000, "tokens to train on for each synthetic task, where an objective or a bound asks for them", 1)
+    mad_tokens: int = setting(
+        200_000, "tokens to train on for each synthetic task, where an objective or a bound asks for them", 1
+    )
 
 
 @dataclass(frozen=True)
 class EngineConfig:
     kind: str = setting("pool", "where candidates are trained", choices=("pool", "inprocess", "ray"), resumable=True)
-    address: str = setting("", 'Ray cluster: "auto" or HOST:PORT; empty: RAY_ADDRESS, else one on this machine', resumable=True)
-    workers: int = setting(0, "candidates trained at one time; 0: as many as CPU cores or GPUs hold", 0, 4096, resumable=True)
-    workers_per_gpu: int = setting(0, "candidates that share a GPU; 0: as many as the size of the largest genome suggests", 0, 64, resumable=True)
+    address: str = setting(
+        "", 'Ray cluster: "auto" or HOST:PORT; empty: RAY_ADDRESS, else one on this machine', resumable=True
+    )
+    workers: int = setting(
+        0, "candidates trained at one time; 0: as many as CPU cores or GPUs hold", 0, 4096, resumable=True
+    )
+    workers_per_gpu: int = setting(
+        0, "candidates that share a GPU; 0: as many as the size of the largest genome suggests", 0, 64, resumable=True
+    )
     threads: int = setting(1, "CPU threads of each worker; another number rounds differently", 1, 1024)
     timeout: float = setting(600.0, "seconds after which a candidate is given up; 0: never", 0, resumable=True)
 
@@ -104,7 +133,9 @@ class RunConfig:
     seed: int = setting(0, "the one seed from which every random choice follows", 0, 2**63 - 1)
     evaluation: str = setting("training", "what gives a candidate its loss: a module of star/assess/evaluations")
     keep: str = setting("front", "whose weights stay on the disk", choices=("front", "all", "none"), resumable=True)
-    journal: str = setting("wal", 'SQLite journal; "delete" on a network file system', choices=("wal", "delete"), resumable=True)
+    journal: str = setting(
+        "wal", 'SQLite journal; "delete" on a network file system', choices=("wal", "delete"), resumable=True
+    )
     data: DataConfig = field(default_factory=DataConfig)
     space: SpaceConfig = field(default_factory=SpaceConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
@@ -256,7 +287,12 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 def describe() -> list[dict[str, Any]]:
     """Every setting as a row (key, default, doc, resumable), for help texts and documentation."""
     return [
-        {"key": key, "default": value, "doc": f.metadata.get("doc", ""), "resumable": f.metadata.get("resumable", False)}
+        {
+            "key": key,
+            "default": value,
+            "doc": f.metadata.get("doc", ""),
+            "resumable": f.metadata.get("resumable", False),
+        }
         for key, f, value in _settings(RunConfig())
     ]
 
@@ -266,7 +302,9 @@ def diff(a: RunConfig, b: RunConfig, resumable: bool = False) -> list[tuple[str,
     skip = {"preset"}  # a label: its settings are compared one by one
     pairs = zip(_settings(a), _settings(b), strict=True)
     return [
-        (key, x, y) for (key, f, x), (_, _, y) in pairs if x != y and key not in skip and (resumable or not f.metadata.get("resumable"))
+        (key, x, y)
+        for (key, f, x), (_, _, y) in pairs
+        if x != y and key not in skip and (resumable or not f.metadata.get("resumable"))
     ]
 
 
@@ -346,7 +384,11 @@ def _check(key: str, f: dataclasses.Field, value: Any) -> None:
         raise UserError(f"{key} is {value!r}; it must be one of {', '.join(rules['choices'])}")
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, int | float) and not rules["low"] <= number <= rules["high"]:
-            legal = f"from {rules['low']:g} to {rules['high']:g}" if rules["high"] < math.inf else f"at least {rules['low']:g}"
+            legal = (
+                f"from {rules['low']:g} to {rules['high']:g}"
+                if rules["high"] < math.inf
+                else f"at least {rules['low']:g}"
+            )
             raise UserError(f"{key} is {number:g}; it must be {legal}")
 
 

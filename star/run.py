@@ -96,7 +96,9 @@ class Run:
             found = {c.id: c for refined in self.refinements() for c in refined.candidates() if c.id.startswith(id)}
         if len(found) != 1:
             how = "no candidate" if not found else f"{len(found)} candidates"
-            raise UserError(f"{self.path} has {how} with an id that begins with {id!r}; star front {self.path} lists ids")
+            raise UserError(
+                f"{self.path} has {how} with an id that begins with {id!r}; star front {self.path} lists ids"
+            )
         return next(iter(found.values()))
 
     def front(self) -> list[Candidate]:
@@ -113,7 +115,8 @@ class Run:
         columns = list(zip(*(self._front([]).scaled(c.objectives) for c in members), strict=True))
         spans = [(min(column), (max(column) - min(column)) or 1.0) for column in columns]
         distance = [
-            math.hypot(*((v - low) / span for v, (low, span) in zip(row, spans, strict=True))) for row in zip(*columns, strict=True)
+            math.hypot(*((v - low) / span for v, (low, span) in zip(row, spans, strict=True)))
+            for row in zip(*columns, strict=True)
         ]
         return members[distance.index(min(distance))]
 
@@ -135,7 +138,12 @@ class Run:
             tokens += candidate.metrics.get("tokens") or 0
             if candidate.objectives and front.add(candidate.id, candidate.objectives):
                 volume = self._frame.hypervolume(front)
-            row = {"evaluations": evaluations, "tokens": tokens, "generation": candidate.generation, "hypervolume": volume}
+            row = {
+                "evaluations": evaluations,
+                "tokens": tokens,
+                "generation": candidate.generation,
+                "hypervolume": volume,
+            }
             rows.append(row)
         return rows
 
@@ -208,7 +216,11 @@ class Run:
         found = {}
         for objective in self.objectives:
             pairs = [
-                (proposals[c.id].predicted[objective.name], objective.scaled(c.objectives[objective.name]), -c.costs.get("parameters", 0.0))
+                (
+                    proposals[c.id].predicted[objective.name],
+                    objective.scaled(c.objectives[objective.name]),
+                    -c.costs.get("parameters", 0.0),
+                )
                 for c in self._settled()
                 if c.id in proposals and objective.name in proposals[c.id].predicted
             ]
@@ -219,7 +231,10 @@ class Run:
     def status(self) -> dict:
         """Counts by outcome, progress, what runs now, and the time that is left (seconds; None if it cannot be told)."""
         record, candidates = self._record, self._candidates
-        counts = {status: sum(c.status == status for c in candidates) for status in dict.fromkeys(c.status for c in candidates)}
+        counts = {
+            status: sum(c.status == status for c in candidates)
+            for status in dict.fromkeys(c.status for c in candidates)
+        }
         done, pending, running = len(record.results), counts.get("pending", 0), counts.get("running", 0)
         baselines = len(self.candidates("baseline"))
         total = done + pending + running if record.exhausted else max(self.config.candidates + baselines, done)
@@ -239,7 +254,11 @@ class Run:
             "workers": workers,
             "idle": record.idle(time.time() if active else None),
             "counts": counts,
-            "failures": [{"id": r.id, "status": r.status, "reason": r.reason} for r in record.results.values() if r.status not in good],
+            "failures": [
+                {"id": r.id, "status": r.status, "reason": r.reason}
+                for r in record.results.values()
+                if r.status not in good
+            ],
             "progress": read_progress(self.path / "progress") if active else {},
             "surrogate": self.surrogate(),
             "refinements": [refined.summary() for refined in self.refinements()],
@@ -298,7 +317,9 @@ class Run:
         return Frame(**self._record.frame) if self._record.frame else None
 
 
-def config_for(path: str | Path, preset: str | None = None, file: str | Path | None = None, overrides: dict | None = None) -> RunConfig:
+def config_for(
+    path: str | Path, preset: str | None = None, file: str | Path | None = None, overrides: dict | None = None
+) -> RunConfig:
     """What `star evolve PATH` with these options means: a run that exists keeps its configuration unless told otherwise."""
     path = Path(path)
     base = RunConfig.from_json(read_meta(path)["config"]) if preset is None and exists(path) else None

@@ -43,7 +43,9 @@ def config(**overrides) -> RunConfig:
     settings |= {"search.parents": 0, "search.offspring": 0, "search.screen": 1}
     settings |= {f"search.{kind}_probability": 0.0 for kind in ("insert", "delete", "swap")}
     settings |= {"space.slots": 6, "engine.kind": "inprocess"}
-    return load_config("laptop", overrides=settings | {key.replace("__", "."): value for key, value in overrides.items()})
+    return load_config(
+        "laptop", overrides=settings | {key.replace("__", "."): value for key, value in overrides.items()}
+    )
 
 
 def run(path, config: RunConfig, function: str = TABULAR, slots: int = 1, callbacks=()):
@@ -56,5 +58,7 @@ def history(path) -> list[tuple]:
     told = []
     for event in read_events(path):
         if event.kind in ("ask", "tell") and event.data["digest"] is not None:
-            told.append((event.kind, event.data["digest"], repr(event.data.get("told")), repr(event.data.get("proposals"))))
+            told.append(
+                (event.kind, event.data["digest"], repr(event.data.get("told")), repr(event.data.get("proposals")))
+            )
     return told

@@ -35,7 +35,9 @@ def job(job: dict, report) -> dict:
         case "memory":
             raise MemoryError
         case "torch memory":
-            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+            raise RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"
+            )
         case "diverge":
             return {"status": "diverged", "reason": "the loss is not finite"}
         case "object":

@@ -45,7 +45,9 @@ def assert_same_language_model(ours: LanguageModel, peer: torch.nn.Module, seq_l
         expected = peer(tokens, use_cache=False).logits
         logits, _ = ours(tokens)
         assert ((logits - expected).abs().max() / expected.abs().max()).item() < ERROR
-        continued = peer.generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=n_tokens, do_sample=False, use_cache=True)
+        continued = peer.generate(
+            tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=n_tokens, do_sample=False, use_cache=True
+        )
         assert torch.equal(ours.generate(tokens, n_tokens, temperature=0.0), continued)
 
 
@@ -76,13 +78,21 @@ def assert_is_lfm2(genome: Genome, vocab_size: int, n_tokens: int) -> None:
     for i in range(len(mixers)):
         mixer, mlp, layer = ours.blocks[2 * i], ours.blocks[2 * i + 1], f"model.layers.{i}."
         weights |= {f"{layer}operator_norm.weight": mixer.norm_in, f"{layer}ffn_norm.weight": mlp.norm_in}
-        weights |= {f"{layer}feed_forward.{w}.weight": swiglu(mlp.liv)[name] for w, name in (("w1", "gate"), ("w3", "up"), ("w2", "down"))}
+        weights |= {
+            f"{layer}feed_forward.{w}.weight": swiglu(mlp.liv)[name]
+            for w, name in (("w1", "gate"), ("w3", "up"), ("w2", "down"))
+        }
         liv = mixer.liv
         if i in config.full_attn_idxs:
-            weights |= {f"{layer}self_attn.{g}_proj.weight": getattr(liv, g) for g in "qkv"} | {f"{layer}self_attn.out_proj.weight": liv.out}
+            weights |= {f"{layer}self_attn.{g}_proj.weight": getattr(liv, g) for g in "qkv"} | {
+                f"{layer}self_attn.out_proj.weight": liv.out
+            }
             weights |= {f"{layer}self_attn.{g}_layernorm.weight": getattr(liv, f"{g}_norm") for g in "qk"}
         else:
-            weights |= {f"{layer}conv.in_proj.weight": torch.cat([liv.b, liv.c, liv.h]), f"{layer}conv.out_proj.weight": liv.out}
+            weights |= {
+                f"{layer}conv.in_proj.weight": torch.cat([liv.b, liv.c, liv.h]),
+                f"{layer}conv.out_proj.weight": liv.out,
+            }
             weights |= {f"{layer}conv.conv.weight": liv.kernel}
     copy_weights(peer, weights)
     assert_same_language_model(ours, peer, n_tokens=n_tokens)
@@ -118,9 +128,14 @@ def test_llama_shape_is_llama():
     weights = {"model.embed_tokens.weight": ours.embedding, "model.norm.weight": ours.final_norm}
     for i in range(4):
         mixer, mlp, layer = ours.blocks[2 * i], ours.blocks[2 * i + 1], f"model.layers.{i}."
-        weights |= {f"{layer}input_layernorm.weight": mixer.norm_in, f"{layer}post_attention_layernorm.weight": mlp.norm_in}
+        weights |= {
+            f"{layer}input_layernorm.weight": mixer.norm_in,
+            f"{layer}post_attention_layernorm.weight": mlp.norm_in,
+        }
         weights |= {f"{layer}mlp.{name}_proj.weight": w for name, w in swiglu(mlp.liv).items()}
-        weights |= {f"{layer}self_attn.{g}_proj.weight": getattr(mixer.liv, g) for g in "qkv"} | {f"{layer}self_attn.o_proj.weight": mixer.liv.out}
+        weights |= {f"{layer}self_attn.{g}_proj.weight": getattr(mixer.liv, g) for g in "qkv"} | {
+            f"{layer}self_attn.o_proj.weight": mixer.liv.out
+        }
     copy_weights(peer, weights)
     assert_same_language_model(ours, peer)
 
@@ -160,7 +175,9 @@ def test_mamba2_rows_are_mamba2(name, state_size):
     peer = transformers.Mamba2ForCausalLM(config).eval()
     weights = {"backbone.embeddings.weight": ours.embedding, "backbone.norm_f.weight": ours.final_norm}
     for i, block in enumerate(ours.blocks):
-        weights |= {f"backbone.layers.{i}.norm.weight": block.norm_in} | mamba2_weights(block.liv, f"backbone.layers.{i}.mixer.")
+        weights |= {f"backbone.layers.{i}.norm.weight": block.norm_in} | mamba2_weights(
+            block.liv, f"backbone.layers.{i}.mixer."
+        )
     copy_weights(peer, weights)
     x = torch.randn(2, 150, 32, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -211,14 +228,31 @@ def test_rg_lru_row_is_that_of_recurrent_gemma():
     module = pytest.importorskip("transformers.models.recurrent_gemma.modeling_recurrent_gemma")
     ours = randomised(star.build(Genome((Gene(class_id("RG-LRU")),), 64, 16), VOCAB, seed=3)).blocks[0].liv
     config = transformers.RecurrentGemmaConfig(
-        hidden_size=64, lru_width=64, num_attention_heads=4, num_key_value_heads=1, conv1d_width=4, num_hidden_layers=1, head_dim=16
+        hidden_size=64,
+        lru_width=64,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        conv1d_width=4,
+        num_hidden_layers=1,
+        head_dim=16,
     )
     peer = module.RecurrentGemmaRecurrentBlock(config, 0).eval()
-    weights = {name: torch.zeros_like(p) for name, p in peer.named_parameters() if name.endswith("bias") and "rg_lru" not in name}
-    weights |= {"linear_x.weight": ours.v, "linear_y.weight": ours.c, "linear_out.weight": ours.out, "conv_1d.weight": ours.v_filter}
+    weights = {
+        name: torch.zeros_like(p)
+        for name, p in peer.named_parameters()
+        if name.endswith("bias") and "rg_lru" not in name
+    }
+    weights |= {
+        "linear_x.weight": ours.v,
+        "linear_y.weight": ours.c,
+        "linear_out.weight": ours.out,
+        "conv_1d.weight": ours.v_filter,
+    }
     weights["rg_lru.recurrent_param"] = ours.rate
     for theirs, name in (("input", "input"), ("recurrent", "decay")):
-        weights[f"rg_lru.{theirs}_gate_weight"] = getattr(ours, f"{name}_gate").unflatten(0, (4, 16)).transpose(1, 2)  # x @ W, not W @ x
+        weights[f"rg_lru.{theirs}_gate_weight"] = (
+            getattr(ours, f"{name}_gate").unflatten(0, (4, 16)).transpose(1, 2)
+        )  # x @ W, not W @ x
         weights[f"rg_lru.{theirs}_gate_bias"] = getattr(ours, f"{name}_bias")
     copy_weights(peer, weights)
     x = torch.randn(2, 70, 64, generator=torch.Generator().manual_seed(1))

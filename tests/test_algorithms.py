@@ -24,7 +24,9 @@ def tell(algorithm, offspring, failing=False):
     told = []
     for child in offspring:
         luck = random.Random(child.id)
-        told.append(Told(child.id, tuple(luck.random() for _ in range(3)), (1.0 if failing and luck.random() < 0.3 else 0.0,)))
+        told.append(
+            Told(child.id, tuple(luck.random() for _ in range(3)), (1.0 if failing and luck.random() < 0.3 else 0.0,))
+        )
     algorithm.tell(told)
 
 
@@ -80,10 +82,20 @@ def test_whole_runs_resume_and_replay(tmp_path, name, asynchronous):
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_an_exhausted_space_ends_the_search(tmp_path, name):
-    settings = config(search__algorithm=name, space__slots=2, space__classes=(1, 9), space__sharing=False, search__generations=30)
+    settings = config(
+        search__algorithm=name, space__slots=2, space__classes=(1, 9), space__sharing=False, search__generations=30
+    )
     assert run(tmp_path, settings).status == "exhausted"
     assert {c.genome.text for c in Run(tmp_path).candidates()} == {
-        "-".join(row) for row in (["10000"], ["90000"], ["10000", "10000"], ["10000", "90000"], ["90000", "10000"], ["90000", "90000"])
+        "-".join(row)
+        for row in (
+            ["10000"],
+            ["90000"],
+            ["10000", "10000"],
+            ["10000", "90000"],
+            ["90000", "10000"],
+            ["90000", "90000"],
+        )
     }
 
 
@@ -102,13 +114,17 @@ def hill(x: np.ndarray) -> float:
 @pytest.mark.parametrize("name", [name for name in ALGORITHMS if name != "random"])
 def test_algorithms_climb_better_than_chance(name):
     def best(name, seed):
-        settings = config(search__algorithm=name, search__population=16, search__tournament=3, objectives__names=("loss",), seed=seed)
+        settings = config(
+            search__algorithm=name, search__population=16, search__tournament=3, objectives__names=("loss",), seed=seed
+        )
         algorithm, top = load_algorithm(make_space(settings), settings), 0.0
         for _ in range(20):
             batch = algorithm.ask(16)
             values = [hill(algorithm.space.encode(child.genome)) for child in batch.offspring]
             top = min(top, *values)
-            algorithm.tell([Told(child.id, (value,), (0.0,)) for child, value in zip(batch.offspring, values, strict=True)])
+            algorithm.tell(
+                [Told(child.id, (value,), (0.0,)) for child, value in zip(batch.offspring, values, strict=True)]
+            )
         return top
 
     gains = [best("random", seed) - best(name, seed) for seed in range(3)]
@@ -116,7 +132,14 @@ def test_algorithms_climb_better_than_chance(name):
 
 
 def test_places_put_feasible_then_rank_then_uncrowded_first():
-    rows = [((0.5, 0.5), 0.0), ((0.0, 1.0), 0.0), ((1.0, 0.0), 0.0), ((0.6, 0.6), 0.0), ((0.0, 0.0), 0.3), ((0.1, 0.95), 0.0)]
+    rows = [
+        ((0.5, 0.5), 0.0),
+        ((0.0, 1.0), 0.0),
+        ((1.0, 0.0), 0.0),
+        ((0.6, 0.6), 0.0),
+        ((0.0, 0.0), 0.3),
+        ((0.1, 0.95), 0.0),
+    ]
     members = [Member(str(i), np.zeros(1), np.array(F), np.array([g])) for i, (F, g) in enumerate(rows)]
     place = places(members)
     assert sorted(place) == list(range(6)) and place[4] == 5 and place[3] == 4
@@ -126,7 +149,15 @@ def test_places_put_feasible_then_rank_then_uncrowded_first():
 @pytest.mark.parametrize("name", ["nsga2", "aging", "firefly"])
 def test_without_repair_invalid_offspring_are_lost_and_counted(tmp_path, name):
     for repair in (True, False):
-        run(tmp_path / str(repair), config(search__algorithm=name, search__repair=repair, search__link_probability=0.5, search__mutation_probability=0.3))
+        run(
+            tmp_path / str(repair),
+            config(
+                search__algorithm=name,
+                search__repair=repair,
+                search__link_probability=0.5,
+                search__mutation_probability=0.3,
+            ),
+        )
     mended, free = Run(tmp_path / "True"), Run(tmp_path / "False")
     assert any(c.repaired for c in mended.candidates() if c.origin == "offspring")
     assert not any(c.repaired for c in free.candidates() if c.origin == "offspring")

@@ -13,7 +13,14 @@ from star.liv.ssd import ssd_parallel
 from star.liv.vector_gate import vector_gate_parallel
 
 FORMS = {"scalar": ssd_parallel, "vector": vector_gate_parallel, "delta": delta_parallel, "gated delta": delta_parallel}
-ROWS = {"Rec-1": "scalar", "LinAttn": "scalar", "Mamba-2": "scalar", "GLA": "vector", "DeltaNet": "delta", "GatedDelta": "gated delta"}
+ROWS = {
+    "Rec-1": "scalar",
+    "LinAttn": "scalar",
+    "Mamba-2": "scalar",
+    "GLA": "vector",
+    "DeltaNet": "delta",
+    "GatedDelta": "gated delta",
+}
 TOKENS = 100
 
 
@@ -62,7 +69,10 @@ def test_what_agrees_is_used_after_one_probe(row, name, fla):
     assert torch.allclose(y, ours, atol=1e-5) and torch.allclose(state["memory"], our_state["memory"], atol=1e-5)
     assert len(fla.calls) == 3
     (why,) = backends.explain()
-    assert why.startswith(f"{name} recurrence, float32 on cpu, state ") and "fla, which differs from our own form by " in why
+    assert (
+        why.startswith(f"{name} recurrence, float32 on cpu, state ")
+        and "fla, which differs from our own form by " in why
+    )
 
 
 class WrongGradient(torch.autograd.Function):
@@ -112,7 +122,11 @@ def test_every_dtype_and_head_width_is_probed_and_float64_is_ours(fla):
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         operator("Rec-1")(x(dtype)) if dtype == torch.bfloat16 else operator("Rec-1", dtype)(x(dtype))
     operator("Rec-2")(x())
-    assert [key[1:2] + key[3:] for key in backends.CHOICES] == [(torch.float32, 16, 16), (torch.bfloat16, 16, 16), (torch.float32, 2, 16)]
+    assert [key[1:2] + key[3:] for key in backends.CHOICES] == [
+        (torch.float32, 16, 16),
+        (torch.bfloat16, 16, 16),
+        (torch.float32, 2, 16),
+    ]
 
 
 def test_other_devices_short_pieces_and_compilers_take_our_own_form(fla):

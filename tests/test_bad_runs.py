@@ -54,9 +54,13 @@ def test_more_workers_than_a_generation_keeps_busy(tmp_path):
     slots, said = slots_of(config(**small, engine__workers=6), tmp_path)
     assert slots == 4 and said == ["engine.workers is 6, but a generation has 4 candidates: 4 workers are used."]
     assert slots_of(config(**small, engine__workers=6, search__offspring=6), tmp_path) == (6, [])
-    assert slots_of(config(**small, engine__workers=6, search__asynchronous=True), tmp_path) == (6, []), "no generation to wait for"
+    assert slots_of(config(**small, engine__workers=6, search__asynchronous=True), tmp_path) == (6, []), (
+        "no generation to wait for"
+    )
     slots, said = slots_of(config(**small, engine__workers=4, search__offspring=2), tmp_path)
-    assert slots == 4 and said == ["4 workers, but a generation after the first has 2 candidates: raise search.offspring or use --async."]
+    assert slots == 4 and said == [
+        "4 workers, but a generation after the first has 2 candidates: raise search.offspring or use --async."
+    ]
     events = []
     evolve(tmp_path / "run", config(**small, engine__workers=5, search__generations=1), callbacks=[events.append])
     assert "engine.workers is 5" in next(event["text"] for event in events if event["kind"] == "message")
@@ -81,7 +85,10 @@ def test_a_first_generation_of_failures_in_worker_processes(tmp_path):
     finally:
         pool.close()
     text = str(error.value)
-    assert "All 4 candidates of the first generation failed; 4 of them: failed (RuntimeError: no candidate can work here)" in text
+    assert (
+        "All 4 candidates of the first generation failed; 4 of them: failed (RuntimeError: no candidate can work here)"
+        in text
+    )
     assert "in hopeless" in text and "Mend the cause" in text
     assert {event.data["generation"] for event in read_events(tmp_path / "run") if event.kind == "ask"} == {None, 0}
 

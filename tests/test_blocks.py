@@ -48,7 +48,13 @@ def counting(monkeypatch):
 
 def test_each_variant_is_compiled_once_for_all_architectures(counting):
     backend, graphs = counting
-    for text, variants in (("1-9-7-9-1", 3), ("7-7-9-1", 3), ("9-1-9", 3), ("5-9", 4), (SHARING, 6)):  # sharing: one that gives, one that takes
+    for text, variants in (
+        ("1-9-7-9-1", 3),
+        ("7-7-9-1", 3),
+        ("9-1-9", 3),
+        ("5-9", 4),
+        (SHARING, 6),
+    ):  # sharing: one that gives, one that takes
         for seed in range(2):
             model, plain = build(text, seed), build(text, seed)
             compile_blocks(model, backend)
@@ -85,7 +91,9 @@ def test_more_than_the_usual_limit_of_shapes_stay_compiled(counting):
 def test_evaluation_decoding_and_copies_are_those_of_the_model(counting):
     backend, graphs = counting
     model, plain = compile_blocks(build(SHARING), backend).eval(), build(SHARING).eval()
-    assert torch.equal(model.generate(tokens(0)[:, :4], 8, temperature=0), plain.generate(tokens(0)[:, :4], 8, temperature=0))
+    assert torch.equal(
+        model.generate(tokens(0)[:, :4], 8, temperature=0), plain.generate(tokens(0)[:, :4], 8, temperature=0)
+    )
     with torch.no_grad():
         assert torch.equal(model.loss(tokens(0), tokens(1)), plain.loss(tokens(0), tokens(1)))
     assert not graphs and model.state_dict().keys() == plain.state_dict().keys()
@@ -122,7 +130,9 @@ def test_checkpointed_blocks_have_the_same_bits_and_keep_less(text):
     model, plain = checkpoint_blocks(checkpoint_blocks(build(text))), build(text)
     assert all(torch.equal(a, b) for a, b in zip(step(model), step(plain), strict=True))
     assert 2 * saved_bytes(model) < saved_bytes(plain)
-    assert torch.equal(model.generate(tokens(0)[:, :4], 3, temperature=0), plain.generate(tokens(0)[:, :4], 3, temperature=0))
+    assert torch.equal(
+        model.generate(tokens(0)[:, :4], 3, temperature=0), plain.generate(tokens(0)[:, :4], 3, temperature=0)
+    )
 
 
 def test_compiled_blocks_can_be_checkpointed(counting):

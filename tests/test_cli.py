@@ -47,7 +47,9 @@ def refused(*arguments: object, code: int = 2) -> str:
 def process(*arguments: object, **options) -> subprocess.Popen:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "star", *map(str, arguments)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +63,14 @@ def text(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def settings(text) -> list:
-    tiny = ("search.population=3", "search.offspring=3", "search.generations=2", "engine.kind=inprocess", "training.tokens=1024", "training.eval_tokens=512")
+    tiny = (
+        "search.population=3",
+        "search.offspring=3",
+        "search.generations=2",
+        "engine.kind=inprocess",
+        "training.tokens=1024",
+        "training.eval_tokens=512",
+    )
     return ["--preset", "smoke", "--data", text, *(word for setting in tiny for word in ("--set", setting))]
 
 
@@ -83,7 +92,13 @@ def run(evolved) -> Path:
 def test_evolve_prints_the_front_and_writes_plots_and_the_knee(evolved):
     run, output = evolved
     opened = Run(run)
-    for word in ("candidates to train", "initial population done", "generation 1 of 1 done", "left)", "All 7 candidates are done."):
+    for word in (
+        "candidates to train",
+        "initial population done",
+        "generation 1 of 1 done",
+        "left)",
+        "All 7 candidates are done.",
+    ):
         assert word in output
     assert all(member.id in output for member in opened.front()) and "<- knee" in output
     for word in ("byte unigram", "byte bigram", "hypervolume: initial population", "beaten by"):
@@ -106,7 +121,10 @@ def test_evolve_again_has_nothing_left_to_do(evolved, settings):
 def test_front_as_json_and_csv(run):
     rows = json.loads(ok("front", run, "--json"))
     assert [set(row) for row in rows] == [{"id", "genome", "objectives"}] * len(rows) and rows
-    assert all(from_json(row["genome"]).id == row["id"] and set(row["objectives"]) == {"loss", "parameters", "cache"} for row in rows)
+    assert all(
+        from_json(row["genome"]).id == row["id"] and set(row["objectives"]) == {"loss", "parameters", "cache"}
+        for row in rows
+    )
     table = ok("front", run, "--csv").splitlines()
     assert table[0] == "id,generation,loss,parameters,cache,genome" and len(table) == len(rows) + 1
     assert "exclude each other" in refused("front", run, "--json", "--csv")
@@ -125,7 +143,9 @@ def test_plot_writes_where_it_is_told(run, tmp_path):
 
 def test_show_understands_every_kind_of_genome(run, tmp_path):
     knee = Run(run).knee()
-    (tmp_path / "mine.json").write_text(json.dumps(star.genome.to_json(knee.genome, name="mine", description="found by me")))
+    (tmp_path / "mine.json").write_text(
+        json.dumps(star.genome.to_json(knee.genome, name="mine", description="found by me"))
+    )
     for source in (f"{run}:knee", f"{run}:{knee.id}", f"{run}:{knee.id[:8]}", tmp_path / "mine.json"):
         assert knee.genome.id in ok("show", source)
     assert "found by me" in ok("show", tmp_path / "mine.json")
@@ -151,13 +171,19 @@ def test_export_and_generate(run, tmp_path):
     assert first == second and first.startswith("def ") and len(first) > 20
     assert ok("generate", tmp_path / "model", "--tokens", 20, "--temperature", 0)
     config = json.loads((tmp_path / "model" / "config.json").read_text())
-    assert config["source"]["run"] == str(run) and config["trained"] and config["metrics"]["loss"] == Run(run).knee().objectives["loss"]
+    assert (
+        config["source"]["run"] == str(run)
+        and config["trained"]
+        and config["metrics"]["loss"] == Run(run).knee().objectives["loss"]
+    )
     assert "holds an exported model already" in refused("export", f"{run}:knee", "--out", tmp_path / "model")
     ok("export", f"{run}:knee", "--out", tmp_path / "model", "--overwrite")
 
 
 def test_export_of_an_untrained_genome_is_asked_for(tmp_path):
-    assert "--untrained" in refused("export", "transformer++", "--d-model", 32, "--depth", 2, "--out", tmp_path / "model")
+    assert "--untrained" in refused(
+        "export", "transformer++", "--d-model", 32, "--depth", 2, "--out", tmp_path / "model"
+    )
     ok("export", "transformer++", "--d-model", 32, "--depth", 2, "--untrained", "--out", tmp_path / "model")
     assert star.genome.load_genome("transformer++", 32, 2) == star.export.load(tmp_path / "model").genome
 
@@ -168,11 +194,24 @@ def test_weights_that_were_not_kept_are_missed(run):
 
 
 def test_train_one_architecture(text, tmp_path):
-    options = ("--preset", "smoke", "--data", text, "--tokens", "1_024", "--set", "eval_tokens=512", "--out", tmp_path / "model")
+    options = (
+        "--preset",
+        "smoke",
+        "--data",
+        text,
+        "--tokens",
+        "1_024",
+        "--set",
+        "eval_tokens=512",
+        "--out",
+        tmp_path / "model",
+    )
     output = ok("train", "transformer++", "--d-model", 32, "--depth", 2, *options)
     assert re.search(r"validation loss \d\.\d+ \+- ", output) and "byte bigram" in output
     assert ok("generate", tmp_path / "model", "--tokens", 10)
-    assert "holds an exported model already" in refused("train", "transformer++", "--d-model", 32, "--depth", 2, *options)
+    assert "holds an exported model already" in refused(
+        "train", "transformer++", "--d-model", 32, "--depth", 2, *options
+    )
 
 
 def test_train_a_scaled_backbone_with_every_technique(text, tmp_path):
@@ -188,13 +227,32 @@ def test_train_a_scaled_backbone_with_every_technique(text, tmp_path):
     assert config["genome"]["d_model"] == 64 and len(config["genome"]["backbone"].split("-")) == 4
     assert ok("generate", out, "--tokens", 10)
     assert not list(tmp_path.glob("*.checkpoint.safetensors"))
-    assert "'3x-heads' is no part of a scale" in refused("train", "1-9", "--scale", "3x-heads", "--out", tmp_path / "other")
-    assert "pip install 'star[wandb]'" in refused("train", "1-9", "--log", "wandb:a", "--out", tmp_path / "other") or "wandb" in sys.modules
+    assert "'3x-heads' is no part of a scale" in refused(
+        "train", "1-9", "--scale", "3x-heads", "--out", tmp_path / "other"
+    )
+    assert (
+        "pip install 'star[wandb]'" in refused("train", "1-9", "--log", "wandb:a", "--out", tmp_path / "other")
+        or "wandb" in sys.modules
+    )
 
 
 def test_what_a_refinement_made_is_shown_exported_and_trained_longer(run, text, tmp_path):
     path = Path(shutil.copytree(run, tmp_path / "run"))
-    output = ok("refine", path, "--members", "knee", "--budget", 10, "--seeds", 1, "--change", "recipes", "--no-policy", "--range", "optimizer=muon")
+    output = ok(
+        "refine",
+        path,
+        "--members",
+        "knee",
+        "--budget",
+        10,
+        "--seeds",
+        1,
+        "--change",
+        "recipes",
+        "--no-policy",
+        "--range",
+        "optimizer=muon",
+    )
     assert "full trainings" in output and "plots:" in output
     refined = Run(path).refinement()
     made = next(c for c in refined.candidates() if c.recipe.optimizer == "muon" and c.metrics["fresh"])
@@ -203,14 +261,47 @@ def test_what_a_refinement_made_is_shown_exported_and_trained_longer(run, text, 
     output = ok("train", f"{path}:{made.id}", "--data", text, "--tokens", 2_048, "--out", out)
     assert "muon" in output and ok("generate", out, "--tokens", 10)
     told = json.loads((out / "training.json").read_text())["recipe"]
-    assert told["learning_rate"] == made.recipe.learning_rate and told["tokens"] == 2_048 and told["betas"] == list(made.recipe.betas)
-    other = ok("train", f"{path}:{made.id}", "--data", text, "--preset", "smoke", "--tokens", 1_024, "--set", "eval_tokens=512", "--out", tmp_path / "plain")
+    assert (
+        told["learning_rate"] == made.recipe.learning_rate
+        and told["tokens"] == 2_048
+        and told["betas"] == list(made.recipe.betas)
+    )
+    other = ok(
+        "train",
+        f"{path}:{made.id}",
+        "--data",
+        text,
+        "--preset",
+        "smoke",
+        "--tokens",
+        1_024,
+        "--set",
+        "eval_tokens=512",
+        "--out",
+        tmp_path / "plain",
+    )
     assert "muon" not in other
-    assert "exported" in ok("export", f"{path}:{made.id}", "--out", tmp_path / "exported") and ok("generate", tmp_path / "exported", "--tokens", 10)
+    assert "exported" in ok("export", f"{path}:{made.id}", "--out", tmp_path / "exported") and ok(
+        "generate", tmp_path / "exported", "--tokens", 10
+    )
 
 
 def test_train_goes_on_where_it_was_stopped(text, tmp_path):
-    options = ("--preset", "smoke", "--data", text, "--d-model", 32, "--depth", 2, "--set", "eval_tokens=512", "--set", "device=cpu", "--tokens")
+    options = (
+        "--preset",
+        "smoke",
+        "--data",
+        text,
+        "--d-model",
+        32,
+        "--depth",
+        2,
+        "--set",
+        "eval_tokens=512",
+        "--set",
+        "device=cpu",
+        "--tokens",
+    )
     ok("train", "transformer++", *options, 40_960, "--out", tmp_path / "whole")
     stopped = process("train", "transformer++", *options, 40_960, "--out", tmp_path / "model")
     checkpoint = tmp_path / "model.checkpoint.safetensors"
@@ -219,9 +310,13 @@ def test_train_goes_on_where_it_was_stopped(text, tmp_path):
     stopped.kill()
     stopped.wait()
     assert checkpoint.exists() and not (tmp_path / "model").exists()
-    assert "of another run: its recipe" in refused("train", "transformer++", *options, 20_480, "--out", tmp_path / "model")
+    assert "of another run: its recipe" in refused(
+        "train", "transformer++", *options, 20_480, "--out", tmp_path / "model"
+    )
     assert f"going on from {checkpoint}" in ok("train", "transformer++", *options, 40_960, "--out", tmp_path / "model")
-    whole, resumed = (json.loads((tmp_path / name / "training.json").read_text())["curve"] for name in ("whole", "model"))
+    whole, resumed = (
+        json.loads((tmp_path / name / "training.json").read_text())["curve"] for name in ("whole", "model")
+    )
     assert [p["val_loss"] for p in whole] == [p["val_loss"] for p in resumed]
 
 
@@ -263,7 +358,10 @@ def test_unknown_genome_name():
     assert "did you mean 'transformer++'" in refused("show", "transformr++")
 
 
-@pytest.mark.parametrize("genome, message", [("21211-312", "segment 2 is '312'"), ("1--9", "segment 2 is ''"), ("1.2-9", "segment 1 is '1.2'")])
+@pytest.mark.parametrize(
+    "genome, message",
+    [("21211-312", "segment 2 is '312'"), ("1--9", "segment 2 is ''"), ("1.2-9", "segment 1 is '1.2'")],
+)
 def test_malformed_genome_text(genome, message):
     assert message in refused("show", genome)
 
@@ -288,7 +386,10 @@ def test_gene_out_of_range_names_gene_liv_and_legal_values(genome):
         ("[1, 2]", 'JSON object with "format": "star-genome"'),
         ('{"format": "star-genome", "version": 7}', "genome version 7 is not supported"),
         ('{"format": "star-genome", "version": 1, "backbone": "1", "colour": 3}', "unknown key 'colour'"),
-        ('{"format": "star-genome", "version": 1, "backbone": [[1, 0, 0, 0, 0], [500, 0, 0, 0, 0]]}', "LIV 2: gene 'class' is 500"),
+        (
+            '{"format": "star-genome", "version": 1, "backbone": [[1, 0, 0, 0, 0], [500, 0, 0, 0, 0]]}',
+            "LIV 2: gene 'class' is 500",
+        ),
         ('{"format": "star-genome", "version": 1, "backbone": "1", "head_dim": 7}', "head_dim is 7"),
     ],
 )
@@ -372,7 +473,11 @@ def test_exported_folder_that_is_none(tmp_path):
 
 def test_folder_that_cannot_be_written(run, tmp_path):
     below = written(tmp_path, "file", "") / "plots"
-    for arguments in (("plot", run, "--out", below), ("export", f"{run}:knee", "--out", below), ("show", "1-9", "--diagram", below / "x.png")):
+    for arguments in (
+        ("plot", run, "--out", below),
+        ("export", f"{run}:knee", "--out", below),
+        ("show", "1-9", "--diagram", below / "x.png"),
+    ):
         assert str(tmp_path / "file") in refused(*arguments)
 
 
@@ -394,14 +499,29 @@ def test_work_that_fails_is_exit_code_1(tmp_path, monkeypatch):
 def test_full_disk_under_the_output(run):
     with open("/dev/full", "w") as full:
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        result = subprocess.run([sys.executable, "-m", "star", "front", str(run), "--json"], env=environment, stdout=full, stderr=subprocess.PIPE, text=True)
-    assert result.returncode == 1 and result.stderr.startswith("star: the disk is full") and "Traceback" not in result.stderr
+        result = subprocess.run(
+            [sys.executable, "-m", "star", "front", str(run), "--json"],
+            env=environment,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert (
+        result.returncode == 1
+        and result.stderr.startswith("star: the disk is full")
+        and "Traceback" not in result.stderr
+    )
 
 
 def test_errors_go_to_standard_error_and_a_closed_pipe_is_quiet(run):
     child = process("status", "nowhere")
     output, errors = child.communicate()
-    assert child.returncode == 2 and output == "" and errors.startswith("star: there is no run at nowhere") and errors.count("\n") == 1
+    assert (
+        child.returncode == 2
+        and output == ""
+        and errors.startswith("star: there is no run at nowhere")
+        and errors.count("\n") == 1
+    )
     child = process("show", "--genes")
     child.stdout.close()
     assert child.stderr.read() == "" and child.wait() == 1
@@ -418,7 +538,9 @@ def test_ctrl_c_finishes_cleanly_and_says_how_to_resume(tmp_path, settings):
             break
     rest, errors = child.communicate(timeout=60)
     assert child.returncode == 1 and errors == "", errors
-    assert re.search(rf"Stopped after \d+ of \d+ candidates; star evolve {re.escape(str(run))} goes on from here\.", rest)
+    assert re.search(
+        rf"Stopped after \d+ of \d+ candidates; star evolve {re.escape(str(run))} goes on from here\.", rest
+    )
     assert "stopped; star evolve" in ok("status", run)
     done = Run(run).status()["done"]
     assert 1 <= done < 100

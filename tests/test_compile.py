@@ -39,7 +39,9 @@ def agree(compiled: list[torch.Tensor], eager: list[torch.Tensor]) -> bool:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")
-@pytest.mark.parametrize("name, backend", [*((c.name, "aot_eager") for c in POOL), *((name, "inductor") for name in COMPILED_TO_CODE)])
+@pytest.mark.parametrize(
+    "name, backend", [*((c.name, "aot_eager") for c in POOL), *((name, "inductor") for name in COMPILED_TO_CODE)]
+)
 def test_compiled_operator_is_the_eager_one_in_one_graph_compiled_once(name, backend):
     liv = smallest(next(c.operator for c in POOL if c.name == name))
     torch._dynamo.reset()

@@ -11,7 +11,9 @@ from star.genome import Gene, Genome, Space
 from star.genome.pool import POOL
 
 ALL = tuple(range(len(POOL) + 1))
-ANY_WIDTH = tuple(c for c in ALL if c == 0 or POOL[c - 1].name not in ("GQA-3-QKN",))  # three queries to a key need a width of their own
+ANY_WIDTH = tuple(
+    c for c in ALL if c == 0 or POOL[c - 1].name not in ("GQA-3-QKN",)
+)  # three queries to a key need a width of their own
 SPACES = [
     Space(24, (64, 128), 16),
     Space(8, (128, 256), 16, classes=ANY_WIDTH, norms=(1, 2, 3), residuals=(1, 2)),
@@ -49,7 +51,10 @@ def test_published_parameter_counts(name, published):
     assert costs(genome.genome, genome.vocab_size).parameters == published
 
 
-@pytest.mark.parametrize("name, d, numbers", [("SA-1", 768, 2 * 768), ("GQA-4-QKN", 768, 2 * 192), ("MQA", 768, 2 * 64), ("GConv-1", 768, 0), ("Rec-1", 768, 0)])
+@pytest.mark.parametrize(
+    "name, d, numbers",
+    [("SA-1", 768, 2 * 768), ("GQA-4-QKN", 768, 2 * 192), ("MQA", 768, 2 * 64), ("GConv-1", 768, 0), ("Rec-1", 768, 0)],
+)
 def test_cache_numbers_per_token(name, d, numbers):
     """operators.md, section 7: slope of the cache in numbers per token."""
     genome = Genome((Gene([c.name for c in POOL].index(name) + 1),), d)
@@ -57,7 +62,10 @@ def test_cache_numbers_per_token(name, d, numbers):
     assert slope == 2 * numbers
 
 
-@pytest.mark.parametrize("name, d, exact", [("SWA-2048", 768, 2 * 2 * 768 * 2047), ("GConv-1", 768, 2 * 768 * 2), ("GConv-2", 768, 2 * 8 * 768 * 4)])
+@pytest.mark.parametrize(
+    "name, d, exact",
+    [("SWA-2048", 768, 2 * 2 * 768 * 2047), ("GConv-1", 768, 2 * 768 * 2), ("GConv-2", 768, 2 * 8 * 768 * 4)],
+)
 def test_exact_cache_bytes(name, d, exact):
     genome = Genome((Gene([c.name for c in POOL].index(name) + 1),), d)
     assert costs(genome, seq_len=4096).cache_bytes_exact == exact
@@ -89,4 +97,6 @@ def test_flops_of_channel_maps_are_what_torch_counts(c):
     blocks = sum(w.flops for name, w in matrices.items() if name.endswith("_gate"))  # block-diagonal: batched products
     filters = sum(w.flops for w in config.weights().values() if w.kind == "vector")
     assert counted == batch * seq_len * (config.channel_flops() - blocks - filters + 2 * 50 * 128)
-    assert costs(genome, 50, seq_len).train_flops_per_token == 3 * (config.channel_flops() + config.mixing_flops(seq_len) + 2 * 50 * 128)
+    assert costs(genome, 50, seq_len).train_flops_per_token == 3 * (
+        config.channel_flops() + config.mixing_flops(seq_len) + 2 * 50 * 128
+    )

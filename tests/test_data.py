@@ -28,7 +28,10 @@ def cache(tmp_path, monkeypatch):
 def write_documents(folder: Path, n: int, seed: int = 0) -> list[bytes]:
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    documents = [f"document {i}: ".encode() + bytes(rng.integers(97, 123, size=rng.integers(50, 400), dtype=np.uint8)) for i in range(n)]
+    documents = [
+        f"document {i}: ".encode() + bytes(rng.integers(97, 123, size=rng.integers(50, 400), dtype=np.uint8))
+        for i in range(n)
+    ]
     for i, document in enumerate(documents):
         (folder / f"{i:04}.txt").write_bytes(document)
     return documents
@@ -40,7 +43,9 @@ def documents_of(tokens) -> list[bytes]:
 
 def in_process(code: str, **environment) -> subprocess.Popen:
     command = [sys.executable, "-c", code]
-    return subprocess.Popen(command, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 # ---- the split
@@ -216,7 +221,11 @@ except UserError as error:
     print(error)
 """
     output, _ = in_process(code).communicate(timeout=60)
-    assert output.startswith(f"Cannot write the corpus cache in {cache}: ") and "STAR_CACHE" in output and output.count("\n") == 1
+    assert (
+        output.startswith(f"Cannot write the corpus cache in {cache}: ")
+        and "STAR_CACHE" in output
+        and output.count("\n") == 1
+    )
     assert list(cache.iterdir()) == []
     assert len(open_corpus(tmp_path / "text").train) > 10_000
 
@@ -292,7 +301,11 @@ except UserError as error:
 @pytest.mark.parametrize(
     "write, spec, message",
     [
-        (lambda p: p.write_text('{"id": 1, "n": 2}\n'), "hf:json:{}", "no column of text; its first row has the columns id, n"),
+        (
+            lambda p: p.write_text('{"id": 1, "n": 2}\n'),
+            "hf:json:{}",
+            "no column of text; its first row has the columns id, n",
+        ),
         (lambda p: p.write_text("{{{"), "hf:json:{}", "cannot read"),
         (lambda p: None, "hf:json:{}", "matches no file"),
         (lambda p: None, "hf:", "names no dataset"),
@@ -355,7 +368,9 @@ def test_context_longer_than_the_corpus(tmp_path):
     (tmp_path / "text").write_bytes(b"a text of no great length, " * 40)  # 1080 bytes, 108 of them for validation
     corpus = open_corpus(tmp_path / "text")
     corpus.check_context(50)
-    with pytest.raises(UserError, match="too small for a context of 128 tokens: its validation side has 108 tokens and needs 257"):
+    with pytest.raises(
+        UserError, match="too small for a context of 128 tokens: its validation side has 108 tokens and needs 257"
+    ):
         corpus.check_context(128)
 
 

@@ -54,7 +54,9 @@ def test_in_process_endings():
 def test_pool_endings(pool):
     """Each misbehaviour between well-behaved jobs: only the misbehaving one suffers."""
     kinds = [*ENDINGS, "die", "hang"]
-    jobs = {f"{i}": {"do": do} for i, do in enumerate(kinds)} | {f"good{i}": {"do": "ok", "number": i} for i in range(6)}
+    jobs = {f"{i}": {"do": do} for i, do in enumerate(kinds)} | {
+        f"good{i}": {"do": "ok", "number": i} for i in range(6)
+    }
     outcomes = drive(pool, dict(sorted(jobs.items(), key=lambda item: item[0][-1])))
     statuses = {do: outcomes[str(i)].status for i, do in enumerate(kinds)}
     assert statuses == ENDINGS | {"die": "lost", "hang": "timeout"}

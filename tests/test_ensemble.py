@@ -64,7 +64,9 @@ def test_accumulation_a_rung_and_shared_weights(corpus):
     """The last step has fewer micro-batches, the stop is between two points of the curve, and LIVs share weights and features."""
     recipes = [RECIPE.replace(accumulate=3, seed=seed) for seed in range(2)]
     shared = "11212-9-11212-50022-50022"
-    apart = [train(model, corpus, recipe, stop_tokens=700) for model, recipe in zip(models(2, shared), recipes, strict=True)]
+    apart = [
+        train(model, corpus, recipe, stop_tokens=700) for model, recipe in zip(models(2, shared), recipes, strict=True)
+    ]
     assert_same(train_many(models(2, shared), corpus, recipes, stop_tokens=700), apart)
     assert apart[0].steps == 4 and apart[0].tokens == 12 * 64
 

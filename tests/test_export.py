@@ -23,7 +23,21 @@ from star.export.source import link
 from star.genome import POOL, Gene, Genome, Space
 
 SHARED = Genome(
-    tuple(Gene(*g) for g in ((1, 1, 2, 1, 2), (9,), (1, 1, 2, 1, 2), (5, 0, 0, 2, 2), (5, 2, 2, 2, 2), (5, 2, 2), (8,), (12,), (7, 0, 0, 3, 3), (7, 0, 0, 3, 3))),
+    tuple(
+        Gene(*g)
+        for g in (
+            (1, 1, 2, 1, 2),
+            (9,),
+            (1, 1, 2, 1, 2),
+            (5, 0, 0, 2, 2),
+            (5, 2, 2, 2, 2),
+            (5, 2, 2),
+            (8,),
+            (12,),
+            (7, 0, 0, 3, 3),
+            (7, 0, 0, 3, 3),
+        )
+    ),
     d_model=64,
     head_dim=16,
 )
@@ -60,14 +74,18 @@ def logits_of(model) -> list[torch.Tensor]:
 
 @pytest.fixture
 def exported(tmp_path) -> Path:
-    return export_model(built(SHARED), SHARED, tmp_path / "model", source={"run": "runs/a", "id": SHARED.id}, metrics={"loss": 1.5})
+    return export_model(
+        built(SHARED), SHARED, tmp_path / "model", source={"run": "runs/a", "id": SHARED.id}, metrics={"loss": 1.5}
+    )
 
 
 def fresh_logits(folder: Path, tmp_path: Path) -> list[torch.Tensor]:
     """What a new interpreter gives that has no path to STAR: isolated, and its own STAR taken away if one is installed."""
     script, out = tmp_path / "fresh.py", tmp_path / "logits.pt"
     script.write_text('import sys; sys.modules["star"] = None\n' + FRESH)
-    result = subprocess.run([sys.executable, "-I", str(script), str(folder), str(out)], cwd=tmp_path, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-I", str(script), str(folder), str(out)], cwd=tmp_path, capture_output=True, text=True
+    )
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "['star']"  # the one that is None
     return torch.load(out)
@@ -216,26 +234,59 @@ FAULTS = {
     "no config": (lambda f: (f / "config.json").unlink(), "is no exported model"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), r"model\.safetensors: the file is missing"),
     "config is no JSON": (lambda f: (f / "config.json").write_text("{"), r"config\.json: cannot be read as JSON"),
-    "config is binary": (lambda f: (f / "config.json").write_bytes(b"\xff\xfe\x00"), r"config\.json: cannot be read as JSON"),
-    "config is deep": (lambda f: (f / "config.json").write_text("[" * 500_000), r"config\.json: cannot be read as JSON"),
-    "config is foreign": (lambda f: (f / "config.json").write_text('{"model_type": "llama"}'), "is no exported STAR model"),
+    "config is binary": (
+        lambda f: (f / "config.json").write_bytes(b"\xff\xfe\x00"),
+        r"config\.json: cannot be read as JSON",
+    ),
+    "config is deep": (
+        lambda f: (f / "config.json").write_text("[" * 500_000),
+        r"config\.json: cannot be read as JSON",
+    ),
+    "config is foreign": (
+        lambda f: (f / "config.json").write_text('{"model_type": "llama"}'),
+        "is no exported STAR model",
+    ),
     "config is huge": (lambda f: (f / "config.json").write_text(" " * 3_000_000), "too large"),
     "another version": (lambda f: change_config(f, version=9), "version 9 is not supported"),
-    "vocabulary is text": (lambda f: change_config(f, vocab_size="256"), "'vocab_size' is '256'; it must be an integer"),
+    "vocabulary is text": (
+        lambda f: change_config(f, vocab_size="256"),
+        "'vocab_size' is '256'; it must be an integer",
+    ),
     "vocabulary is huge": (lambda f: change_config(f, vocab_size=10**12), "'vocab_size' is 1000000000000"),
     "vocabulary of others": (lambda f: change_config(f, vocab_size=255), "tensor embedding has shape"),
     "tokenizer unknown": (lambda f: change_config(f, tokenizer="../../x"), "'tokenizer' is"),
     "genome is text": (lambda f: change_config(f, genome="1-9"), r"config\.json: genome"),
-    "genome of others": (lambda f: change_config(f, genome=star.genome.to_json(EVERY_CLASS)), "weights of another architecture"),
-    "genome does not fit": (lambda f: change_config(f, genome=star.genome.to_json(SHARED) | {"d_model": 60}), r"config\.json: genome"),
-    "genome is huge": (lambda f: change_config(f, genome=star.genome.to_json(SHARED) | {"d_model": 65_536}), "has shape"),
+    "genome of others": (
+        lambda f: change_config(f, genome=star.genome.to_json(EVERY_CLASS)),
+        "weights of another architecture",
+    ),
+    "genome does not fit": (
+        lambda f: change_config(f, genome=star.genome.to_json(SHARED) | {"d_model": 60}),
+        r"config\.json: genome",
+    ),
+    "genome is huge": (
+        lambda f: change_config(f, genome=star.genome.to_json(SHARED) | {"d_model": 65_536}),
+        "has shape",
+    ),
     "weights truncated": (truncate, r"model\.safetensors: is missing, damaged"),
-    "weights are text": (lambda f: (f / "model.safetensors").write_text("hello"), r"model\.safetensors: is missing, damaged"),
+    "weights are text": (
+        lambda f: (f / "model.safetensors").write_text("hello"),
+        r"model\.safetensors: is missing, damaged",
+    ),
     "weights changed": (flip_a_bit, "is not what was exported"),
     "tensor missing": (lambda f: change_tensors(f, lambda t: t.pop("final_norm")), "tensor final_norm is missing"),
-    "tensor too many": (lambda f: change_tensors(f, lambda t: t.update(x=torch.ones(1))), "tensor x is not part of the genome"),
-    "tensor misshapen": (lambda f: change_tensors(f, lambda t: t.update(final_norm=torch.ones(3))), r"final_norm has shape \[3\]"),
-    "tensor of integers": (lambda f: change_tensors(f, lambda t: t.update(final_norm=torch.ones(64, dtype=torch.int64))), "all must be of one type"),
+    "tensor too many": (
+        lambda f: change_tensors(f, lambda t: t.update(x=torch.ones(1))),
+        "tensor x is not part of the genome",
+    ),
+    "tensor misshapen": (
+        lambda f: change_tensors(f, lambda t: t.update(final_norm=torch.ones(3))),
+        r"final_norm has shape \[3\]",
+    ),
+    "tensor of integers": (
+        lambda f: change_tensors(f, lambda t: t.update(final_norm=torch.ones(64, dtype=torch.int64))),
+        "all must be of one type",
+    ),
     "link out of the folder": (link_out, "must be a plain file inside"),
     "pipe": (pipe, "must be a plain file inside"),
 }
@@ -281,7 +332,11 @@ def test_equal_names_in_two_modules_stay_apart():
 
 
 def test_names_are_followed_through_modules_that_pass_them_on():
-    sources = {"star.a": "def f():\n    return 3\n", "star.p": "from star.a import f\n", "star.b": "from star.p import f as g\n\n\ndef h():\n    return g()\n"}
+    sources = {
+        "star.a": "def f():\n    return 3\n",
+        "star.p": "from star.a import f\n",
+        "star.b": "from star.p import f as g\n\n\ndef h():\n    return g()\n",
+    }
     assert run_linked(sources, ("star.b", "h"))["h"]() == 3
 
 

@@ -50,7 +50,19 @@ def test_the_id_is_of_the_integers_not_of_the_names():
     assert genome("1-9").id != genome("1-9", d_model=128).id
 
 
-@pytest.mark.parametrize("gene", [Gene(7), Gene(42), Gene(99), Gene(100), Gene(4321), Gene(9, 1, 2, 0, 0), Gene(100, 1, 1, 0, 0), Gene(9, 1, 12, 0, 0)])
+@pytest.mark.parametrize(
+    "gene",
+    [
+        Gene(7),
+        Gene(42),
+        Gene(99),
+        Gene(100),
+        Gene(4321),
+        Gene(9, 1, 2, 0, 0),
+        Gene(100, 1, 1, 0, 0),
+        Gene(9, 1, 12, 0, 0),
+    ],
+)
 def test_a_segment_of_text_is_read_back_whatever_its_numbers(gene):
     assert parse_text(_segment(gene)) == (gene,) and parse_text(f"1-{_segment(gene)}-12") == (Gene(1), gene, Gene(12))
 

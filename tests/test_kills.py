@@ -145,7 +145,9 @@ def assessed(path: Path) -> Counter:
 def check_sane(path: Path) -> None:
     """Each candidate was proposed once by the search, settled once and told once."""
     events = read_events(path)
-    asked = Counter(row["id"] for e in events if e.kind == "ask" and e.data["generation"] is not None for row in e.data["proposals"])
+    asked = Counter(
+        row["id"] for e in events if e.kind == "ask" and e.data["generation"] is not None for row in e.data["proposals"]
+    )
     ended = Counter(e.data["id"] for e in events if e.kind == "finish" and e.data["final"])
     told = Counter(row[0] for e in events if e.kind == "tell" for row in e.data["told"])
     assert set(asked.values()) == set(ended.values()) == set(told.values()) == {1}
@@ -185,7 +187,11 @@ def test_one_run_killed_again_and_again(fast, mode, slots, every):
         run.parent.mkdir()
     assert child(session, undisturbed, settings, slots) == 0
     rng, kills = random.Random(0), 0
-    while (code := child(session, path, settings.replace({"journal": rng.choice(["wal", "delete"])}), slots, rng.randint(8, 24))) != 0:
+    while (
+        code := child(
+            session, path, settings.replace({"journal": rng.choice(["wal", "delete"])}), slots, rng.randint(8, 24)
+        )
+    ) != 0:
         assert code == -signal.SIGKILL
         kills += 1
         assert kills < 500
@@ -226,7 +232,11 @@ def test_workers_are_killed_at_random_moments(tmp_path):
         thread.join()
         pool.close()
     assert ending.status == "finished" and kills >= 20
-    lost = [event.data for event in read_events(tmp_path / "run") if event.kind == "finish" and event.data["status"] == "lost"]
+    lost = [
+        event.data
+        for event in read_events(tmp_path / "run")
+        if event.kind == "finish" and event.data["status"] == "lost"
+    ]
     assert len(lost) >= 5 and not any(data["final"] for data in lost)
     assert everything(tmp_path / "run") == everything(tmp_path / "undisturbed")
     check_sane(tmp_path / "run")
@@ -252,9 +262,18 @@ def test_real_training_killed_and_resumed(tmp_path, rungs):
     text.mkdir()
     for i in range(40):
         (text / f"{i}.txt").write_text("".join(f"line {i * j % 97} of document {i}\n" for j in range(60)))
-    small = {"data.corpus": str(text), "space.slots": 2, "space.classes": (1, 7, 9), "search.population": 3, "search.offspring": 3, "search.generations": 2}
+    small = {
+        "data.corpus": str(text),
+        "space.slots": 2,
+        "space.classes": (1, 7, 9),
+        "search.population": 3,
+        "search.offspring": 3,
+        "search.generations": 2,
+    }
     small |= {"search.rungs": rungs}
-    settings = load_config("smoke", overrides=small | {"training.tokens": 1024, "training.eval_tokens": 512, "engine.kind": "inprocess"})
+    settings = load_config(
+        "smoke", overrides=small | {"training.tokens": 1024, "training.eval_tokens": 512, "engine.kind": "inprocess"}
+    )
     training = "star.assess.evaluations.training:assess"
     undisturbed, path = tmp_path / "undisturbed" / "run", tmp_path / "killed" / "run"
     for run in (undisturbed, path):
@@ -277,7 +296,9 @@ def test_real_training_killed_and_resumed(tmp_path, rungs):
 
     moments = [("star.training.run", "evaluate", 2), ("star.assess.evaluations.training", "write_atomically", 1)]
     moments += [("star.assess.evaluations.training", "write_json", 1), ("star.engine.inprocess", "Outcome", 1)]
-    moments += [("star.training.run", "save_checkpoint", 1), ("star.training.run", "load_checkpoint", 0)] if rungs else []
+    moments += (
+        [("star.training.run", "save_checkpoint", 1), ("star.training.run", "load_checkpoint", 0)] if rungs else []
+    )
     for moment in moments:
         assert child(killed_in, *moment) == -signal.SIGKILL, moment
     assert child(session, path, settings, 1, 40, training) == -signal.SIGKILL

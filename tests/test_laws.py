@@ -327,9 +327,13 @@ def test_gradients(operator):
 @every_operator
 def test_extreme_gates_and_long_constant_inputs_stay_finite(operator):
     liv = build(operator, torch.float32)
-    vectors = [n for n, w in liv.config.weights().items() if w.kind == "vector" and n.endswith(("bias", "rate", "angle"))]
+    vectors = [
+        n for n, w in liv.config.weights().items() if w.kind == "vector" and n.endswith(("bias", "rate", "angle"))
+    ]
     settings = [{}] + [{name: value} for name in vectors for value in (-30.0, 30.0)]
-    inputs = [tokens(liv, 130, dtype=torch.float32) * size for size in (0.0, 1.0, 100.0)] + [torch.ones(1, 1500, liv.config.d_model)]
+    inputs = [tokens(liv, 130, dtype=torch.float32) * size for size in (0.0, 1.0, 100.0)] + [
+        torch.ones(1, 1500, liv.config.d_model)
+    ]
     for setting in settings:
         extreme = copy.deepcopy(liv)
         for name, value in setting.items():
@@ -375,7 +379,9 @@ def test_vmap_over_stacked_weights(operator):
         gradients = torch.autograd.grad(together.sin().sum(), [x, *weights.values()])
         own = x.unbind() if stacked else (x, x)
         apart = [liv(own_x)[0] for liv, own_x in zip(livs, own)]
-        expected = torch.autograd.grad(sum(y.sin().sum() for y in apart), [x, *(p for liv in livs for p in liv.parameters())])
+        expected = torch.autograd.grad(
+            sum(y.sin().sum() for y in apart), [x, *(p for liv in livs for p in liv.parameters())]
+        )
         for y, single in zip(together, apart):
             assert error(y.detach(), single.detach()) < 1e-12
         assert error(gradients[0], expected[0]) < 1e-9

@@ -32,8 +32,14 @@ def test_value_and_both_gradients_are_those_of_torch(chunk, reduction, ignored):
     targets[:ignored] = IGNORED
     loss, expected = cross_entropy(x, head, targets, reduction, chunk), reference(x, head, targets, reduction)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
-    weights = torch.linspace(-1, 2, N, dtype=torch.float64) if reduction == "none" else torch.tensor(0.37, dtype=torch.float64)
-    for mine, theirs in zip(*(torch.autograd.grad(value, (x, head), weights) for value in (loss, expected)), strict=True):
+    weights = (
+        torch.linspace(-1, 2, N, dtype=torch.float64)
+        if reduction == "none"
+        else torch.tensor(0.37, dtype=torch.float64)
+    )
+    for mine, theirs in zip(
+        *(torch.autograd.grad(value, (x, head), weights) for value in (loss, expected)), strict=True
+    ):
         torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-13)
     with torch.no_grad():
         torch.testing.assert_close(cross_entropy(x, head, targets, reduction, chunk), expected, rtol=1e-12, atol=1e-12)
@@ -42,7 +48,9 @@ def test_value_and_both_gradients_are_those_of_torch(chunk, reduction, ignored):
 def test_gradient_by_finite_differences_and_only_where_it_is_asked_for():
     x, head, targets = example()
     x, targets = x[:5].detach().requires_grad_(), targets[:5] % 7
-    assert torch.autograd.gradcheck(lambda a, b: cross_entropy(a, b, targets, "mean", 2), (x, head[:7].detach().requires_grad_()))
+    assert torch.autograd.gradcheck(
+        lambda a, b: cross_entropy(a, b, targets, "mean", 2), (x, head[:7].detach().requires_grad_())
+    )
     loss = cross_entropy(x.detach(), head, targets, "mean", 2)
     assert loss.requires_grad and torch.autograd.grad(loss, head)[0].abs().max() > 0
     assert not cross_entropy(x.detach(), head.detach(), targets, "mean", 2).requires_grad
@@ -77,7 +85,9 @@ def test_a_model_of_a_large_vocabulary_learns_as_if_all_logits_were_made(tied, r
     assert shape[0] * shape[1] > tokens_at_once(torch.empty(shape[0] * shape[1], 16), model.head_weight) > 0
     loss = model.loss(tokens, targets, reduction)
     logits, _ = model(tokens)
-    expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=reduction).view(targets.shape if reduction == "none" else ())
+    expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=reduction).view(
+        targets.shape if reduction == "none" else ()
+    )
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
     parameters = list(model.parameters())
     for mine, theirs in zip(*(torch.autograd.grad(value.sum(), parameters) for value in (loss, expected)), strict=True):
@@ -115,7 +125,9 @@ def test_an_ensemble_under_vmap_has_the_losses_and_gradients_of_its_members():
     members = [example(seed=seed) for seed in range(3)]
     xs, heads = (torch.stack([m[i].detach() for m in members]) for i in (0, 1))
     targets = members[0][2]
-    gradient = torch.func.grad_and_value(lambda x, head: ChunkedCrossEntropy.apply(x, head, targets, 7)[0], argnums=(0, 1))
+    gradient = torch.func.grad_and_value(
+        lambda x, head: ChunkedCrossEntropy.apply(x, head, targets, 7)[0], argnums=(0, 1)
+    )
     (dx, dhead), losses = torch.func.vmap(gradient)(xs, heads)
     for i, (x, head, _) in enumerate(members):
         expected = reference(x, head, targets, "mean")

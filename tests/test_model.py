@@ -103,7 +103,10 @@ def test_published_cache_and_size():
     assert star.costs(pairs(24, 2048)).backbone_parameters == 1_207_910_400
 
 
-@pytest.mark.parametrize(("name", "parameters"), [("350m", 354_483_968), ("700m", 742_489_344), ("1.2b", 1_170_340_608), ("2.6b", 2_569_272_320)])
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("350m", 354_483_968), ("700m", 742_489_344), ("1.2b", 1_170_340_608), ("2.6b", 2_569_272_320)],
+)
 def test_lfm2_parameters_to_the_last_digit(name, parameters):
     assert star.costs(f"lfm2-{name}", vocab_size=65_536).parameters == parameters
 
@@ -200,8 +203,18 @@ def test_a_state_that_does_not_fit_an_operator_is_one_sentence():
     for liv, state, offset, message in (
         (attention, recurrence.init_state(2, 8), 0, r"this operator keeps \['k', 'v'\] and the state has"),
         (recurrence, recurrence.init_state(1, 8), 0, "the state was made for batch 1 and the tokens have batch 2"),
-        (recurrence, recurrence.init_state(2, 8, torch.bfloat16), 0, "b_filter of the state holds torch.bfloat16 and this operator computes it in torch.float32"),
-        (recurrence, recurrence.init_state(2, 8, device=torch.device("meta")), 0, "the state is on meta and this operator on cpu"),
+        (
+            recurrence,
+            recurrence.init_state(2, 8, torch.bfloat16),
+            0,
+            "b_filter of the state holds torch.bfloat16 and this operator computes it in torch.float32",
+        ),
+        (
+            recurrence,
+            recurrence.init_state(2, 8, device=torch.device("meta")),
+            0,
+            "the state is on meta and this operator on cpu",
+        ),
         (attention, attention.init_state(2, 2), 0, "the state has room for 2 tokens and this call ends at token 3"),
         (attention, attention.init_state(2, 8), 7, "the state has room for 8 tokens and this call ends at token 10"),
         (window, window.init_state(2, 8), 7, "the state has room for 8 tokens and this call ends at token 10"),

@@ -77,13 +77,17 @@ def test_variation_reaches_other_legal_operators():
         Y, repaired = SPACE.repair(operate(X), rng)
         check(SPACE, Y)
         assert 0.5 < (Y != X).any(axis=1).mean() and 0 < repaired.mean()
-    mutated = GeneMutation(SPACE.values, 0.03, range(SPACE.sections[0].start, SPACE.sections[0].stop))._do(None, X, random_state=rng)
+    mutated = GeneMutation(SPACE.values, 0.03, range(SPACE.sections[0].start, SPACE.sections[0].stop))._do(
+        None, X, random_state=rng
+    )
     Y, _ = SPACE.repair(mutated, rng)
     first = SPACE.sections[0]
     used = X[:, first.start] > 0
     changed = (Y[:, first] != X[:, first]).any(axis=1) & used
     same_family = Y[:, first.start] == X[:, first.start]
-    assert changed.sum() > 0.1 * used.sum() and (changed & same_family).sum() > 0.5 * changed.sum(), "most mutants stay near their parent"
+    assert changed.sum() > 0.1 * used.sum() and (changed & same_family).sum() > 0.5 * changed.sum(), (
+        "most mutants stay near their parent"
+    )
 
 
 def test_a_pool_class_is_recognised_and_too_many_operators_are_refused():
@@ -91,7 +95,9 @@ def test_a_pool_class_is_recognised_and_too_many_operators_are_refused():
     x = SPACE.encode(striped)
     assert SPACE.decode(x) == striped and not x[SPACE.sections[0]].any()
     few = OperatorSpace(n_slots=8, d_models=(64,), head_dim=16, classes=(0, 1), evolved=1)
-    with pytest.raises(UserError, match=r"has \d operators beyond the fixed classes and the space holds 1; raise evolved"):
+    with pytest.raises(
+        UserError, match=r"has \d operators beyond the fixed classes and the space holds 1; raise evolved"
+    ):
         few.encode(few.fit(find_genome("striped-mamba").genome))
     with pytest.raises(UserError, match="evolved is 0; legal is 1 to 64"):
         OperatorSpace(n_slots=4, d_models=(64,), evolved=0)
@@ -146,7 +152,12 @@ def test_a_model_of_evolved_operators_is_exported_and_shown(tmp_path):
 
 @pytest.mark.parametrize("algorithm", ["nsga2", "ga", "firefly", "aging", "random"])
 def test_whole_runs_resume(tmp_path, algorithm):
-    level = {"space__level": "operator", "space__slots": 4, "search__algorithm": algorithm, "search__baselines": ("transformer++",)}
+    level = {
+        "space__level": "operator",
+        "space__slots": 4,
+        "search__algorithm": algorithm,
+        "search__baselines": ("transformer++",),
+    }
     run(tmp_path / "plain", config(**level))
     run(tmp_path / "run", config(search__generations=2, **level))
     run(tmp_path / "run", config(**level))

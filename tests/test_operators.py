@@ -30,7 +30,9 @@ def unit(x):
     return F.normalize(x, dim=-1)
 
 
-def recurrence_inputs(kind, seq_len, strength, dtype=torch.float64, heads=4, groups=2, state=5, width=3, correlated=0.0):
+def recurrence_inputs(
+    kind, seq_len, strength, dtype=torch.float64, heads=4, groups=2, state=5, width=3, correlated=0.0
+):
     """Arguments of a parallel form: keys and values of unit size, log decays of about -strength."""
     keys = heads if kind != "ssd" else groups
     c, b = randn(2, seq_len, keys, state, seed=1), randn(2, seq_len, keys, state, seed=2)
@@ -62,12 +64,17 @@ def test_parallel_form_is_the_token_loop(kind, seq_len):
         for n in (len(inputs), len(inputs) - 1):
             (y, memory), (y_, memory_) = parallel(*inputs[:n]), reference(*inputs[:n])
             assert torch.allclose(y, y_, atol=1e-11) and torch.allclose(memory, memory_, atol=1e-11)
-            gradients, gradients_ = (torch.autograd.grad((a.sin().sum() + m.cos().sum()), inputs[:n]) for a, m in ((y, memory), (y_, memory_)))
+            gradients, gradients_ = (
+                torch.autograd.grad((a.sin().sum() + m.cos().sum()), inputs[:n])
+                for a, m in ((y, memory), (y_, memory_))
+            )
             for a, b in zip(gradients, gradients_):
                 assert torch.allclose(a, b, atol=1e-9)
         without, none = parallel(*inputs, False)
         assert torch.allclose(without, parallel(*inputs)[0], atol=1e-12) and none is None
-        for a, b in zip(torch.autograd.grad(without.sum(), inputs), torch.autograd.grad(parallel(*inputs)[0].sum(), inputs)):
+        for a, b in zip(
+            torch.autograd.grad(without.sum(), inputs), torch.autograd.grad(parallel(*inputs)[0].sum(), inputs)
+        ):
             assert torch.allclose(a, b, atol=1e-10)
 
 
@@ -88,7 +95,9 @@ def test_without_decay_is_decay_zero(kind):
     parallel, reference = FORMS[kind]
     inputs = recurrence_inputs(kind, 150, 0.0)
     without = [None if i == 3 else t for i, t in enumerate(inputs)]
-    assert torch.allclose(parallel(*without)[0], parallel(*inputs)[0]) and torch.allclose(reference(*without)[0], parallel(*inputs)[0])
+    assert torch.allclose(parallel(*without)[0], parallel(*inputs)[0]) and torch.allclose(
+        reference(*without)[0], parallel(*inputs)[0]
+    )
 
 
 @pytest.mark.parametrize("seq_len", LENGTHS)
@@ -109,7 +118,9 @@ def test_modal_convolution_is_its_filter(seq_len):
     u, poles = randn(2, seq_len, 3), [randn(3, 4, seed=s) for s in (1, 2, 3, 4)]
     y, state = modal_convolution(u, *poles)
     kernel = modal_kernel(*poles, seq_len)
-    expected = torch.stack([torch.einsum("bjw,wj->bw", u[:, : t + 1].flip(1), kernel[:, : t + 1]) for t in range(seq_len)], dim=1)
+    expected = torch.stack(
+        [torch.einsum("bjw,wj->bw", u[:, : t + 1].flip(1), kernel[:, : t + 1]) for t in range(seq_len)], dim=1
+    )
     assert torch.allclose(y, expected, atol=1e-11)
     more = randn(2, 70, 3, seed=5)
     together = modal_convolution(torch.cat([u, more], dim=1), *poles)[0][:, seq_len:]
@@ -119,29 +130,45 @@ def test_modal_convolution_is_its_filter(seq_len):
         assert torch.allclose(y, together[:, t : t + 1], atol=1e-11)
 
 
-@pytest.mark.parametrize("seq_len, past, window", [(33, 0, 16), (33, 15, 16), (100, 7, 16), (17, 3, 16), (64, 0, 32), (5, 3, 2), (40, 0, 1)])
+@pytest.mark.parametrize(
+    "seq_len, past, window", [(33, 0, 16), (33, 15, 16), (100, 7, 16), (17, 3, 16), (64, 0, 32), (5, 3, 2), (40, 0, 1)]
+)
 def test_banded_attention_is_the_dense_mask(seq_len, past, window):
     q = randn(2, 6, seq_len, 8).requires_grad_()
-    k, v = randn(2, 2, past + seq_len, 8, seed=1).requires_grad_(), randn(2, 2, past + seq_len, 8, seed=2).requires_grad_()
+    k, v = (
+        randn(2, 2, past + seq_len, 8, seed=1).requires_grad_(),
+        randn(2, 2, past + seq_len, 8, seed=2).requires_grad_(),
+    )
     mask = causal_mask(seq_len, past + seq_len, window, q.device)
     expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
     for y in (banded_attention(q, k, v, window), softmax_attention(q, k, v, window)):
         assert torch.allclose(y, expected, atol=1e-13)
-        for a, b in zip(torch.autograd.grad(y.sin().sum(), (q, k, v)), torch.autograd.grad(expected.sin().sum(), (q, k, v), retain_graph=True)):
+        for a, b in zip(
+            torch.autograd.grad(y.sin().sum(), (q, k, v)),
+            torch.autograd.grad(expected.sin().sum(), (q, k, v), retain_graph=True),
+        ):
             assert torch.allclose(a, b, atol=1e-12)
 
 
 def test_short_convolution_is_a_depthwise_convolution():
     for length, seq_len in itertools.product((1, 2, 3, 7), (1, 2, 5, 20)):
-        x, w, past = randn(2, seq_len, 4).requires_grad_(), randn(4, length, seed=1).requires_grad_(), randn(2, length - 1, 4, seed=2)
+        x, w, past = (
+            randn(2, seq_len, 4).requires_grad_(),
+            randn(4, length, seed=1).requires_grad_(),
+            randn(2, length - 1, 4, seed=2),
+        )
         for before in (None, past):
             padded = F.pad(x, (0, 0, length - 1, 0)) if before is None else torch.cat([before, x], dim=1)
             expected = F.conv1d(padded.transpose(1, 2), w[:, None], groups=4).transpose(1, 2)
             y, kept = short_convolution(x, w, before)
             assert torch.allclose(y, expected) and torch.equal(kept, padded[:, seq_len:])
-            for a, b in zip(torch.autograd.grad(y.sin().sum(), (x, w)), torch.autograd.grad(expected.sin().sum(), (x, w))):
+            for a, b in zip(
+                torch.autograd.grad(y.sin().sum(), (x, w)), torch.autograd.grad(expected.sin().sum(), (x, w))
+            ):
                 assert torch.allclose(a, b)
-    assert torch.autograd.gradgradcheck(lambda x, w: short_convolution(x, w)[0], (randn(1, 5, 2).requires_grad_(), randn(2, 3, seed=1).requires_grad_()))
+    assert torch.autograd.gradgradcheck(
+        lambda x, w: short_convolution(x, w)[0], (randn(1, 5, 2).requires_grad_(), randn(2, 3, seed=1).requires_grad_())
+    )
 
 
 def test_rms_norm_is_that_of_torch():
@@ -168,7 +195,10 @@ def float32_error(kind, **options):
     return ((y.double() - exact).abs().max() / exact.abs().max()).item(), finite
 
 
-@pytest.mark.parametrize("kind, strength, bound", [("ssd", 0.1, 1e-6), ("ssd", 1e4, 1e-5), ("vector", 0.1, 2e-6), ("vector", 1e4, 5e-6), ("delta", 0.1, 1e-6)])
+@pytest.mark.parametrize(
+    "kind, strength, bound",
+    [("ssd", 0.1, 1e-6), ("ssd", 1e4, 1e-5), ("vector", 0.1, 2e-6), ("vector", 1e4, 5e-6), ("delta", 0.1, 1e-6)],
+)
 def test_float32_error_of_weak_and_of_extreme_gates(kind, strength, bound):
     error, finite = float32_error(kind, strength=strength)
     assert finite and error < bound
@@ -179,7 +209,9 @@ def test_delta_rule_stays_exact_for_correlated_keys(correlated):
     """Where Neumann doubling explodes (operators.md, section 6)."""
     error, finite = float32_error("delta", strength=0.0, correlated=correlated, state=32, width=16)
     assert finite and error < 1e-5
-    inputs = [t.requires_grad_() for t in recurrence_inputs("delta", 256, 0.05, correlated=correlated, state=32, width=16)]
+    inputs = [
+        t.requires_grad_() for t in recurrence_inputs("delta", 256, 0.05, correlated=correlated, state=32, width=16)
+    ]
     single = [t.detach().float().requires_grad_() for t in inputs]
     exact = torch.autograd.grad(delta_reference(*inputs)[0].sin().sum(), inputs)
     for gradient, expected in zip(torch.autograd.grad(delta_parallel(*single)[0].sin().sum(), single), exact):
@@ -190,7 +222,9 @@ def test_delta_rule_stays_exact_for_correlated_keys(correlated):
 
 
 def test_illegal_value_names_the_gene_and_what_is_legal():
-    with pytest.raises(UserError, match=r"nonlinearity gene 1 does not go with featurizer 1 \(attention\).*legal is 2 \(softmax\)"):
+    with pytest.raises(
+        UserError, match=r"nonlinearity gene 1 does not go with featurizer 1 \(attention\).*legal is 2 \(softmax\)"
+    ):
         operator("12113", q=(1, 2, 1, 1), k=(1, 2, 1, 1), v=(1, 2, 1, 1))
     with pytest.raises(UserError, match="repeat gene 5 of feature group 'k'"):
         operator("12123", q=(1, 2, 1, 1), k=(1, 2, 1, 5), v=(1, 2, 1, 5))
@@ -201,9 +235,27 @@ def test_illegal_value_names_the_gene_and_what_is_legal():
 @pytest.mark.parametrize(
     "genes, features, first, second, legal",
     [
-        ("12123", dict(q=(1, 2, 1, 1), k=(1, 2, 1, 4), v=(1, 2, 1, 2)), "k.repeat = 4", "v.repeat = 2", "v.repeat 4 with this k.repeat, or k.repeat 2"),
-        ("54111", dict(b=(1, 2, 16, 1), c=(1, 2, 8, 1), v=(1, 2, 1, 1), decay=(1, 3, 1, 1)), "b.expansion = 16", "c.expansion = 8", "c.expansion 16"),
-        ("52111", dict(b=(1, 2, 16, 1), c=(1, 2, 16, 1), v=(1, 2, 1, 1), decay=(1, 3, 1, 1)), "token = 2", "decay = present", "token 4 with this decay"),
+        (
+            "12123",
+            dict(q=(1, 2, 1, 1), k=(1, 2, 1, 4), v=(1, 2, 1, 2)),
+            "k.repeat = 4",
+            "v.repeat = 2",
+            "v.repeat 4 with this k.repeat, or k.repeat 2",
+        ),
+        (
+            "54111",
+            dict(b=(1, 2, 16, 1), c=(1, 2, 8, 1), v=(1, 2, 1, 1), decay=(1, 3, 1, 1)),
+            "b.expansion = 16",
+            "c.expansion = 8",
+            "c.expansion 16",
+        ),
+        (
+            "52111",
+            dict(b=(1, 2, 16, 1), c=(1, 2, 16, 1), v=(1, 2, 1, 1), decay=(1, 3, 1, 1)),
+            "token = 2",
+            "decay = present",
+            "token 4 with this decay",
+        ),
         (
             "54111",
             dict(b=(1, 2, 16, 1), c=(1, 2, 16, 1), v=(1, 2, 1, 1), decay=(1, 2, 1, 1), beta=(1, 3, 1, 1)),
@@ -211,7 +263,13 @@ def test_illegal_value_names_the_gene_and_what_is_legal():
             "beta = present",
             "beta absent",
         ),
-        ("91142", dict(gate=(1, 2, 24, 1), value=(1, 2, 32, 1)), "gate.expansion = 24", "value.expansion = 32", "value.expansion 24"),
+        (
+            "91142",
+            dict(gate=(1, 2, 24, 1), value=(1, 2, 32, 1)),
+            "gate.expansion = 24",
+            "value.expansion = 32",
+            "value.expansion 24",
+        ),
     ],
 )
 def test_conflict_names_both_genes_and_what_is_legal(genes, features, first, second, legal):
@@ -243,7 +301,9 @@ def test_mend_makes_any_draw_legal_and_changes_as_little_as_it_can():
         o = random_operator(np.random.default_rng(seed))
         family = FAMILIES[o.family]
         group, spec = list(family.groups.items())[int(rng.integers(len(family.groups)))]
-        row = FeatureGenes(*(values[int(rng.integers(len(values)))] for values in (spec.values(g) for g in FeatureGenes._fields)))
+        row = FeatureGenes(
+            *(values[int(rng.integers(len(values)))] for values in (spec.values(g) for g in FeatureGenes._fields))
+        )
         mended = family.mend(o.with_gene(group, row), rng)
         family.validate(mended)
 
@@ -262,6 +322,9 @@ def test_gene_table_has_every_family_gene_and_why_not():
 
 def test_pool_ids_of_the_paper_and_of_shipped_genomes_stay():
     names = [c.name for c in POOL]
-    assert names[:17] == [*"SA-1 SA-2 SA-3 SA-4 Rec-1 Rec-2 GConv-1 GConv-2 GMemless".split(), *(f"{n}-Diff" for n in names[:8])]
+    assert names[:17] == [
+        *"SA-1 SA-2 SA-3 SA-4 Rec-1 Rec-2 GConv-1 GConv-2 GMemless".split(),
+        *(f"{n}-Diff" for n in names[:8]),
+    ]
     assert names[17:24] == "GQA-2-QKN GQA-3-QKN GQA-4-QKN SwiGLU-4 SwiGLU-4.5 SwiGLU-5.25 ReLU2-4".split()
     assert len(set(names)) == len(names) and len({c.operator for c in POOL}) == len(POOL)

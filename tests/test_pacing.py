@@ -38,7 +38,10 @@ def trained(path) -> dict[str, list[int]]:
     """By candidate, the rungs that it was trained up to, in order; the last one of each is its end."""
     rungs: dict[str, list[int]] = {}
     for event in read_events(path):
-        if event.kind in ("rung", "finish") and event.data["status" if event.kind == "finish" else "rung"] not in ("stopped", "infeasible"):
+        if event.kind in ("rung", "finish") and event.data["status" if event.kind == "finish" else "rung"] not in (
+            "stopped",
+            "infeasible",
+        ):
             rungs.setdefault(event.data["id"], []).append(event.data.get("rung", "end"))
     return rungs
 
@@ -134,7 +137,9 @@ def test_tells_are_recorded_in_order_of_arrival_and_replayed(tmp_path):
     told = [id for e in events if e.kind == "tell" for id, *_ in e.data["told"]]
     ended = [e.data["id"] for e in events if e.kind == "finish" and e.data["final"]]
     assert told == ended and told != [c.id for c in Run(tmp_path).candidates()]
-    assert [e.data["generation"] for e in events if e.kind == "tell" and e.data["generation"] is not None] == list(range(6))
+    assert [e.data["generation"] for e in events if e.kind == "tell" and e.data["generation"] is not None] == list(
+        range(6)
+    )
     again = load_algorithm(make_space(settings), settings)
     replay(again, events, tmp_path, read_meta(tmp_path))
     assert again.digest() == [e.data["digest"] for e in events if e.kind in ("ask", "tell") and e.data["digest"]][-1]

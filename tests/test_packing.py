@@ -29,7 +29,9 @@ def step(computing: float = 1.0, n_livs: int = 6, memory: int = 2**20) -> Step:
     return Step(computing * n_livs * LIV_SECONDS * GPU.flops * EFFICIENCY, memory, n_livs)
 
 
-@pytest.mark.parametrize(("computing", "workers"), [(2.0, 1), (1.0, 1), (0.51, 1), (0.49, 2), (0.24, 4), (1e-4, MOST_PER_GPU)])
+@pytest.mark.parametrize(
+    ("computing", "workers"), [(2.0, 1), (1.0, 1), (0.51, 1), (0.49, 2), (0.24, 4), (1e-4, MOST_PER_GPU)]
+)
 def test_workers_fill_the_time_in_which_one_leaves_the_gpu_idle(computing, workers):
     assert workers_per_gpu(step(computing), GPU, 64) == workers
     assert together(step(computing), MOST_PER_GPU, GPU) == workers
@@ -52,7 +54,9 @@ def test_workers_fit_memory_and_cores():
     assert workers_per_gpu(tiny, GPU, 3) == 3
     third = step(1e-4, memory=int(MEMORY_SHARE * GPU.memory / 3.5) - CONTEXT)
     assert workers_per_gpu(third, GPU, 64) == 3
-    assert workers_per_gpu(step(1e-4, memory=2 * GPU.memory), GPU, 64) == 1, "it may still fit: the estimate is an upper one"
+    assert workers_per_gpu(step(1e-4, memory=2 * GPU.memory), GPU, 64) == 1, (
+        "it may still fit: the estimate is an upper one"
+    )
 
 
 @pytest.mark.parametrize("preset", ["smoke", "laptop", "gpu"])

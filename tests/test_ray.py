@@ -29,7 +29,9 @@ def cluster():
 
     patch = pytest.MonkeyPatch()
     patch.setenv("PYTHONPATH", os.pathsep.join([str(HERE.parent), str(HERE)]))  # machines must have what jobs import
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False, "object_store_memory": 10**8})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False, "object_store_memory": 10**8}
+    )
     cluster.add_node(num_cpus=2, object_store_memory=10**8)
     yield cluster.address
     cluster.shutdown()
@@ -54,7 +56,9 @@ def test_endings(engine):
     assert [(o.status, o.result["number"], o.result["slot"]) for o in good] == [("ok", i, "here") for i in range(4)]
     assert len({o.result["pid"] for o in good}) == 4, "a fresh process for each job"
     assert "second line" in outcomes["raise"].traceback and outcomes["raise"].reason == "ValueError: first line"
-    assert all(o.seconds < 3 <= outcomes["hang"].seconds for o in good), "busy time of the worker, its start not included"
+    assert all(o.seconds < 3 <= outcomes["hang"].seconds for o in good), (
+        "busy time of the worker, its start not included"
+    )
     assert "worker or machine died" in outcomes["die"].reason
     assert not list(engine.progress_directory.glob("*.json"))
 
@@ -97,7 +101,11 @@ def test_an_evolution_with_killed_workers_is_the_same_evolution(cluster, tmp_pat
         assert evolve(tmp_path / "ray", settings, engine=engine, callbacks=[kill]).status == "finished"
     finally:
         engine.close()
-    lost = [event.data["id"] for event in read_events(tmp_path / "ray") if event.kind == "finish" and event.data["status"] == "lost"]
+    lost = [
+        event.data["id"]
+        for event in read_events(tmp_path / "ray")
+        if event.kind == "finish" and event.data["status"] == "lost"
+    ]
     assert sorted(lost) == sorted(killed) and len(killed) == 2
     assert history(tmp_path / "ray") == history(tmp_path / "plain")
     assert outcome(tmp_path / "ray") == outcome(tmp_path / "plain")
@@ -110,7 +118,9 @@ def outcome(path) -> list:
 def test_a_first_generation_of_failures(cluster, tmp_path):
     engine = Ray("jobs:hopeless", shared=tmp_path, address=cluster)
     try:
-        with pytest.raises(RunFailed, match=r"All 2 candidates of the first generation failed(.|\n)*no candidate can work here"):
+        with pytest.raises(
+            RunFailed, match=r"All 2 candidates of the first generation failed(.|\n)*no candidate can work here"
+        ):
             evolve(tmp_path / "run", config(search__population=2), engine=engine)
     finally:
         engine.close()
@@ -140,7 +150,9 @@ def test_the_command_line(cluster, tmp_path):
     changes = ["--set", "evaluation=tabular", "--set", "search.baselines=", "--population", "5", "--generations", "1"]
     changes += ["--workers", "5", "--engine", "ray", "--address", cluster]
     command = [sys.executable, "-m", "star", "evolve", str(tmp_path / "run"), "--preset", "smoke", *changes]
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(HERE.parent)}, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": str(HERE.parent)}, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     assert "engine.workers is 5, but the Ray cluster holds 4" in done.stdout
     assert len(Run(tmp_path / "run").candidates()) == 5
@@ -154,5 +166,3 @@ def test_what_cannot_be_is_said_in_one_sentence(tmp_path, cluster, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"package ray is missing .* pip install 'star\[ray\]'"):
         Ray("jobs:job", shared=tmp_path)
-
-

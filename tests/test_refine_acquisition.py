@@ -7,7 +7,15 @@ import torch
 from scipy.integrate import quad
 from scipy.stats import norm
 
-from star.refine.acquisition import TrustRegion, knowledge_gradient, log_ei, log_excess, log_hypervolume_gain, log_rate, reduction
+from star.refine.acquisition import (
+    TrustRegion,
+    knowledge_gradient,
+    log_ei,
+    log_excess,
+    log_hypervolume_gain,
+    log_rate,
+    reduction,
+)
 from star.search.surrogate import expected_gain
 
 
@@ -39,14 +47,18 @@ def test_log_excess_has_a_gradient_everywhere():
 def test_expected_improvement_against_quadrature():
     for mean, sd, best in ((0.3, 0.5, 0.0), (-1.0, 0.2, 0.0), (2.0, 0.7, 0.0)):
         slow = quad(lambda y, m=mean, s=sd, b=best: (b - y) * norm.pdf(y, m, s), mean - 12 * sd, best, epsabs=1e-14)[0]
-        fast = log_ei(*(torch.tensor([v], dtype=torch.float64) for v in (mean, sd)), torch.tensor(best, dtype=torch.float64))
+        fast = log_ei(
+            *(torch.tensor([v], dtype=torch.float64) for v in (mean, sd)), torch.tensor(best, dtype=torch.float64)
+        )
         assert float(fast.exp()) == pytest.approx(slow, rel=1e-6)
 
 
 def test_knowledge_gradient_against_simulation():
     mean, covariance = belief()
     targets, noise = np.array([0, 2, 4]), 0.05
-    found = knowledge_gradient(torch.tensor(mean)[None], torch.tensor(covariance)[None], torch.tensor([noise]), torch.tensor(targets)[None])[0]
+    found = knowledge_gradient(
+        torch.tensor(mean)[None], torch.tensor(covariance)[None], torch.tensor([noise]), torch.tensor(targets)[None]
+    )[0]
     z = np.random.default_rng(1).standard_normal(200_000)
     for a in range(6):
         slope = covariance[targets, a] / np.sqrt(covariance[a, a] + noise)
@@ -58,7 +70,9 @@ def test_knowledge_gradient_against_simulation():
 def test_knowledge_gradient_of_what_is_known_is_nothing():
     mean, covariance = belief()
     covariance[3], covariance[:, 3] = 0.0, 0.0
-    found = knowledge_gradient(torch.tensor(mean)[None], torch.tensor(covariance)[None], torch.tensor([0.1]), torch.arange(6)[None])[0]
+    found = knowledge_gradient(
+        torch.tensor(mean)[None], torch.tensor(covariance)[None], torch.tensor([0.1]), torch.arange(6)[None]
+    )[0]
     assert float(found[3]) == pytest.approx(0.0, abs=1e-12) and float(found.max()) > 0
 
 
@@ -80,7 +94,9 @@ def test_hypervolume_gain_is_the_search_s_in_logarithms():
 def test_one_objective_is_expected_improvement():
     points, sd = np.array([[0.4], [0.6]]), np.array([0.1, 0.3])
     found = log_hypervolume_gain(points, sd, 0, np.array([[0.5]]))
-    assert found == pytest.approx(log_ei(torch.tensor(points[:, 0]), torch.tensor(sd), torch.tensor(0.5, dtype=torch.float64)).numpy())
+    assert found == pytest.approx(
+        log_ei(torch.tensor(points[:, 0]), torch.tensor(sd), torch.tensor(0.5, dtype=torch.float64)).numpy()
+    )
 
 
 def test_reduction_is_the_sd_of_the_change_of_the_mean():
@@ -109,12 +125,19 @@ def test_rate_of_a_cheap_trial_against_enumeration():
         after = np.sqrt(sd**2 - moves**2)
         u = -(mean + moves * z) / after
         gain = after * (norm.pdf(u) + u * norm.cdf(u))
-        slow = max((w * gain * (gain > t)).sum() / (cost + (w * (gain > t)).sum()) for t in np.quantile(gain, np.linspace(0, 0.9999, 400)))
+        slow = max(
+            (w * gain * (gain > t)).sum() / (cost + (w * (gain > t)).sum())
+            for t in np.quantile(gain, np.linspace(0, 0.9999, 400))
+        )
         assert rate(mean, sd, moves, cost) == pytest.approx(slow, rel=0.05)
 
 
 def test_rate_knows_when_a_cheap_trial_is_worth_it():
-    at_once = float(log_ei(*(torch.tensor([v], dtype=torch.float64) for v in (0.5, 0.5)), torch.tensor(0.0, dtype=torch.float64)).exp())
+    at_once = float(
+        log_ei(
+            *(torch.tensor([v], dtype=torch.float64) for v in (0.5, 0.5)), torch.tensor(0.0, dtype=torch.float64)
+        ).exp()
+    )
     assert rate(0.5, 0.5, 0.45, 0.05) > 1.5 * at_once  # tells much for little
     assert rate(0.5, 0.5, 0.05, 0.25) < at_once  # tells next to nothing
     assert rate(0.5, 0.5, 0.0, 0.25) == pytest.approx(at_once / 1.25)  # nothing at all: its cost is added
@@ -124,7 +147,9 @@ def test_rate_knows_when_a_cheap_trial_is_worth_it():
 def test_trust_region_grows_shrinks_and_widens():
     region = TrustRegion(start=2.0, least=1.0, most=8.0, patience=3)
     assert region.radius([]) == 2.0 and region.radius([True]) == 4.0 and region.radius([True] * 9) == 8.0
-    assert region.radius([False] * 2) == 2.0 and region.radius([False] * 3) == 1.0 and region.radius([False] * 30) == 1.0
+    assert (
+        region.radius([False] * 2) == 2.0 and region.radius([False] * 3) == 1.0 and region.radius([False] * 30) == 1.0
+    )
     assert region.radius([False, False, True, False, False]) == 4.0  # failures must be in a row
     assert region.radius([False] * 3, widened=1) == 2.0
 

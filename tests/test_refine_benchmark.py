@@ -34,7 +34,9 @@ def test_anova_equals_statsmodels():
     table = pandas.DataFrame(rows, columns=["task", "arm", "block", "y"])
     slow = anova_lm(formula.ols("y ~ C(arm) + C(arm):C(task) + C(block)", table).fit(), typ=1)
     found = paired.anova(values)
-    assert found["arm"]["F"] == pytest.approx(slow.loc["C(arm)", "F"]) and found["arm"]["p"] == pytest.approx(slow.loc["C(arm)", "PR(>F)"])
+    assert found["arm"]["F"] == pytest.approx(slow.loc["C(arm)", "F"]) and found["arm"]["p"] == pytest.approx(
+        slow.loc["C(arm)", "PR(>F)"]
+    )
     assert found["arm x task"]["df_error"] == slow.loc["Residual", "df"]
 
 
@@ -81,13 +83,17 @@ def test_tasks_are_the_tables(table):
 def test_the_rule_knows_nothing_of_the_size_it_is_for(table):
     rows = table.steplaw_rows()
     size = np.unique(rows["N"])[1]
-    spoilt = rows | {"smooth_loss": np.where(rows["N"] == size, np.random.default_rng(0).random(len(rows["N"])), rows["smooth_loss"])}
+    spoilt = rows | {
+        "smooth_loss": np.where(rows["N"] == size, np.random.default_rng(0).random(len(rows["N"])), rows["smooth_loss"])
+    }
     for D in (5e9, 80e9):
         a, b = (table.rule(t, rows["N"] != size) for t in (rows, spoilt))
         assert a[0](size, D) == b[0](size, D) and a[1](size, D) == b[1](size, D)
 
 
-@pytest.mark.parametrize("arm", ["random", "ASHA", "RL only", "BO", "BO + KG", "BO + rate", "BO + rule", "BO + transfer", "BO + RL gated"])
+@pytest.mark.parametrize(
+    "arm", ["random", "ASHA", "RL only", "BO", "BO + KG", "BO + rate", "BO + rule", "BO + transfer", "BO + RL gated"]
+)
 def test_every_arm_keeps_to_its_budget(table, arm, monkeypatch):
     refine = module("refine")
     name = "steplaw-537M"

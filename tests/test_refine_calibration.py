@@ -25,7 +25,10 @@ def test_scores_against_their_definitions():
     assert found["nll"] == pytest.approx(-norm.logpdf(actual, *predicted.T).mean())
     assert found["pit"] == pytest.approx(norm.cdf(actual, *predicted.T).tolist())
     inside = [abs(y - m) <= 1.6448536 * s for (m, s), y in zip(predicted, actual, strict=True)]
-    assert found["coverage_90"] == np.mean(inside) and found["coverage_90_low"] < np.mean(inside) <= found["coverage_90_high"]
+    assert (
+        found["coverage_90"] == np.mean(inside)
+        and found["coverage_90_low"] < np.mean(inside) <= found["coverage_90_high"]
+    )
 
 
 def test_honest_forecasts_pass_and_overconfident_ones_do_not():
@@ -49,13 +52,18 @@ def test_inflation_brings_coverage_back():
     for (mean, sd), y in zip(predicted, actual, strict=True):
         made.append([mean, sd * inflation(made[-200:], actual[max(0, len(made) - 200) : len(made)])])
         inside.append(abs(y - mean) <= 1.6448536 * made[-1][1])
-    assert np.mean(inside[200:]) == pytest.approx(0.9, abs=0.02) and np.mean(np.abs(actual - predicted[:, 0]) <= 1.6448536 * predicted[:, 1]) < 0.7
+    assert (
+        np.mean(inside[200:]) == pytest.approx(0.9, abs=0.02)
+        and np.mean(np.abs(actual - predicted[:, 0]) <= 1.6448536 * predicted[:, 1]) < 0.7
+    )
 
 
 def test_inflation_follows_its_formula_and_never_narrows():
     assert inflation([], []) == 1.3
     out, within = ([[0.0, 1.0]], [2.0]), ([[0.0, 1.0]], [1.0])
-    assert inflation(*out) == pytest.approx(1.3 * np.exp(0.45)) and inflation(*within) == pytest.approx(1.3 * np.exp(-0.05))
+    assert inflation(*out) == pytest.approx(1.3 * np.exp(0.45)) and inflation(*within) == pytest.approx(
+        1.3 * np.exp(-0.05)
+    )
     assert inflation([[0.0, 1.0]] * 50, [0.0] * 50) == 1.0
 
 

@@ -61,7 +61,13 @@ def test_gradient_and_hessian_against_differences(assumptions):
 
     gradient = [(at((i, h)) - at((i, -h))) / (2 * h) for i in free]
     assert posterior.loss(theta)[1][free] == pytest.approx(np.array(gradient), rel=1e-4, abs=1e-6)
-    slow = [[(at((i, h), (j, h)) - at((i, h), (j, -h)) - at((i, -h), (j, h)) + at((i, -h), (j, -h))) / (4 * h * h) for j in free] for i in free]
+    slow = [
+        [
+            (at((i, h), (j, h)) - at((i, h), (j, -h)) - at((i, -h), (j, h)) + at((i, -h), (j, -h))) / (4 * h * h)
+            for j in free
+        ]
+        for i in free
+    ]
     assert hessian(posterior, theta) == pytest.approx(np.array(slow), rel=1e-3, abs=1e-4)
 
 
@@ -89,7 +95,9 @@ def test_leave_one_out_equals_leaving_one_out():
         rest.level, rest.z = whole.level, np.delete(whole.z, i)
         process = rest.process(theta)
         m, v = process.marginals(X[i : i + 1])
-        assert mean[i] == pytest.approx(m[0], abs=1e-5) and sd[i] == pytest.approx(np.sqrt(v[0] + process.noise), rel=1e-4)
+        assert mean[i] == pytest.approx(m[0], abs=1e-5) and sd[i] == pytest.approx(
+            np.sqrt(v[0] + process.noise), rel=1e-4
+        )
 
 
 def test_marginals_are_the_diagonal():
@@ -151,7 +159,9 @@ def test_mixture_moments():
     which = rng.choice(26, size=40000, p=found.weights)
     draws = mean[which] + sd[which] * rng.standard_normal(40000)
     mean, sd = found.predict(X[:1] + 0.2)
-    assert mean[0] == pytest.approx(np.mean(draws), abs=4 * np.std(draws) / 200) and sd[0] == pytest.approx(np.std(draws), rel=0.02)
+    assert mean[0] == pytest.approx(np.mean(draws), abs=4 * np.std(draws) / 200) and sd[0] == pytest.approx(
+        np.std(draws), rel=0.02
+    )
 
 
 def test_laplace_draws_stay_within_bounds():
@@ -159,7 +169,9 @@ def test_laplace_draws_stay_within_bounds():
     posterior = Posterior(X, y, np.arange(4), REFINE)
     thetas, weights = laplace(posterior, posterior.mode(), 24, np.random.default_rng(0))
     free = posterior.free
-    assert (thetas[:, free] >= posterior.low[free] - 1e-12).all() and (thetas[:, free] <= posterior.high[free] + 1e-12).all()
+    assert (thetas[:, free] >= posterior.low[free] - 1e-12).all() and (
+        thetas[:, free] <= posterior.high[free] + 1e-12
+    ).all()
     assert (thetas[:, ~free] == thetas[0, ~free]).all() and (weights > 0).all()
 
 

@@ -18,7 +18,9 @@ from star.refine.transfer import Source, contextual, widen
 QUICK = PolicySettings(updates=2, pairs=8, gate_pairs=8, steps=3, actions=24, contenders=4)
 
 
-def scene(mean, sd, price: float = 0.0, cost=None, budget: float = 3.0, best: float = 100.0, correlation: float = 0.0) -> Scene:
+def scene(
+    mean, sd, price: float = 0.0, cost=None, budget: float = 3.0, best: float = 100.0, correlation: float = 0.0
+) -> Scene:
     """One pool whose actions are all full trainings."""
     mean, sd = torch.tensor([mean], dtype=torch.float64), torch.tensor([sd], dtype=torch.float64)
     P = mean.shape[1]
@@ -61,7 +63,9 @@ def test_eight_layers_after_imagination():
     learned, history = learn(policy, [lesson(now, worlds(now, 32), settings)] * 30, settings)
     after = choose(learned, now, settings).probability
     assert after[1] > 0.9 and after[1] > after[0] and history[-1]["gain"] > history[0]["gain"]
-    slow = outcomes(now, worlds(now, 2000, seed=1), torch.tensor([[0, 1]]), 1)[0].mean(dim=1)  # what it should have learnt
+    slow = outcomes(now, worlds(now, 2000, seed=1), torch.tensor([[0, 1]]), 1)[0].mean(
+        dim=1
+    )  # what it should have learnt
     assert slow.tolist() == pytest.approx([-20.0, -17.0], abs=0.1)
 
 
@@ -112,7 +116,9 @@ def test_a_scene_is_conditioned_as_the_process_is():
     A = rng.normal(size=(5, 5))
     mean, C = rng.normal(size=5), A @ A.T
     now = scene(mean.tolist(), [1.0] * 5)
-    now = Scene(**{name: getattr(now, name) for name in now.__dataclass_fields__} | {"covariance": torch.tensor(C)[None]})
+    now = Scene(
+        **{name: getattr(now, name) for name in now.__dataclass_fields__} | {"covariance": torch.tensor(C)[None]}
+    )
     after = now.observe(torch.tensor([3]), torch.tensor([0.4]))
     slow = update(mean, C, 0.01, 3, 0.4)
     assert after.mean[0].numpy() == pytest.approx(slow[0]) and after.covariance[0].numpy() == pytest.approx(slow[1])
@@ -126,7 +132,9 @@ def test_nothing_is_tried_twice_or_over_budget_and_stopping_is_for_good():
     def watch(at: Scene) -> torch.Tensor:
         assert not (at.legal()[:, :-1] & at.tried).any()
         seen.append(at.stopped.clone())
-        return torch.randn(at.legal().shape, dtype=torch.float64, generator=torch.Generator().manual_seed(len(seen))).masked_fill(~at.legal(), -1e9)
+        return torch.randn(
+            at.legal().shape, dtype=torch.float64, generator=torch.Generator().manual_seed(len(seen))
+        ).masked_fill(~at.legal(), -1e9)
 
     end = play(now, truth.loss[:, 0], truth.noise[:, 0], watch, 12)
     assert (end.spent <= now.budget * (1 + 1e-9)).all()
@@ -142,9 +150,17 @@ def test_stops_where_no_trial_is_worth_its_price():
 
 def test_return_is_the_true_loss_of_what_was_trained_in_full_or_had_before():
     now = scene([1.0, 2.0], [1.0, 1.0], price=0.1, budget=1.0, best=3.0)
-    truth = Worlds(torch.tensor([[[5.0, 0.5], [0.7, 0.5]]], dtype=torch.float64), torch.zeros(1, 2, 2, dtype=torch.float64))
-    found = outcomes(now, truth, torch.tensor([[0, 1, 2]]), 1)[0]  # in the first world 0 is worse than what was had; 2 is stopping
-    assert found.tolist() == [pytest.approx([-3.0 - 0.1, -0.7 - 0.1]), pytest.approx([-0.5 - 0.1] * 2), pytest.approx([-3.0, -3.0])]
+    truth = Worlds(
+        torch.tensor([[[5.0, 0.5], [0.7, 0.5]]], dtype=torch.float64), torch.zeros(1, 2, 2, dtype=torch.float64)
+    )
+    found = outcomes(now, truth, torch.tensor([[0, 1, 2]]), 1)[
+        0
+    ]  # in the first world 0 is worse than what was had; 2 is stopping
+    assert found.tolist() == [
+        pytest.approx([-3.0 - 0.1, -0.7 - 0.1]),
+        pytest.approx([-0.5 - 0.1] * 2),
+        pytest.approx([-3.0, -3.0]),
+    ]
 
 
 def test_outcomes_of_the_greedy_choice_are_those_of_greedy_play():
@@ -218,7 +234,9 @@ def test_the_gradient_is_that_of_the_expected_gain():
     slope = (expected(1e-4) - expected(-1e-4)) / 2e-4
     expected(0.0)
     learned, _ = learn(policy, [given], settings)
-    assert np.sign(float(learned.score.weight.detach()[0, 0])) == np.sign(slope) != 0  # Adam's first step follows the sign
+    assert (
+        np.sign(float(learned.score.weight.detach()[0, 0])) == np.sign(slope) != 0
+    )  # Adam's first step follows the sign
 
 
 def test_learning_is_reproducible_and_leaves_the_original_alone():
@@ -259,7 +277,9 @@ def test_finds_the_best_of_a_pool():
     pool, seen, truth = problem(n=60, told=5)
     rows, y, free = list(seen.X), list(seen.y), pool.open.copy()
     for step in range(10):
-        proposal = propose(Pool(pool.X, open=free), Observations(np.array(rows), np.array(y)), Settings(samples=0), step=step)
+        proposal = propose(
+            Pool(pool.X, open=free), Observations(np.array(rows), np.array(y)), Settings(samples=0), step=step
+        )
         rows.append(pool.rows()[proposal.action])
         y.append(truth[proposal.action])
         free.ravel()[proposal.action] = False
@@ -282,7 +302,9 @@ def test_pending_trials_are_not_proposed_again_and_spread_the_next():
 def test_budget_and_price_end_it():
     pool, seen, _ = problem(k=3)
     assert propose(pool, seen, Settings(samples=0), budget=0.05).action is None
-    assert propose(pool, seen, Settings(samples=0), budget=0.9).action is None  # nothing could be trained in full any more
+    assert (
+        propose(pool, seen, Settings(samples=0), budget=0.9).action is None
+    )  # nothing could be trained in full any more
     assert propose(pool, seen, Settings(samples=0), budget=1.05).fidelity == 1.0
     assert propose(pool, seen, Settings(samples=0, gradient=True), budget=0.2).fidelity == 0.1
     assert propose(pool, seen, Settings(samples=0, price=1e6)).action is None
@@ -296,7 +318,13 @@ def test_with_a_front_what_counts_is_what_it_gains():
     seen = Observations(np.array([[0.9, 0.0], [0.1, 0.0], [0.5, 1.0], [0.1, 1.0]]), np.array([2.0, 1.9, 1.0, 1.1]))
     proposal = propose(Pool(X, exact=exact), seen, Settings(samples=0), front=np.array([[1.9, 0.0], [1.0, 1.0]]))
     assert np.isfinite(proposal.log["log_worth"])
-    with_policy = propose(Pool(X, exact=exact), seen, Settings(samples=2, policy=QUICK), pretrained(), front=np.array([[1.9, 0.0], [1.0, 1.0]]))
+    with_policy = propose(
+        Pool(X, exact=exact),
+        seen,
+        Settings(samples=2, policy=QUICK),
+        pretrained(),
+        front=np.array([[1.9, 0.0], [1.0, 1.0]]),
+    )
     assert with_policy.action is not None
     assert thresholds(np.array([[1.9, 0.0], [1.0, 1.0]]), np.array([[0.0], [1.0], [-1.0]])).tolist() == [1.9, 1.0, 1.9]
 
@@ -318,7 +346,12 @@ def test_rows_and_facts():
     assert pool.rows().tolist() == [[0.1, 0.0], [0.1, 1.0], [0.2, 0.0], [0.2, 1.0]] and pool.full().tolist() == [1, 3]
     assert pool.cost.tolist() == [[0.01, 1.0]] * 2 and fidelity_coordinate(0.1) == pytest.approx(0.5)
     found = facts(pool)
-    assert found.shape == (4, 1 + len(KINDS) + 4) and found[2, 1 + 3] == 1.0 and found[3, -2] == 1.0 and found[3, -1] == 0.0
+    assert (
+        found.shape == (4, 1 + len(KINDS) + 4)
+        and found[2, 1 + 3] == 1.0
+        and found[3, -2] == 1.0
+        and found[3, -1] == 0.0
+    )
 
 
 def test_shortlist_keeps_the_best_and_whole_candidates():

@@ -99,7 +99,14 @@ def trials(path: Path) -> list[tuple]:
 
 def test_recipes_are_improved_and_the_search_is_untouched(fresh):
     before, front, events = history(fresh), [(c.id, c.objectives) for c in Run(fresh).front()], []
-    settings = small(fresh, members="2", change="recipes", budget=24, design=4, ranges={"learning_rate": "1e-3:2e-2", "batch_tokens": "256"})
+    settings = small(
+        fresh,
+        members="2",
+        change="recipes",
+        budget=24,
+        design=4,
+        ranges={"learning_rate": "1e-3:2e-2", "batch_tokens": "256"},
+    )
     ending = tune(fresh, settings, callbacks=[events.append])
     assert ending.status == "finished" and history(fresh) == before
     found = Run(fresh)
@@ -108,12 +115,19 @@ def test_recipes_are_improved_and_the_search_is_untouched(fresh):
     assert refined.finished and 21 < refined.spent <= 24
     for row in refined.members():
         # the bowl is worth 0.055 nats, Muon 0.05
-        assert row.difference < -0.05 and row.low <= row.difference <= row.high < 0 and row.refined.fresh and row.refined.n == 2
+        assert (
+            row.difference < -0.05
+            and row.low <= row.difference <= row.high < 0
+            and row.refined.fresh
+            and row.refined.n == 2
+        )
         assert row.perplexity == pytest.approx(math.exp(row.difference))
     was, now = refined.hypervolume()
     assert now > was > 0
     assert {e["kind"] for e in events} == {"refine_start", "trial_start", "trial_end", "refine_end"}
-    assert [e["spent"] for e in events if e["kind"] == "trial_end"] == sorted(e["spent"] for e in events if e["kind"] == "trial_end")
+    assert [e["spent"] for e in events if e["kind"] == "trial_end"] == sorted(
+        e["spent"] for e in events if e["kind"] == "trial_end"
+    )
     # forecasts were there before their results, and are as wide as they should be
     predicted, actual = refined.forecasts()
     assert len(predicted) == len(actual) >= 12
@@ -150,7 +164,9 @@ def test_edits_stay_local_and_valid_and_settings_as_they_were(fresh):
         genome = from_json(t.genome)
         assert star.costs(genome, 256, 4096).cache_bytes == t.costs["cache"]
     known = {id for id, _ in refined.state.evidence}
-    assert not [t for t, _ in refined.trials if t.candidate in known and t.share == 1 and t.purpose == "proposal"], "the search knows those"
+    assert not [t for t, _ in refined.trials if t.candidate in known and t.share == 1 and t.purpose == "proposal"], (
+        "the search knows those"
+    )
 
 
 def test_one_fidelity_and_one_objective(tmp_path):
@@ -216,11 +232,19 @@ def test_a_refinement_begins_with_what_earlier_ones_have_learnt(fresh):
     settings = small(fresh, members=second, change="recipes", design=7, budget=14, fidelities=(1.0,))
     tune(fresh, settings)
     late = Run(fresh).refinement()
-    assert [t.id for t, _ in late.state.earlier] == [t.id for t, r in early.trials if r.objectives] and not early.state.earlier
-    assert [t.purpose for t, _ in late.trials if t.purpose != "confirm"][:3] == ["member", "member", "proposal"]  # no design
+    assert [t.id for t, _ in late.state.earlier] == [
+        t.id for t, r in early.trials if r.objectives
+    ] and not early.state.earlier
+    assert [t.purpose for t, _ in late.trials if t.purpose != "confirm"][:3] == [
+        "member",
+        "member",
+        "proposal",
+    ]  # no design
     member, proposal = late.value(late.trials[0][1]), late.value(late.trials[2][1])
     assert proposal < member - 0.05  # at once: the bowl and Muon are known
-    tune(fresh, small(fresh, members=first, change="recipes", design=7, budget=20, seed=1))  # of what was refined already
+    tune(
+        fresh, small(fresh, members=first, change="recipes", design=7, budget=20, seed=1)
+    )  # of what was refined already
     again = Run(fresh).refinement()
     fresh_ones = {t.id for t, _ in again.trials if t.purpose == "confirm"}
     assert fresh_ones and not fresh_ones & {t.id for t, _ in again.state.earlier}
@@ -285,7 +309,9 @@ def test_killed_again_and_again_it_comes_to_the_same(searched, tmp_path, slots, 
     assert kills >= 3 and trials(path) == trials(undisturbed)
     refined = Run(path).refinement()
     assert refined.finished and all(("entropy" in row) == policy for row in refined.decisions()) and refined.decisions()
-    assert sorted(p.parent.name for p in path.glob(f"refined/*/{WEIGHTS}")) == sorted(p.parent.name for p in undisturbed.glob(f"refined/*/{WEIGHTS}"))
+    assert sorted(p.parent.name for p in path.glob(f"refined/*/{WEIGHTS}")) == sorted(
+        p.parent.name for p in undisturbed.glob(f"refined/*/{WEIGHTS}")
+    )
 
 
 def test_the_number_of_workers_changes_nothing(searched, tmp_path):
@@ -306,7 +332,9 @@ def test_the_number_of_workers_changes_nothing(searched, tmp_path):
 def test_bad_use_is_refused_in_one_sentence(fresh, tmp_path):
     with pytest.raises(UserError, match="there is no run at"):
         refine(tmp_path / "none", small(fresh))
-    with pytest.raises(UserError, match="budget of 5 full trainings is too small: the initial design of 2 members takes"):
+    with pytest.raises(
+        UserError, match="budget of 5 full trainings is too small: the initial design of 2 members takes"
+    ):
         tune(fresh, small(fresh, members="2", budget=5))
     with pytest.raises(UserError, match="inverted"):
         tune(fresh, small(fresh, ranges={"warmup": "0.1:0.01"}))
@@ -343,7 +371,9 @@ def test_a_run_without_a_front_and_members_that_cannot_be_refined(tmp_path, fres
 
 def test_where_all_trials_diverge_it_says_so_and_says_so_again(fresh):
     for _ in range(2):
-        with pytest.raises(RunFailed, match=r"All \d+ trials of the refinement failed; the last one ended as 'diverged'"):
+        with pytest.raises(
+            RunFailed, match=r"All \d+ trials of the refinement failed; the last one ended as 'diverged'"
+        ):
             tune(fresh, small(fresh), "hopeless")
 
 
@@ -355,18 +385,30 @@ def test_the_command(fresh, monkeypatch):
     done = call("--members", "1", "--budget", "13", "--seeds", "2", "--no-policy", "--range", "schedule=linear")
     assert done.exit_code == 0, done.output
     assert "starting; refinement" in done.output and "with fresh seeds" in done.output and "plots:" in done.output
-    assert all((fresh / "plots" / f"{name}.png").stat().st_size > 5000 for name in ("refinement_progress", "calibration_panels", "convergence"))
+    assert all(
+        (fresh / "plots" / f"{name}.png").stat().st_size > 5000
+        for name in ("refinement_progress", "calibration_panels", "convergence")
+    )
     found = Run(fresh).status()["refinements"]
-    assert [(row["finished"], row["budget"]) for row in found] == [(True, 13.0)] and next(iter(found[0]["perplexity"].values())) < 1.0
+    assert [(row["finished"], row["budget"]) for row in found] == [(True, 13.0)] and next(
+        iter(found[0]["perplexity"].values())
+    ) < 1.0
     invoked = CliRunner().invoke(app, ["status", str(fresh)])
-    assert f"refinement {found[0]['id']}: finished" in invoked.output and " of 13 full trainings; perplexity " in invoked.output
+    assert (
+        f"refinement {found[0]['id']}: finished" in invoked.output
+        and " of 13 full trainings; perplexity " in invoked.output
+    )
     page = write_page(Run(fresh), fresh / "plots" / "report.html").read_text()
     assert f"<h2>Refinement {found[0]['id']}</h2>" in page and "perplexity -" in page and page.count("<img") >= 7
     told = call("--report", "--json")
     data = json.loads(told.stdout)
     assert data["finished"] and data["spent"] <= 13 and data["members"][0]["refined"] and data["importances"]
     assert "learning_rate" in call("--settings").output
-    for words, text in ((["--range", "warmup"], "write NAME=LOW:HIGH"), (["--fidelities", "a"], "write shares"), (["--budget", "1"], "too small")):
+    for words, text in (
+        (["--range", "warmup"], "write NAME=LOW:HIGH"),
+        (["--fidelities", "a"], "write shares"),
+        (["--budget", "1"], "too small"),
+    ):
         refused = call(*words)
         assert refused.exit_code == 2 and text in refused.output, refused.output
     assert CliRunner().invoke(app, ["refine", str(fresh / "none")]).exit_code == 2

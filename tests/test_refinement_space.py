@@ -47,23 +47,36 @@ def test_sampled_and_perturbed_settings_are_in_range_and_can_be_carried_out():
         assert recipe.accumulate_max >= recipe.accumulate
         for d in SPACE.open:
             value = settings[d.name]
-            assert value in d.choices if d.choices else (d.off and value == 0) or d.low * 0.999 <= value <= d.high * 1.001, d.name
+            assert (
+                value in d.choices if d.choices else (d.off and value == 0) or d.low * 0.999 <= value <= d.high * 1.001
+            ), d.name
         row = SPACE.encode(settings)
         assert len(row) == len(SPACE.columns) and all(-0.01 <= x <= 1.01 for x in row)
-    assert {s["schedule"] for s in found} == {"linear", "wsd", "cosine"} and {s["optimizer"] for s in found} == {"adamw", "muon"}
+    assert {s["schedule"] for s in found} == {"linear", "wsd", "cosine"} and {s["optimizer"] for s in found} == {
+        "adamw",
+        "muon",
+    }
     assert {s["precision"] > 0 for s in found} == {True, False}
 
 
 def test_the_portfolio_is_of_recipes_that_can_be_carried_out_within_the_ranges():
     found = SPACE.portfolio()
-    assert len(found) >= 5 and len({json.dumps(s, sort_keys=True) for s in found}) == len(found) and SPACE.base not in found
-    assert found[0] == SPACE.base | {"learning_rate": 2 * SPACE.base["learning_rate"]} and {s["optimizer"] for s in found} == {"adamw", "muon"}
+    assert (
+        len(found) >= 5
+        and len({json.dumps(s, sort_keys=True) for s in found}) == len(found)
+        and SPACE.base not in found
+    )
+    assert found[0] == SPACE.base | {"learning_rate": 2 * SPACE.base["learning_rate"]} and {
+        s["optimizer"] for s in found
+    } == {"adamw", "muon"}
     for settings in found:
         SPACE.recipe(settings)
         for d in SPACE.open:
             value = settings[d.name]
             assert value in d.choices if d.choices else value == d.base or d.low <= value <= d.high, d.name
-    narrow = recipe_space(AROUND, {"learning_rate": "3e-3:6e-3", "optimizer": "adamw", "embedding_multiplier": "1"}).portfolio()
+    narrow = recipe_space(
+        AROUND, {"learning_rate": "3e-3:6e-3", "optimizer": "adamw", "embedding_multiplier": "1"}
+    ).portfolio()
     assert {s["learning_rate"] for s in narrow} == {3e-3, 6e-3} and {s["optimizer"] for s in narrow} == {"adamw"}
     fixed = {d.name: f"{d.base:g}" if not isinstance(d.base, str) else d.base for d in SPACE.open if d.base}
     assert recipe_space(AROUND, fixed).portfolio() == []  # nothing that it would change is open
@@ -88,7 +101,9 @@ def test_a_batch_keeps_half_lives_and_decay_per_token(batch_size, accumulate):
     assert twice.betas == pytest.approx([b**2 for b in around.betas], rel=2e-3)
     assert twice.learning_rate == pytest.approx(around.learning_rate * 2**RATE_OF_BATCH)
     # what weights lose per token: rate x decay / tokens of a step
-    assert twice.learning_rate * twice.weight_decay / (2 * step) == pytest.approx(around.learning_rate * around.weight_decay / step)
+    assert twice.learning_rate * twice.weight_decay / (2 * step) == pytest.approx(
+        around.learning_rate * around.weight_decay / step
+    )
     if accumulate > 1:
         assert twice.batch_size <= batch_size, "a micro-batch that needed accumulation is as large as memory lets it be"
 
@@ -99,10 +114,22 @@ def test_a_share_of_the_budget_has_the_rule_s_batch():
 
 
 def test_ranges_replace_those_of_the_table():
-    space = recipe_space(AROUND, {"learning_rate": "1e-3:2e-3", "schedule": "wsd", "optimizer": "muon,adamw", "warmup": "0.1", "precision": "off", "sparsify": "0.01:0.1"})
+    space = recipe_space(
+        AROUND,
+        {
+            "learning_rate": "1e-3:2e-3",
+            "schedule": "wsd",
+            "optimizer": "muon,adamw",
+            "warmup": "0.1",
+            "precision": "off",
+            "sparsify": "0.01:0.1",
+        },
+    )
     rng = np.random.default_rng(0)
     for s in space.sample(20, rng):
-        assert 1e-3 <= s["learning_rate"] <= 2e-3 and s["schedule"] == "wsd" and s["warmup"] == 0.1 and s["precision"] == 0
+        assert (
+            1e-3 <= s["learning_rate"] <= 2e-3 and s["schedule"] == "wsd" and s["warmup"] == 0.1 and s["precision"] == 0
+        )
         assert s["sparsify"] == 0 or 0.01 <= s["sparsify"] <= 0.1
     names = {d.name for d in space.open}
     assert "sparsify" in names and not names & {"schedule", "warmup", "precision"}
@@ -156,7 +183,12 @@ def test_every_kind_of_edit_is_found():
     found = {e.text: e for e in edits(genome, GENOMES)}
     assert {e.kind for e in found.values()} == set(KINDS[1:])
     assert found["LIV 2: GMemless -> SA-1"].genome.class_names == ("SA-3", "SA-1", "Rec-1", "Rec-1")
-    assert found["LIV 1: attention none -> window 16"].genome.operator(found["LIV 1: attention none -> window 16"].genome.backbone[0]).window == 16
+    assert (
+        found["LIV 1: attention none -> window 16"]
+        .genome.operator(found["LIV 1: attention none -> window 16"].genome.backbone[0])
+        .window
+        == 16
+    )
     wider = found["LIV 2: memoryless gate.expansion 32 -> gate.expansion 36"].genome
     assert costs(wider).parameters > costs(genome).parameters
     assert costs(found["LIV 3: weights of its own"].genome).parameters > costs(genome).parameters
@@ -193,7 +225,9 @@ def test_a_candidate_is_its_genome_and_settings():
     plain = Setup("m", genome, SPACE.base)
     assert plain.id(SPACE.base) == genome.id
     tuned = plain.with_settings(SPACE.base | {"learning_rate": 0.008})
-    assert tuned.id(SPACE.base).startswith("r") and tuned.id(SPACE.base) != plain.with_settings(SPACE.base | {"learning_rate": 0.009}).id(SPACE.base)
+    assert tuned.id(SPACE.base).startswith("r") and tuned.id(SPACE.base) != plain.with_settings(
+        SPACE.base | {"learning_rate": 0.009}
+    ).id(SPACE.base)
     other = Setup("other", genome, tuned.settings, edits=("something",))
     assert other.id(SPACE.base) == tuned.id(SPACE.base), "however it was reached"
 
@@ -215,8 +249,14 @@ def test_a_neighbourhood_is_the_same_at_every_call_and_within_its_radius():
     member = Setup("m", genomes(1)[0], SPACE.base)
     near = Neighbourhood(SPACE, GENOMES)
     edit = edits(member.genome, GENOMES)[5]
-    seen = [Seen(member, 1.0, 2.0), Seen(member.edited(edit), 1.0, 1.9), Seen(member.with_settings(SPACE.base | {"learning_rate": 0.01}), 0.25, None)]
-    draw = lambda radius, change="both": Neighbourhood(SPACE, GENOMES, change).around(member, seen, [], radius, np.random.default_rng(4))  # noqa: E731
+    seen = [
+        Seen(member, 1.0, 2.0),
+        Seen(member.edited(edit), 1.0, 1.9),
+        Seen(member.with_settings(SPACE.base | {"learning_rate": 0.01}), 0.25, None),
+    ]
+    draw = lambda radius, change="both": Neighbourhood(SPACE, GENOMES, change).around(
+        member, seen, [], radius, np.random.default_rng(4)
+    )
     found = near.around(member, seen, [], 2, np.random.default_rng(4))
     assert [s.key for s in found] == [s.key for s in draw(2)] and len({s.key for s in found}) == len(found)
     assert {s.key for s in found} >= {x.setup.key for x in seen}, "what was tried may go on"

@@ -35,7 +35,18 @@ from star.run import Run
 from star.search import evolve
 
 SHARED = Genome(  # every kind of sharing: chains of owners, features with a state, a LIV that gives and takes
-    tuple(Gene(*g) for g in ((5, 0, 0, 1, 2), (5, 1, 2, 1, 2), (5, 1, 2), (5, 1, 2, 2, 3), (6, 0, 0, 2, 3), (9, 2, 2, 3, 2), (9, 2, 2, 3, 2))),
+    tuple(
+        Gene(*g)
+        for g in (
+            (5, 0, 0, 1, 2),
+            (5, 1, 2, 1, 2),
+            (5, 1, 2),
+            (5, 1, 2, 2, 3),
+            (6, 0, 0, 2, 3),
+            (9, 2, 2, 3, 2),
+            (9, 2, 2, 3, 2),
+        )
+    ),
     d_model=64,
     head_dim=16,
 )
@@ -48,7 +59,13 @@ def trained(tmp_path_factory) -> Run:
     (folder / "text").mkdir()
     for n in range(12):
         (folder / "text" / f"{n}.py").write_text(f"def function_{n}(x):\n    return x * {n} + sum(range({n}))\n" * 40)
-    settings = {"data.corpus": str(folder / "text"), "search.population": 3, "search.offspring": 3, "search.generations": 2, "engine.kind": "inprocess"}
+    settings = {
+        "data.corpus": str(folder / "text"),
+        "search.population": 3,
+        "search.offspring": 3,
+        "search.generations": 2,
+        "engine.kind": "inprocess",
+    }
     budget = {"training.tokens": 1024, "training.eval_tokens": 512}
     evolve(folder / "run", load_config("smoke", overrides=settings | budget))
     return Run(folder / "run")
@@ -89,7 +106,10 @@ def test_pareto_fronts_show_every_candidate_in_every_pair(trained):
         assert re.search(r"\((nats/byte|parameters|bytes)\)", axes.get_xlabel()) and axes.get_ylabel()
     words = texts(figure)
     assert words.count("transformer++") == 3
-    assert f"Pareto front ({len(trained.front())})" in words and f"dominated ({len(evolved) - len(trained.front())})" in words
+    assert (
+        f"Pareto front ({len(trained.front())})" in words
+        and f"dominated ({len(evolved) - len(trained.front())})" in words
+    )
 
 
 def test_baseline_labels_cover_no_point_and_no_label(failing):
@@ -190,7 +210,11 @@ def test_links_of_random_genomes_are_those_of_the_plan_and_never_overlap(slots, 
                 assert a.last < b.owner or b.last < a.owner
 
 
-@pytest.mark.parametrize("genome", [SHARED, load_genome("lfm2-350m"), load_genome("transformer++", 64, 4, 16)], ids=["shared", "lfm2", "small"])
+@pytest.mark.parametrize(
+    "genome",
+    [SHARED, load_genome("lfm2-350m"), load_genome("transformer++", 64, 4, 16)],
+    ids=["shared", "lfm2", "small"],
+)
 def test_diagram_has_a_box_a_name_and_costs_for_every_liv(genome):
     figure = genome_diagram(genome, seq_len=4096)
     axes = figure.axes[0]
@@ -213,7 +237,9 @@ def test_diagram_of_64_livs_that_all_share_stays_inside_its_columns():
     links = [patch for patch in axes.patches if isinstance(patch, PathPatch)]
     assert len(boxes) == 64 and len(links) == 64
     numbers = [text for text in axes.texts if text.get_text().isdigit()]
-    bars = min(text.get_position()[0] for text in axes.texts if text.get_text() in ("parameters", "cache at 4,096 tokens"))
+    bars = min(
+        text.get_position()[0] for text in axes.texts if text.get_text() in ("parameters", "cache at 4,096 tokens")
+    )
     columns = [patch.get_path().vertices[:, 0] for patch in links]
     assert min(x.min() for x in columns) > max(text.get_position()[0] for text in numbers)
     assert max(x.max() for x in columns) < bars
@@ -241,7 +267,9 @@ def test_front_table_marks_the_knee_and_lists_baselines(trained):
 def test_front_for_programs_is_the_front(trained):
     rows = json.loads(json.dumps(front_rows(trained)))
     assert [row.keys() for row in rows] == [{"id", "genome", "objectives"}] * len(rows)
-    assert [from_json(row["genome"]).id for row in rows] == [row["id"] for row in rows] == [c.id for c in trained.front()]
+    assert (
+        [from_json(row["genome"]).id for row in rows] == [row["id"] for row in rows] == [c.id for c in trained.front()]
+    )
     table = list(csv.DictReader(io.StringIO(front_csv(trained))))
     assert [float(row["loss"]) for row in table] == [row["objectives"]["loss"] for row in rows]
     assert [load_genome(row["genome"], head_dim=8, d_model=32).id for row in table] == [row["id"] for row in rows]
@@ -257,7 +285,14 @@ def test_status_says_how_far_and_how_good(trained, failing):
 
 def test_show_explains_every_gene_of_the_genome():
     text = printed(*show_genome(SHARED, name="a name"))
-    for part in ("a name", SHARED.id, "d_model", "pre: x + f(norm(x))", "feature group 1: b from LIV 1", "featurizer group 1: from LIV 2, 3"):
+    for part in (
+        "a name",
+        SHARED.id,
+        "d_model",
+        "pre: x + f(norm(x))",
+        "feature group 1: b from LIV 1",
+        "featurizer group 1: from LIV 2, 3",
+    ):
         assert part in text
     for gene in SHARED.backbone:
         assert SHARED.family(gene).equation in text

@@ -14,10 +14,15 @@ def reference(x, weight):
 
 def example(shape, weight_shape, dtype=torch.float64):
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(s, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for s in (shape, weight_shape)]
+    return [
+        torch.randn(s, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+        for s in (shape, weight_shape)
+    ]
 
 
-@pytest.mark.parametrize("shape, weight_shape", [((2, 7, 12), (12,)), ((5, 12), (12,)), ((2, 7, 3, 4), (4,)), ((2, 7, 3, 4), (3, 4))])
+@pytest.mark.parametrize(
+    "shape, weight_shape", [((2, 7, 12), (12,)), ((5, 12), (12,)), ((2, 7, 3, 4), (4,)), ((2, 7, 3, 4), (3, 4))]
+)
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 def test_value_and_gradients_are_those_of_the_formula(shape, weight_shape, dtype, tolerance):
     x, weight = example(shape, weight_shape)

@@ -344,12 +344,16 @@ def test_training_for_real(tmp_path):
     found = Run(tmp_path / "run")
     assert [c.status for c in found.candidates()] == ["ok"] * 9
     front = {c.id for c in found.front()}
-    assert {c.id for c in found.candidates() if found.weights(c.id)} == front - {c.id for c in found.candidates("baseline")}
+    assert {c.id for c in found.candidates() if found.weights(c.id)} == front - {
+        c.id for c in found.candidates("baseline")
+    }
     for c in found.candidates():
         assert c.metrics["tokens"] == 1024 and 0 < c.objectives["loss"] < 6 and c.metrics["val_loss_se"] > 0
         assert found.curve(c.id)[-1]["val_loss"] == c.objectives["loss"]
     assert events[0]["baselines"]["unigram"] > events[0]["baselines"]["bigram"] > 0
-    assert not list((tmp_path / "run").glob("candidates/*/result.json")) and not list((tmp_path / "run").glob("progress/*"))
+    assert not list((tmp_path / "run").glob("candidates/*/result.json")) and not list(
+        (tmp_path / "run").glob("progress/*")
+    )
     (text / "0.txt").write_text("the text has changed\n" * 50)
     with pytest.raises(UserError, match="has changed since"):
         evolve(tmp_path / "run", settings)

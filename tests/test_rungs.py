@@ -14,7 +14,9 @@ from star.genome.codec import parse_text
 from star.model import build
 from star.training import CheckpointError, Recipe, train
 
-RECIPE = Recipe(tokens=2048, batch_size=4, seq_len=16, eval_interval=0.25, eval_tokens=512, schedule="wsd", device="cpu")
+RECIPE = Recipe(
+    tokens=2048, batch_size=4, seq_len=16, eval_interval=0.25, eval_tokens=512, schedule="wsd", device="cpu"
+)
 # 32 steps, evaluations after 8, 16, 24 and 32: attention with shared weights and tensors, recurrence, convolution and the like
 TEXTS = ["1-9-1", "21200-90000-21200", "21212-90000-21212", "50000-90000-60000", "7-8-9", "10-11-5"]
 
@@ -113,7 +115,11 @@ def rung(job, number, stop):
 
 
 def scores(result):
-    return [(p["tokens"], p["val_loss"]) for p in result["curve"]], result["metrics"]["val_loss"], result["metrics"]["tokens"]
+    return (
+        [(p["tokens"], p["val_loss"]) for p in result["curve"]],
+        result["metrics"]["val_loss"],
+        result["metrics"]["tokens"],
+    )
 
 
 def test_rungs_of_a_job_end_in_the_same_weights(job):
@@ -149,7 +155,10 @@ def test_a_checkpoint_that_is_no_use_costs_time_only(job, spoil):
 
 
 def test_tabular_rungs_rank_better_and_better():
-    jobs = [{"id": f"{i * 0x9E3779B97F4A % 16**12:012x}", "costs": {"parameters": 10.0 ** (3 + i % 4)}} for i in range(1, 400)]
+    jobs = [
+        {"id": f"{i * 0x9E3779B97F4A % 16**12:012x}", "costs": {"parameters": 10.0 ** (3 + i % 4)}}
+        for i in range(1, 400)
+    ]
     recipe = {"tokens": 1000}
 
     def losses_at(stop):

@@ -29,7 +29,11 @@ def test_random_backbones_scale_to_exact_copies_that_build_and_run(way, seed):
             assert getattr(many, name) == depth * getattr(one, name), (genome.text, name)
         assert scaled(deep, 2, 1, way) == scaled(genome, 2 * depth, 1, way)
         wide = scaled(deep, 1, 2, way)
-        assert wide == scaled(genome, depth, 2, way) and wide.d_model == 2 * genome.d_model and wide.head_dim == genome.head_dim
+        assert (
+            wide == scaled(genome, depth, 2, way)
+            and wide.d_model == 2 * genome.d_model
+            and wide.head_dim == genome.head_dim
+        )
         model = star.build(wide, VOCAB)
         assert star.costs(wide, VOCAB).parameters == sum(p.numel() for p in model.parameters())
         with torch.no_grad():
@@ -75,7 +79,10 @@ def test_a_scale_is_read_as_written():
         ("1/0x-width", "divides by zero"),
         ("0x-width", "0x-width makes a width of 0 of 64"),
         ("1.01x-width", "makes a width of 64.64 of 64; legal is a whole number"),
-        ("5/4x-width", "makes a width of 80: class SA-3: attention: width 80 is no multiple of head width 16 x repeat 4"),
+        (
+            "5/4x-width",
+            "makes a width of 80: class SA-3: attention: width 80 is no multiple of head width 16 x repeat 4",
+        ),
         ("stack,stretch", "way is given twice"),
     ],
 )

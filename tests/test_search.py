@@ -290,7 +290,9 @@ def test_a_run_that_only_fails_gives_up_and_goes_on_when_called_again(tmp_path):
             engine.function = "fakes:hopeless"  # say, a driver that broke in the middle of the run
 
     engine = InProcess("star.assess.evaluations.tabular:assess")
-    with pytest.raises(RunFailed, match=r"All 2\d candidates in a row failed; 2\d of them: failed \(RuntimeError: no candidate"):
+    with pytest.raises(
+        RunFailed, match=r"All 2\d candidates in a row failed; 2\d of them: failed \(RuntimeError: no candidate"
+    ):
         evolve(tmp_path, settings, engine=engine, callbacks=[broken])
     assert 20 + 24 <= len([c for c in Run(tmp_path).candidates() if c.order is not None]) < 20 + 24 + 8
     assert run(tmp_path, settings).status == "finished" and len(Run(tmp_path).candidates()) == 96
@@ -313,7 +315,11 @@ def test_bounds_are_checked_before_anything_is_trained(tmp_path):
     sizes = sorted(c.costs["parameters"] for c in Run(tmp_path / "free").candidates())
     bound = int(sizes[len(sizes) // 3])
     events = []
-    run(tmp_path / "bound", config(objectives__max_parameters=bound, objectives__max_flops=10**9), callbacks=[events.append])
+    run(
+        tmp_path / "bound",
+        config(objectives__max_parameters=bound, objectives__max_flops=10**9),
+        callbacks=[events.append],
+    )
     bounded = Run(tmp_path / "bound")
     infeasible = [c for c in bounded.candidates() if c.status == "infeasible"]
     assert infeasible and all(c.costs["parameters"] > bound and c.objectives is None for c in infeasible)
@@ -328,7 +334,9 @@ def test_bounds_are_checked_before_anything_is_trained(tmp_path):
 
 
 def test_a_bound_that_nothing_can_meet_is_refused_before_anything_is_made(tmp_path):
-    with pytest.raises(UserError, match=r"objectives.max_parameters is 10 and the smallest genome of this space has [\d,]+; raise"):
+    with pytest.raises(
+        UserError, match=r"objectives.max_parameters is 10 and the smallest genome of this space has [\d,]+; raise"
+    ):
         run(tmp_path / "run", config(objectives__max_parameters=10))
     assert not (tmp_path / "run").exists()
     space = make_space(config())
@@ -352,7 +360,9 @@ def test_an_exhausted_space_is_reported_and_ends_the_run(tmp_path):
 
 def test_a_baseline_that_the_search_finds_too_is_assessed_once(tmp_path):
     events = []
-    settings = config(space__slots=2, space__classes=(1, 9), search__baselines=("transformer++",), search__generations=30)
+    settings = config(
+        space__slots=2, space__classes=(1, 9), search__baselines=("transformer++",), search__generations=30
+    )
     run(tmp_path, settings, callbacks=[events.append])
     found = Run(tmp_path)
     (baseline,) = found.candidates("baseline")
@@ -374,7 +384,9 @@ def test_unknown_names_are_errors_before_anything_is_created(tmp_path, key):
 def test_front_is_what_brute_force_says():
     objectives = load_objectives(("loss", "parameters", "cache"))
     rng = np.random.default_rng(0)
-    values = [dict(zip(("loss", "parameters", "cache"), rng.integers(0, 6, 3).tolist(), strict=True)) for _ in range(200)]
+    values = [
+        dict(zip(("loss", "parameters", "cache"), rng.integers(0, 6, 3).tolist(), strict=True)) for _ in range(200)
+    ]
     front = Front(objectives)
     for i, v in enumerate(values):
         front.add(str(i), v)

@@ -22,7 +22,9 @@ def every_alignment(n, m):
     for k in range(min(n, m) + 1):
         for left, right in itertools.product(itertools.combinations(range(n), k), itertools.combinations(range(m), k)):
             pairs = list(zip(left, right, strict=True))
-            yield pairs + [(i, None) for i in range(n) if i not in left] + [(None, j) for j in range(m) if j not in right]
+            yield (
+                pairs + [(i, None) for i in range(n) if i not in left] + [(None, j) for j in range(m) if j not in right]
+            )
 
 
 @settings(max_examples=60, deadline=None)
@@ -66,12 +68,18 @@ def test_children_take_livs_of_both_parents_in_order_and_no_link_is_made_between
     for x, y, pair in zip(X, other, children.swapaxes(0, 1), strict=True):
         a, b = classes(x), classes(y)
         total = sum(len(classes(child)) for child in pair)
-        assert total == len(a) + len(b) or max(len(classes(child)) for child in pair) == SPACE.n_slots, "every LIV goes to one child"
+        assert total == len(a) + len(b) or max(len(classes(child)) for child in pair) == SPACE.n_slots, (
+            "every LIV goes to one child"
+        )
         mixed += not any(np.array_equal(child, parent) for child in pair for parent in (x, y))
         for child in pair:
             for g in (1, 3):
                 groups = [int(row[g]) for row in livs(SPACE, child) if row[g]]
-                assert all(groups.count(k) <= max(sum(int(r[g]) == q for r in livs(SPACE, p)) for p in (x, y) for q in range(9)) for k in groups)
+                assert all(
+                    groups.count(k)
+                    <= max(sum(int(r[g]) == q for r in livs(SPACE, p)) for p in (x, y) for q in range(9))
+                    for k in groups
+                )
     assert mixed > 100
     repaired, _ = SPACE.repair(children.reshape(-1, SPACE.n_var), rng)
     assert all(np.array_equal(SPACE.encode(SPACE.decode(row)), row) for row in repaired)

@@ -12,7 +12,16 @@ import star
 from star.errors import UserError
 from star.genome import Genome, parse_text, resolve
 from star.liv.attention import softmax_attention
-from star.training.attention_scores import FULL, N_BUCKETS, WINDOWS, HeadLimits, attention_livs, head_mask, sample_scores, scores
+from star.training.attention_scores import (
+    FULL,
+    N_BUCKETS,
+    WINDOWS,
+    HeadLimits,
+    attention_livs,
+    head_mask,
+    sample_scores,
+    scores,
+)
 from star.training.sparsify import FADE, FREEZE, START, UPDATES, HeadScores, Sparsifier
 
 CPU = torch.device("cpu")
@@ -52,7 +61,9 @@ class Dense:
         logits = torch.einsum("bhid,bhjd->bhij", q, k) / q.shape[-1] ** 0.5
         rows = []
         for head, limit in enumerate(limits):
-            keep = torch.tensor([[0 <= i - j < limit for j in range(visible)] for i in range(visible - seq_len, visible)])
+            keep = torch.tensor(
+                [[0 <= i - j < limit for j in range(visible)] for i in range(visible - seq_len, visible)]
+            )
             rows.append(logits[:, head].masked_fill(~keep, -torch.inf).softmax(-1))
         self.weight = torch.stack(rows, 1)
         self.weight.retain_grad() if self.weight.requires_grad else None
@@ -136,7 +147,9 @@ def test_sampling_leaves_weights_gradients_limits_and_generators_alone():
     with torch.no_grad():
         sample_scores(model, *batch)
     assert torch.equal(torch.get_rng_state(), generator)
-    assert all(torch.equal(p, before[name][0]) and torch.equal(p.grad, before[name][1]) for name, p in model.named_parameters())
+    assert all(
+        torch.equal(p, before[name][0]) and torch.equal(p.grad, before[name][1]) for name, p in model.named_parameters()
+    )
     assert model.blocks[0].liv.attend is None and model.blocks[2].liv.attend is limits
 
 
@@ -155,13 +168,17 @@ def test_limited_attention_is_dense_attention_with_those_windows_and_gains(windo
     limits = HeadLimits.make(windows, gains, CPU)
     torch.testing.assert_close(limits(q, k, v, window), expected, rtol=1e-9, atol=1e-12)
     if len(set(windows)) > 1:
-        torch.testing.assert_close(limits.masked(q, k, v, window) * torch.tensor(gains)[:, None, None], expected, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(
+            limits.masked(q, k, v, window) * torch.tensor(gains)[:, None, None], expected, rtol=1e-9, atol=1e-12
+        )
 
 
 def test_one_window_for_all_heads_has_the_bits_of_a_liv_with_that_window():
     q, k, v = (torch.randn(2, 4, 100, 8, generator=torch.Generator().manual_seed(n)) for n in range(3))
     for window in (16, 64, None):
-        assert torch.equal(HeadLimits.make([window] * 4, [1.0] * 4, CPU)(q, k, v, None), softmax_attention(q, k, v, window))
+        assert torch.equal(
+            HeadLimits.make([window] * 4, [1.0] * 4, CPU)(q, k, v, None), softmax_attention(q, k, v, window)
+        )
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")
@@ -231,7 +248,9 @@ def test_tau_is_spent_once_however_many_updates_there_are():
         visible = [row if w < window else 0.0 for row, w in zip([70.0, 20.0, 6.0, 4.0], (0, *WINDOWS), strict=False)]
         heads.observe(torch.tensor([visible + [0.0] * (N_BUCKETS - 4)], dtype=torch.float64))
     assert heads.windows == [64]
-    torch.testing.assert_close(heads.share[0, :4], torch.tensor([70.0, 20.0, 6.0, 4.0], dtype=torch.float64) / 100, rtol=1e-9, atol=0)
+    torch.testing.assert_close(
+        heads.share[0, :4], torch.tensor([70.0, 20.0, 6.0, 4.0], dtype=torch.float64) / 100, rtol=1e-9, atol=0
+    )
 
 
 def test_what_a_window_leaves_open_goes_on_being_averaged():
@@ -239,7 +258,9 @@ def test_what_a_window_leaves_open_goes_on_being_averaged():
     heads.tighten(0.04, 0.0, seq_len=1024)
     for _ in range(100):
         heads.observe(torch.tensor([[1.0, 3.0] + [0.0] * (N_BUCKETS - 2)], dtype=torch.float64))
-    torch.testing.assert_close(heads.share[0, :3], torch.tensor([0.24, 0.72, 0.04], dtype=torch.float64), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        heads.share[0, :3], torch.tensor([0.24, 0.72, 0.04], dtype=torch.float64), rtol=1e-6, atol=0
+    )
 
 
 def test_weak_heads_fade_to_exactly_zero_and_stay_there():
@@ -320,7 +341,9 @@ def test_tau_and_floor_grow_on_a_cubic(monkeypatch):
     score[0] *= 1 / score[0].sum()
     score[2] *= 1.93 / score[2].sum()
     seen = []
-    monkeypatch.setattr("star.training.sparsify.sample_scores", lambda model, x, y: seen.append(x.shape) or {0: score.clone()})
+    monkeypatch.setattr(
+        "star.training.sparsify.sample_scores", lambda model, x, y: seen.append(x.shape) or {0: score.clone()}
+    )
     model = star.build(Genome(parse_text("1"), d_model=24, head_dim=8), vocab_size=17)
     sparsifier, tau, floor, fading = Sparsifier(model, 0.4, 0.1, 1000, sequences=3), 0.4, 0.1, 0
     for tokens in range(0, 1000, 5):
@@ -329,7 +352,10 @@ def test_tau_and_floor_grow_on_a_cubic(monkeypatch):
         sparsifier.update(model, *batch_of(2000, batch=4), tokens)
         p = (tokens / 1000 - 0.15) / 0.45
         ramp = 1 - (1 - p) ** 3 if p >= 0 else -1
-        cut = {w: sum(0.5**m for m in range(n + 1, N_BUCKETS)) / sum(0.5**m for m in range(N_BUCKETS)) for n, w in enumerate(WINDOWS)}
+        cut = {
+            w: sum(0.5**m for m in range(n + 1, N_BUCKETS)) / sum(0.5**m for m in range(N_BUCKETS))
+            for n, w in enumerate(WINDOWS)
+        }
         fading = min(FADE, fading + 1) if ramp * floor > 0.07 else 0
         if tokens < 600:
             heads = sparsifier.layers[0]
@@ -346,7 +372,12 @@ def test_livs_that_share_end_with_the_window_of_the_one_that_needs_most():
     sparsifier.finish()
     settled = {layer: heads.windows for layer, heads in sparsifier.layers.items()}
     assert settled == {0: [64] * 4, 2: [64] * 4, 3: [32] * 4, 4: [None] * 4}
-    assert [layer.config.window for layer in resolve(sparsifier.edited_genome()).layers if layer.index != 1] == [64, 64, 32, None]
+    assert [layer.config.window for layer in resolve(sparsifier.edited_genome()).layers if layer.index != 1] == [
+        64,
+        64,
+        32,
+        None,
+    ]
 
 
 def test_before_the_first_limit_training_has_the_bits_of_a_plain_run():
@@ -369,7 +400,9 @@ def test_the_edited_genome_with_the_same_weights_is_the_sparsified_model(finishe
         edited.load_state_dict(model.state_dict())
         assert abs(edited.loss(*batch) - before) <= 1e-6
         assert abs(model_with(model.state_dict(), "1-9-3").loss(*batch) - before) > 1e-5  # the windows do matter
-    assert genome != model.genome and all(layer.config.window for layer in resolve(genome).layers if layer.config.state())
+    assert genome != model.genome and all(
+        layer.config.window for layer in resolve(genome).layers if layer.config.state()
+    )
     now, then = (star.costs(g, vocab_size=17, seq_len=70) for g in (model.genome, genome))
     assert then.cache_bytes < now.cache_bytes and then.parameters == now.parameters
     assert summary["cache_saved"] == 1 - then.cache_bytes / now.cache_bytes
@@ -440,4 +473,8 @@ def test_settings_out_of_bounds(setting):
 
 
 def test_heads_mask():
-    assert head_mask(2, 3, torch.tensor([1, 2, FULL])).int().tolist() == [[[0, 1, 0], [0, 0, 1]], [[1, 1, 0], [0, 1, 1]], [[1, 1, 0], [1, 1, 1]]]
+    assert head_mask(2, 3, torch.tensor([1, 2, FULL])).int().tolist() == [
+        [[0, 1, 0], [0, 0, 1]],
+        [[1, 1, 0], [0, 1, 1]],
+        [[1, 1, 0], [1, 1, 1]],
+    ]

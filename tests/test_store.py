@@ -112,11 +112,21 @@ def test_a_run_can_be_moved_and_read_where_nothing_can_be_written(run, store, tm
 
 
 def test_views_show_what_the_events_say(run, store):
-    proposal = {"id": "ab", "origin": "initial", "name": None, "parents": [], "operators": [], "costs": {}, "genome": {}}
+    proposal = {
+        "id": "ab",
+        "origin": "initial",
+        "name": None,
+        "parents": [],
+        "operators": [],
+        "costs": {},
+        "genome": {},
+    }
     finish = {"id": "ab", "attempt": 0, "status": "ok", "reason": "", "seconds": 1.5, "worker": "w", "final": True}
     store.record([("ask", {"generation": 0, "proposals": [proposal]})])
     store.record([("finish", finish | {"metrics": {"val_loss": 2.5, "tokens": 100}})])
-    rows = {view: store.connection.execute(f"SELECT * FROM {view}").fetchall() for view in ("genome", "attempt", "metric")}
+    rows = {
+        view: store.connection.execute(f"SELECT * FROM {view}").fetchall() for view in ("genome", "attempt", "metric")
+    }
     assert rows["genome"][0][:3] == ("ab", 0, "initial")
     assert rows["attempt"][0][:3] == ("ab", 0, "ok")
     assert rows["metric"] == [("ab", 0, "val_loss", 2.5, 100), ("ab", 0, "tokens", 100, 100)]
@@ -149,7 +159,9 @@ def test_a_damaged_database(run, store, damage):
     store.record([("event", {"text": "x" * 100}) for _ in range(2000)])
     store.close()
     data = (run / NAME).read_bytes()
-    (run / NAME).write_bytes(b"not a database at all" * 100 if damage == "text" else data[:4096] + os.urandom(len(data) - 4096))
+    (run / NAME).write_bytes(
+        b"not a database at all" * 100 if damage == "text" else data[:4096] + os.urandom(len(data) - 4096)
+    )
     for attempt in (lambda: read_events(run), lambda: Store(run).events()):
         with pytest.raises(UserError, match="damaged or no SQLite file"):
             attempt()
@@ -265,7 +277,9 @@ def test_record_folds_attempts_into_results():
     record.apply("start", {"id": "ab"})
     assert record.started == {"ab"} and list(record.asked) == ["ab"]
     record.apply("finish", {"id": "ab", "attempt": 0, "status": "failed", "seconds": 1.0, "final": False})
-    record.apply("finish", {"id": "ab", "attempt": 1, "status": "ok", "objectives": {"loss": 1.0}, "seconds": 1.0, "final": True})
+    record.apply(
+        "finish", {"id": "ab", "attempt": 1, "status": "ok", "objectives": {"loss": 1.0}, "seconds": 1.0, "final": True}
+    )
     record.apply("an event of a later version", {})
     assert record.tries == {"ab": ["failed"]} and record.results["ab"].status == "ok" and not record.started
     record.apply("tell", {"generation": 0, "told": [["ab", [1.0], [0.0]]]})

@@ -34,13 +34,17 @@ def test_a_description_is_of_the_architecture():
     given = genomes(50)
     X, groups = seen(given)
     assert X.shape == (50, len(groups)) and np.isfinite(X).all() and set(groups) == {0, 1, 2, 3}
-    renamed = [Genome(parse_text(text), d_model=32, head_dim=8) for text in ("21200-90000-21200", "21233-0-90000-21234")]
+    renamed = [
+        Genome(parse_text(text), d_model=32, head_dim=8) for text in ("21200-90000-21200", "21233-0-90000-21234")
+    ]
     Y, _ = seen([renamed[0], Genome(parse_text("23200-90000-23200"), d_model=32, head_dim=8)])
     assert (Y[0] == Y[1]).all()  # another name of the same sharing group
     assert len({tuple(x) for x in X}) > 45  # and different architectures differ
 
 
-@pytest.mark.parametrize("near, far", [(("1-9-1", "2-9-1"), ("1-9-1", "7-9-1")), (("5-9-5-9", "5-9-6-9"), ("5-9-5-9", "5-9-1-9"))])
+@pytest.mark.parametrize(
+    "near, far", [(("1-9-1", "2-9-1"), ("1-9-1", "7-9-1")), (("5-9-5-9", "5-9-6-9"), ("5-9-5-9", "5-9-1-9"))]
+)
 def test_similar_operators_are_near(near, far):
     X, groups = seen([Genome(parse_text(text), d_model=32, head_dim=8) for text in (*near, *far)])
     composition = X[:, groups == 0]
@@ -188,7 +192,10 @@ def test_failures_teach_nothing_and_it_waits_for_enough():
 
 def test_a_run_without_need_has_none():
     assert make_surrogate(load_config(overrides={"search.screen": 1}), 256) is None
-    assert make_surrogate(load_config(overrides={"search.screen": 4, "objectives.names": ("parameters", "cache")}), 256) is None
+    assert (
+        make_surrogate(load_config(overrides={"search.screen": 4, "objectives.names": ("parameters", "cache")}), 256)
+        is None
+    )
 
 
 def test_one_terrible_loss_does_not_bend_the_rest():
@@ -199,7 +206,10 @@ def test_one_terrible_loss_does_not_bend_the_rest():
     spoilt.tell(given, F, np.ones(60, bool))
     unseen = genomes(100, seed=3)
     truth = truth_of(unseen)[:, 0]
-    assert spearmanr(spoilt.predict(unseen)[0][:, 0], truth).statistic > spearmanr(made.predict(unseen)[0][:, 0], truth).statistic - 0.2
+    assert (
+        spearmanr(spoilt.predict(unseen)[0][:, 0], truth).statistic
+        > spearmanr(made.predict(unseen)[0][:, 0], truth).statistic - 0.2
+    )
 
 
 # ---- the report on it
@@ -212,7 +222,9 @@ def test_report_of_honest_predictions():
     facts = report(np.stack([mean, sd], axis=1), actual, proxy=-mean)
     for level in (50, 80, 90):
         assert facts[f"coverage_{level}"] == pytest.approx(level / 100, abs=0.03)
-    assert facts["spearman"] == pytest.approx(spearmanr(mean, actual).statistic) == pytest.approx(-facts["proxy_spearman"])
+    assert (
+        facts["spearman"] == pytest.approx(spearmanr(mean, actual).statistic) == pytest.approx(-facts["proxy_spearman"])
+    )
     assert facts["spearman_low"] < facts["spearman"] < facts["spearman_high"]
     assert facts["coverage_90_low"] < 0.9 < facts["coverage_90_high"] and abs(facts["bias"]) < 0.05
 
@@ -248,7 +260,12 @@ def learning(given: list[Genome]) -> tuple[np.ndarray, np.ndarray]:
 
 def objectives_of(given: list[Genome], loss: np.ndarray) -> np.ndarray:
     rows = [costs(genome) for genome in given]
-    return np.array([[o.scaled(o.measure(row)) if o.cheap else value for o in OBJECTIVES] for row, value in zip(rows, loss, strict=True)])
+    return np.array(
+        [
+            [o.scaled(o.measure(row)) if o.cheap else value for o in OBJECTIVES]
+            for row, value in zip(rows, loss, strict=True)
+        ]
+    )
 
 
 def test_the_end_of_training_is_foretold_from_a_rung():
@@ -263,7 +280,12 @@ def test_the_end_of_training_is_foretold_from_a_rung():
     assert np.abs(mean[:, 0] - end[30:]).max() < 0.1 < np.abs(rung[30:] - end[30:]).max()
     assert (sd[:, 0] > 0).all() and (mean[:, 1:] == at[30:, 1:]).all() and (sd[:, 1:] == 0).all()
     gains = surrogate.promising(given[30:], at[30:], 0)
-    best = expected_gain((F[30:] - F[:30].min(0)) / np.ptp(F[:30], axis=0), np.full(30, 1e-9), 0, (F[:30] - F[:30].min(0)) / np.ptp(F[:30], axis=0))
+    best = expected_gain(
+        (F[30:] - F[:30].min(0)) / np.ptp(F[:30], axis=0),
+        np.full(30, 1e-9),
+        0,
+        (F[:30] - F[:30].min(0)) / np.ptp(F[:30], axis=0),
+    )
     assert spearmanr(gains, best)[0] > 0.6
     assert surrogate.promising(given[30:], at[30:], 1) is None, "of another rung nothing is known"
 

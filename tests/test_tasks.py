@@ -105,7 +105,11 @@ def test_copying_gives_the_items_in_their_order():
 
 def test_compression_asks_for_everything_but_the_marker():
     task, inputs, targets = draw("compression")
-    assert (targets[:, :-1] == inputs[:, :-1]).all() and (inputs[:, -1] == task.marker).all() and (targets[:, -1] == IGNORE).all()
+    assert (
+        (targets[:, :-1] == inputs[:, :-1]).all()
+        and (inputs[:, -1] == task.marker).all()
+        and (targets[:, -1] == IGNORE).all()
+    )
 
 
 def test_facts_are_the_same_in_every_sequence_and_seed():
@@ -119,7 +123,10 @@ def test_facts_are_the_same_in_every_sequence_and_seed():
     assert any(facts.get(int(key), value) != value for key, value in others)
 
 
-@pytest.mark.parametrize("changes, message", [({"length": 3}, "at least 4"), ({"noise": 1.0}, "from 0 to 0.9"), ({"symbols": 1}, "at least 2")])
+@pytest.mark.parametrize(
+    "changes, message",
+    [({"length": 3}, "at least 4"), ({"noise": 1.0}, "from 0 to 0.9"), ({"symbols": 1}, "at least 2")],
+)
 def test_bad_settings_are_one_sentence(changes, message):
     with pytest.raises(UserError, match=message):
         TASKS["recall"].replace(**changes)
@@ -187,11 +194,22 @@ def test_wide_genomes_are_scaled_down(monkeypatch):
 def test_bounds_that_need_training():
     config = load_config(overrides={"objectives.max_mad": 0.5, "objectives.max_parameters": 100}).objectives
     assert measured_bounds(config) == {"mad": 0.5}
-    assert measured_violations({"mad": 0.75}, config) == {"mad": 0.5} and measured_violations({"mad": 0.4}, config)["mad"] < 0
+    assert (
+        measured_violations({"mad": 0.75}, config) == {"mad": 0.5}
+        and measured_violations({"mad": 0.4}, config)["mad"] < 0
+    )
     assert measured_violations({}, config) == {"mad": 0.0} == measured_violations({"mad": None}, config)
     assert tasks_tokens(config) == 200_000
-    assert tasks_tokens(load_config(overrides={"objectives.names": ("mad", "cache"), "objectives.mad_tokens": 5}).objectives) == 5
-    assert tasks_tokens(load_config().objectives) is None and measured_violations({"mad": 1.0}, load_config().objectives) == {}
+    assert (
+        tasks_tokens(
+            load_config(overrides={"objectives.names": ("mad", "cache"), "objectives.mad_tokens": 5}).objectives
+        )
+        == 5
+    )
+    assert (
+        tasks_tokens(load_config().objectives) is None
+        and measured_violations({"mad": 1.0}, load_config().objectives) == {}
+    )
 
 
 def test_the_objective_reads_the_metric():
@@ -220,7 +238,12 @@ def test_a_job_measures_the_tasks_only_when_asked_and_once_for_all_rungs(tmp_pat
     metrics = training.assess(job | {"tasks": 77}, print)["metrics"]
     assert metrics["mad"] == 0.75 and metrics["task recall"] == 0.5 and calls == [77]
     for number, stop in enumerate((256, None)):
-        rung = {"tasks": 77, "rung": number, "stop_tokens": stop, "checkpoint": str(tmp_path / "a" / "checkpoint-0.safetensors")}
+        rung = {
+            "tasks": 77,
+            "rung": number,
+            "stop_tokens": stop,
+            "checkpoint": str(tmp_path / "a" / "checkpoint-0.safetensors"),
+        }
         assert training.assess(job | rung, print)["metrics"]["mad"] == 0.75
     assert calls == [77, 77] and json.loads(Path(tmp_path / "a" / "result.json").read_text())["metrics"]["mad"] == 0.75
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["result.json"]

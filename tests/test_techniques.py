@@ -80,7 +80,9 @@ def test_muon_is_that_of_torch():
     theirs = [nn.Parameter(p.detach().clone()) for p in ours]
     start = [p.detach().clone() for p in ours]
     optimizer = Muon(ours, lr=0.02, weight_decay=0.1, momentum=0.9, base_width=32)
-    reference = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, momentum=0.9, nesterov=True, adjust_lr_fn="match_rms_adamw")
+    reference = torch.optim.Muon(
+        theirs, lr=0.02, weight_decay=0.1, momentum=0.9, nesterov=True, adjust_lr_fn="match_rms_adamw"
+    )
     for _ in range(4):
         for p, q in zip(ours, theirs, strict=True):
             p.grad = torch.randn(32, 32, generator=generator)
@@ -98,7 +100,9 @@ def test_a_muon_step_moves_activations_alike_at_any_width(out, into):
         weight = nn.Parameter(torch.zeros(out * width, into * width))
         weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
         Muon([weight], lr=0.1, base_width=64).step()
-        x = weight.grad.mT @ torch.randn(out * width, generator=torch.Generator().manual_seed(1))  # aligned with the step, as in training
+        x = weight.grad.mT @ torch.randn(
+            out * width, generator=torch.Generator().manual_seed(1)
+        )  # aligned with the step, as in training
         x = x / x.square().mean().sqrt()
         changes.append((weight @ x).square().mean().sqrt().item())
     assert max(changes) < 1.15 * min(changes)
@@ -110,7 +114,9 @@ def test_muon_takes_hidden_matrices_and_adamw_the_rest():
     adamw, muon = optimizer.parts
     hidden = {id(p) for group in net.parameter_groups() if group["kind"] == "hidden" for p in group["params"]}
     assert {id(p) for group in muon.param_groups for p in group["params"]} == hidden
-    assert {id(p) for group in adamw.param_groups for p in group["params"]} == {id(p) for p in net.parameters()} - hidden
+    assert {id(p) for group in adamw.param_groups for p in group["params"]} == {
+        id(p) for p in net.parameters()
+    } - hidden
 
 
 def test_muon_learns(corpus):
@@ -130,7 +136,10 @@ def activations(width: int, recipe: Recipe, corpus, steps: int) -> dict[str, flo
 
     def measure() -> dict[str, torch.Tensor]:
         seen = {}
-        hooks = [b.register_forward_hook(lambda _, args, out, i=i: seen.update({f"block {i}": out[0] - args[0]})) for i, b in enumerate(net.blocks)]
+        hooks = [
+            b.register_forward_hook(lambda _, args, out, i=i: seen.update({f"block {i}": out[0] - args[0]}))
+            for i, b in enumerate(net.blocks)
+        ]
         with torch.no_grad():
             seen["logits"] = net.logits(net.hidden(before, None)[0])
         for hook in hooks:
@@ -158,7 +167,11 @@ def test_coordinate_check(corpus, optimizer):
 def test_the_base_width_decides_the_rates():
     def peaks(width, **changes):
         groups = build_optimizer(model(width), RECIPE.replace(learning_rate=1e-2, **changes)).param_groups
-        return {group["kind"]: (group["peak"], group["weight_decay"]) for group in groups if group["kind"] in ("hidden", "embedding")}
+        return {
+            group["kind"]: (group["peak"], group["weight_decay"])
+            for group in groups
+            if group["kind"] in ("hidden", "embedding")
+        }
 
     assert peaks(64) == {"hidden": (1e-2, 0.1), "embedding": (1e-2, 0.1)}
     assert peaks(128) == {"hidden": (pytest.approx(5e-3), pytest.approx(0.2)), "embedding": (1e-2, 0.1)}
@@ -205,7 +218,9 @@ def test_the_noise_estimate_is_unbiased(k):
     assert np.all(np.abs(found.mean(axis=0) - [(sd**2).sum(), (mean**2).sum()]) < 4 * error)
 
 
-def feed(accumulation: Accumulation, variance: float, signal: float, steps: int, start: int = 0, progress: float = 0.5) -> list[int]:
+def feed(
+    accumulation: Accumulation, variance: float, signal: float, steps: int, start: int = 0, progress: float = 0.5
+) -> list[int]:
     """N over steps that all see this noise, told with K = 4."""
     sizes = []
     for step in range(start, start + steps):
@@ -220,7 +235,9 @@ def test_the_control_law():
     accumulation = Accumulation(recipe)
     assert accumulation.n == 1 and accumulation.wanted == 1.0
     sizes = feed(accumulation, variance=3.0, signal=2.0, steps=400)
-    assert accumulation.wanted == 12.0 == math.ceil(2.0 * 3.0 / (0.25 * 2.0))  # N = ceil(alpha sigma^2 / eps^2), eps = theta |G|
+    assert (
+        accumulation.wanted == 12.0 == math.ceil(2.0 * 3.0 / (0.25 * 2.0))
+    )  # N = ceil(alpha sigma^2 / eps^2), eps = theta |G|
     assert sizes[-1] == 8  # 12 is not a quarter beyond 8 sqrt 2, where 16 would begin
     changes = [step for step in range(1, 400) if sizes[step] != sizes[step - 1]]
     assert len(changes) == 3 and np.diff(changes).min() >= QUIET  # 1, 2, 4, 8: one doubling at a time
@@ -248,7 +265,9 @@ def test_estimates_are_those_of_the_gradients(corpus):
     run.accumulation.observe = lambda *args: told.append(args)
     run.gradients(LEAST)
     batches = Batches(corpus.train, 4, 16, 0)
-    watched = [p for group in reference.parameter_groups() if group["kind"] in ("hidden", "vector") for p in group["params"]]
+    watched = [
+        p for group in reference.parameter_groups() if group["kind"] in ("hidden", "vector") for p in group["params"]
+    ]
     each = []
     for k in range(LEAST):
         reference.zero_grad()
@@ -274,7 +293,9 @@ def test_accumulated_micro_batches_are_one_batch(corpus):
 
 
 def test_averages_keep_their_half_life_in_tokens():
-    optimizer = build_optimizer(model(), RECIPE.replace(optimizer="muon", betas=(0.9, 0.98), momentum=0.95, learning_rate=1e-2))
+    optimizer = build_optimizer(
+        model(), RECIPE.replace(optimizer="muon", betas=(0.9, 0.98), momentum=0.95, learning_rate=1e-2)
+    )
     adamw, muon = (part.param_groups[0] for part in optimizer.parts)
     for batch in (0.25, 1.0, 4.0):
         optimizer.set(0.5, batch)
@@ -282,7 +303,9 @@ def test_averages_keep_their_half_life_in_tokens():
         assert math.log(muon["momentum"]) / batch == pytest.approx(math.log(0.95))
         for group in (adamw, muon):
             assert group["lr"] == pytest.approx(group["peak"] * 0.5 * min(1, batch**0.5))  # not beyond the tuned rate
-            assert group["lr"] * group["weight_decay"] == pytest.approx(group["peak"] * 0.5 * group["decay"] * batch)  # per token
+            assert group["lr"] * group["weight_decay"] == pytest.approx(
+                group["peak"] * 0.5 * group["decay"] * batch
+            )  # per token
 
 
 def test_adaptive_training_counts_tokens(corpus):
@@ -302,7 +325,16 @@ TECHNIQUES = {
     "muon": {"optimizer": "muon", "layer_decay": 0.5, "schedule": "cosine"},
     "adaptive": {"adaptive": True, "batch_size": 1, "accumulate": 4, "precision": 0.3},
     "sparsified": {"sparsify": 0.3, "sparsify_heads": 0.5, "seq_len": 64, "batch_size": 1},
-    "all": {"sparsify": 0.3, "seq_len": 64, "optimizer": "muon", "layer_decay": 2.0, "adaptive": True, "batch_size": 1, "accumulate": 4, "precision": 0.3},
+    "all": {
+        "sparsify": 0.3,
+        "seq_len": 64,
+        "optimizer": "muon",
+        "layer_decay": 2.0,
+        "adaptive": True,
+        "batch_size": 1,
+        "accumulate": 4,
+        "precision": 0.3,
+    },
 }
 
 
@@ -316,7 +348,11 @@ def test_every_technique_resumes_to_the_same_bits(corpus, tmp_path, name):
         train(model(), corpus, recipe, checkpoint=path, stop_tokens=stop)
     resumed = model(seed=5)
     result = train(resumed, corpus, recipe, checkpoint=path)
-    assert losses(result) == losses(expected) and torch.equal(weights(resumed), weights(whole)) and result.steps == expected.steps
+    assert (
+        losses(result) == losses(expected)
+        and torch.equal(weights(resumed), weights(whole))
+        and result.steps == expected.steps
+    )
     assert result.sparsity == expected.sparsity
     if recipe.sparsify:
         assert result.sparsity["cache_saved"] > 0 and from_json(result.sparsity["genome"]) != whole.genome
@@ -345,7 +381,9 @@ def test_techniques_switched_off_change_no_bit(corpus):
     for group in plain.parameter_groups():
         for param in group["params"]:
             rate = recipe.learning_rate * group.get("scale", 1.0)
-            params.append({"params": [param], "weight_decay": 0.0 if group["kind"] == "vector" else 0.1, "lr": rate, "peak": rate})
+            params.append(
+                {"params": [param], "weight_decay": 0.0 if group["kind"] == "vector" else 0.1, "lr": rate, "peak": rate}
+            )
     optimizer = torch.optim.AdamW(params[2:], betas=recipe.betas, fused=True)
     batches = Batches(corpus.train, 4, 16, 0)
     for step in range(32):
@@ -384,7 +422,9 @@ def test_out_of_memory_halves_the_micro_batch_once(corpus, tmp_path):
     small = Small(model(), 2)
     result = train(small, corpus, RECIPE, checkpoint=tmp_path / "train.safetensors")
     assert small.calls[:3] == [4, 2, 2] and set(small.calls[3:]) == {2} and result.steps == expected.steps
-    np.testing.assert_allclose([p["val_loss"] for p in result.curve], [p["val_loss"] for p in expected.curve], rtol=1e-3)
+    np.testing.assert_allclose(
+        [p["val_loss"] for p in result.curve], [p["val_loss"] for p in expected.curve], rtol=1e-3
+    )
     for most, batch_size in ((1, 4), (0, 1)):
         hopeless = Small(model(), most)
         with pytest.raises(torch.OutOfMemoryError) as error:
@@ -408,19 +448,33 @@ open({rows!r} + __import__("os").environ["RANK"], "w").write(json.dumps(row))
 """
 
 
-def launch(text, tmp_path, changes: dict, stop: int | None = None, checkpoint: Path | None = None, torchrun: bool = False) -> list:
+def launch(
+    text, tmp_path, changes: dict, stop: int | None = None, checkpoint: Path | None = None, torchrun: bool = False
+) -> list:
     """What both processes say, by rank. Without torchrun they are started as it would start them, in less time."""
     code = tmp_path / "worker.py"
-    code.write_text(DISTRIBUTED.format(
-        folder=str(Path(__file__).parent), text=str(text), cache=str(tmp_path), changes=json.dumps(changes), stop=stop, checkpoint=checkpoint and str(checkpoint), rows=str(tmp_path / "row"),
-    ))
+    code.write_text(
+        DISTRIBUTED.format(
+            folder=str(Path(__file__).parent),
+            text=str(text),
+            cache=str(tmp_path),
+            changes=json.dumps(changes),
+            stop=stop,
+            checkpoint=checkpoint and str(checkpoint),
+            rows=str(tmp_path / "row"),
+        )
+    )
     if torchrun:
-        commands = [([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(code)], {})]
+        commands = [
+            ([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(code)], {})
+        ]
     else:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
-        commands = [([sys.executable, str(code)], place | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)]
+        commands = [
+            ([sys.executable, str(code)], place | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)
+        ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     processes = [subprocess.Popen(command, env=environment | more, **pipes) for command, more in commands]
@@ -452,7 +506,9 @@ def test_two_processes_train_like_one(text, corpus, tmp_path, name):
 
 def test_what_cannot_be_shared_is_one_sentence(corpus, monkeypatch):
     monkeypatch.setattr("star.training.run.world_size", lambda: 3)
-    with pytest.raises(UserError, match="batch_size is 4, which 3 processes cannot share alike; make it a multiple of 3"):
+    with pytest.raises(
+        UserError, match="batch_size is 4, which 3 processes cannot share alike; make it a multiple of 3"
+    ):
         run_of(model(), corpus, RECIPE)
     with pytest.raises(UserError, match="accumulate_max is 2; it must be at least accumulate, 4"):
         RECIPE.replace(adaptive=True, accumulate=4, accumulate_max=2)
@@ -466,7 +522,13 @@ def test_a_checkpoint_of_another_genome_is_refused(corpus, tmp_path):
 
 
 def test_settings_are_bounded():
-    for name, value in {"precision": 0.0, "layer_decay": 0.0, "sparsify": 0.95, "momentum": 1.0, "accumulate": 0}.items():
+    for name, value in {
+        "precision": 0.0,
+        "layer_decay": 0.0,
+        "sparsify": 0.95,
+        "momentum": 1.0,
+        "accumulate": 0,
+    }.items():
         with pytest.raises(UserError, match=f"recipe's {name} is"):
             RECIPE.replace(**{name: value})
 
@@ -483,7 +545,9 @@ def test_compiled_blocks_train_alike(corpus, monkeypatch):
     expected = train(model(), corpus, RECIPE.replace(tokens=512))
     result = train(model(), corpus, RECIPE.replace(tokens=512, compile="blocks"))
     assert len(compiled) == 1
-    np.testing.assert_allclose([p["val_loss"] for p in result.curve], [p["val_loss"] for p in expected.curve], rtol=1e-4)
+    np.testing.assert_allclose(
+        [p["val_loss"] for p in result.curve], [p["val_loss"] for p in expected.curve], rtol=1e-4
+    )
     with pytest.raises(UserError, match='compile is "graph", which takes one process on CUDA'):
         train(model(), corpus, RECIPE.replace(compile="graph"))
 
@@ -507,7 +571,9 @@ def test_activations_are_recomputed_only_when_halving_was_not_enough(corpus, tmp
     calls.clear()
     result = train(model(), corpus, RECIPE, checkpoint=path)
     assert set(calls) == {(2, True)}  # what was learned about the memory is kept
-    np.testing.assert_allclose([p["val_loss"] for p in result.curve], [p["val_loss"] for p in expected.curve], rtol=1e-3)
+    np.testing.assert_allclose(
+        [p["val_loss"] for p in result.curve], [p["val_loss"] for p in expected.curve], rtol=1e-3
+    )
 
 
 # ---- loggers
@@ -531,7 +597,9 @@ def test_logging_to_wandb(corpus, monkeypatch):
     logger = open_logger("wandb:star", RECIPE)
     result = train(model(), corpus, RECIPE, on_progress=logger)
     logger.finish(result)
-    assert ended and [d["curve/val_loss"] for d in logged if "curve/val_loss" in d] == [p["val_loss"] for p in result.curve]
+    assert ended and [d["curve/val_loss"] for d in logged if "curve/val_loss" in d] == [
+        p["val_loss"] for p in result.curve
+    ]
     told = [d for d in logged if "train/loss" in d]
     assert len(told) == result.steps and {"train/learning_rate", "train/tokens_per_second", "tokens"} <= told[-1].keys()
 
@@ -556,12 +624,19 @@ def test_logging_to_tensorboard(monkeypatch):
     logger = open_logger("tensorboard:logs/a", RECIPE)
     logger({"tokens": 64, "loss": 2.0, "val_loss": None, "learning_rate": 1e-3, "tokens_per_second": 9.0})
     logger.close()
-    assert scalars == [("train/loss", 2.0, 64), ("train/learning_rate", 1e-3, 64), ("train/tokens_per_second", 9.0, 64), "closed"]
+    assert scalars == [
+        ("train/loss", 2.0, 64),
+        ("train/learning_rate", 1e-3, 64),
+        ("train/tokens_per_second", 9.0, 64),
+        "closed",
+    ]
 
 
 def test_loggers_that_are_not_there_are_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match=r"logging to wandb needs a package that is not installed .*pip install 'star\[wandb\]'"):
+    with pytest.raises(
+        UserError, match=r"logging to wandb needs a package that is not installed .*pip install 'star\[wandb\]'"
+    ):
         open_logger("wandb:star", RECIPE)
     for spec in ("mlflow:x", "wandb", "tensorboard:"):
         with pytest.raises(UserError, match=f"cannot log to '{spec}'; write tensorboard:FOLDER or wandb:PROJECT"):

@@ -23,7 +23,9 @@ from star.training import Recipe, evaluate, learning_rate_factor, train
 from star.training.optim import build_optimizer
 from star.training.result import divergence
 
-SMALL = Recipe(tokens=16_000, batch_size=4, seq_len=16, learning_rate=1e-2, eval_tokens=2048, eval_interval=0.25, device="cpu")
+SMALL = Recipe(
+    tokens=16_000, batch_size=4, seq_len=16, learning_rate=1e-2, eval_tokens=2048, eval_interval=0.25, device="cpu"
+)
 
 
 class Model(nn.Module):
@@ -51,7 +53,8 @@ class Model(nn.Module):
     def parameter_groups(self):
         kinds = {"embedding": "embedding", "mix": "hidden", "norm": "vector", "head": "head"}
         return [
-            {"kind": kind, "layer": None, "names": [name], "params": [getattr(self, name)], "fan_in": 1} for name, kind in kinds.items()
+            {"kind": kind, "layer": None, "names": [name], "params": [getattr(self, name)], "fan_in": 1}
+            for name, kind in kinds.items()
         ]
 
 
@@ -136,7 +139,17 @@ def test_progress_is_told_at_most_twice_a_second(corpus):
     started = time.monotonic()
     train(Model(), corpus, SMALL.replace(tokens=10**9), lambda p: told.append(p), deadline=started + 1.3)
     assert len(told) == 2
-    assert set(told[0]) == {"step", "steps", "tokens", "total_tokens", "loss", "learning_rate", "val_loss", "tokens_per_second", "eta"}
+    assert set(told[0]) == {
+        "step",
+        "steps",
+        "tokens",
+        "total_tokens",
+        "loss",
+        "learning_rate",
+        "val_loss",
+        "tokens_per_second",
+        "eta",
+    }
     assert told[1]["step"] > told[0]["step"] and told[0]["loss"] > 0 and told[0]["eta"] > 100
     assert told[0]["tokens"] == 64 * told[0]["step"]
 
@@ -165,7 +178,9 @@ def test_same_seed_same_bits(corpus):
     assert losses(a) != losses(c) and not same_weights(first, other)
 
 
-@pytest.mark.parametrize("n", [70, 125, 126, 240])  # evaluations, and so checkpoints, come after 63, 125, 188 and 250 steps
+@pytest.mark.parametrize(
+    "n", [70, 125, 126, 240]
+)  # evaluations, and so checkpoints, come after 63, 125, 188 and 250 steps
 def test_resume_gives_the_same_bits(corpus, tmp_path, n):
     whole = Model()
     expected = train(whole, corpus, SMALL)
@@ -326,7 +341,16 @@ def test_a_recipe_survives_json():
         ("linear", [0, 0.5, 1, 2 / 3, 0.5, 2 / 9, 1 / 9, 0]),
         (
             "cosine",
-            [0, 0.5, 1, (1 + math.cos(math.pi / 3)) / 2, 0.5, (1 + math.cos(math.pi * 7 / 9)) / 2, (1 + math.cos(math.pi * 8 / 9)) / 2, 0],
+            [
+                0,
+                0.5,
+                1,
+                (1 + math.cos(math.pi / 3)) / 2,
+                0.5,
+                (1 + math.cos(math.pi * 7 / 9)) / 2,
+                (1 + math.cos(math.pi * 8 / 9)) / 2,
+                0,
+            ],
         ),
         ("wsd", [0, 0.5, 1, 1, 1, 1, 0.5, 0]),
     ],

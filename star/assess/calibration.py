@@ -17,17 +17,24 @@ from scipy.stats import kstest, norm, rankdata
 LEAST = 5  # results before a correlation is given
 LEVELS = (50, 80, 90)
 FIRST, RATE = 1.3, 0.5  # of the factor on sds: where it begins, and how fast its logarithm moves
-WINDOW, LOST = 10, 0.7  # coverage of the 90 % intervals over the last ten results below this: calibration has fallen off
+WINDOW, LOST = (
+    10,
+    0.7,
+)  # coverage of the 90 % intervals over the last ten results below this: calibration has fallen off
 BINS = 5  # of sd, for the expected normalised calibration error
 
 
-def report(predicted: Sequence[Sequence[float]], actual: Sequence[float], proxy: Sequence[float] | None = None) -> dict[str, float | int | None]:
+def report(
+    predicted: Sequence[Sequence[float]], actual: Sequence[float], proxy: Sequence[float] | None = None
+) -> dict[str, float | int | None]:
     """Keys: n; spearman, spearman_low, spearman_high; coverage_50, _80, _90: share of the truth within the central interval;
     coverage_90_low, coverage_90_high; bias: mean of actual - predicted; error: its root mean square; with a proxy proxy_spearman, _low, _high.
 
     Intervals are of 95 %. A correlation is None with fewer than five results or where all are equal. Rows that are not finite are left out.
     """
-    rows = np.array([[mean, sd, value] for (mean, sd), value in zip(predicted, actual, strict=True)], dtype=float).reshape(-1, 3)
+    rows = np.array(
+        [[mean, sd, value] for (mean, sd), value in zip(predicted, actual, strict=True)], dtype=float
+    ).reshape(-1, 3)
     finite = np.isfinite(rows).all(axis=1)
     mean, sd, truth = rows[finite].T
     n = len(truth)
@@ -44,7 +51,9 @@ def report(predicted: Sequence[Sequence[float]], actual: Sequence[float], proxy:
     return result
 
 
-def calibration(predicted: Sequence[Sequence[float]], actual: Sequence[float]) -> dict[str, float | int | list[float] | None]:
+def calibration(
+    predicted: Sequence[Sequence[float]], actual: Sequence[float]
+) -> dict[str, float | int | list[float] | None]:
     """Of normal forecasts [mean, sd], noise included, and what came. Rows that are not finite are left out; empty: None everywhere.
 
     Keys: n; coverage_50, _80, _90, _95 with _low and _high: share of the truth within the central interval and its 95 % interval
@@ -62,12 +71,20 @@ def calibration(predicted: Sequence[Sequence[float]], actual: Sequence[float]) -
         result[f"coverage_{level}"] = inside / n if n else None
         result[f"coverage_{level}_low"], result[f"coverage_{level}_high"] = _wilson(inside, n)
     if not n:
-        return result | dict.fromkeys(("nll", "nll_median", "crps", "ks_p", "z_sd", "sharpness", "ence", "sd_error")) | {"pit": []}
+        return (
+            result
+            | dict.fromkeys(("nll", "nll_median", "crps", "ks_p", "z_sd", "sharpness", "ence", "sd_error"))
+            | {"pit": []}
+        )
     nll = 0.5 * z * z + np.log(sd) + 0.5 * math.log(2 * math.pi)
     pit = norm.cdf(z)
     crps = sd * (z * (2 * pit - 1) + 2 * norm.pdf(z) - 1 / math.sqrt(math.pi))
     result |= {"nll": float(nll.mean()), "nll_median": float(np.median(nll)), "crps": float(crps.mean())}
-    result |= {"pit": pit.tolist(), "ks_p": float(kstest(pit, "uniform").pvalue), "z_sd": float(np.sqrt((z * z).mean()))}
+    result |= {
+        "pit": pit.tolist(),
+        "ks_p": float(kstest(pit, "uniform").pvalue),
+        "z_sd": float(np.sqrt((z * z).mean())),
+    }
     result |= {"sharpness": float(np.sqrt((sd * sd).mean())), "ence": _ence(sd, truth - mean)}
     return result | {"sd_error": _correlation("r", sd, np.abs(truth - mean))["r"]}
 
@@ -97,7 +114,9 @@ def fallen_off(predicted: Sequence[Sequence[float]], actual: Sequence[float]) ->
 
 def _finite(predicted: Sequence[Sequence[float]], actual: Sequence[float]) -> np.ndarray:
     """Means, sds above 0 and truths [3, n] of the rows where all three are finite."""
-    rows = np.array([[mean, sd, value] for (mean, sd), value in zip(predicted, actual, strict=True)], dtype=float).reshape(-1, 3)
+    rows = np.array(
+        [[mean, sd, value] for (mean, sd), value in zip(predicted, actual, strict=True)], dtype=float
+    ).reshape(-1, 3)
     rows = rows[np.isfinite(rows).all(axis=1)]
     rows[:, 1] = np.maximum(rows[:, 1], 1e-12)
     return rows.T

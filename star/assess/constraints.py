@@ -13,14 +13,18 @@ from star.config import ObjectivesConfig
 
 def bounds(config: ObjectivesConfig) -> dict[str, float]:
     """Objective -> its upper bound, in the order of the settings."""
-    names = [f.name.removeprefix("max_") for f in fields(config) if f.name.startswith("max_") and getattr(config, f.name)]
+    names = [
+        f.name.removeprefix("max_") for f in fields(config) if f.name.startswith("max_") and getattr(config, f.name)
+    ]
     return {name: float(getattr(config, f"max_{name}")) for name in names}
 
 
 def measured_bounds(config: ObjectivesConfig) -> dict[str, float]:
     """Those that only a trained candidate can be held to."""
     found = bounds(config)
-    return {o.name: found[o.name] for o in load_objectives(tuple(found) or ("loss",)) if not o.cheap and o.name in found}
+    return {
+        o.name: found[o.name] for o in load_objectives(tuple(found) or ("loss",)) if not o.cheap and o.name in found
+    }
 
 
 def measured_violations(metrics: Mapping[str, float], config: ObjectivesConfig) -> dict[str, float]:

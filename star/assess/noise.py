@@ -43,12 +43,16 @@ class Rescored:
     probability: float
 
 
-def noise_sd(repeats: Mapping[str, Sequence[float]] | Sequence[Sequence[float]], confidence: float = 0.95) -> Noise | None:
+def noise_sd(
+    repeats: Mapping[str, Sequence[float]] | Sequence[Sequence[float]], confidence: float = 0.95
+) -> Noise | None:
     """Pooled over genomes, of which each has values of several seeds; None if no genome has two.
 
     Assumes the same normal noise for all genomes; the interval is the chi-square one of a variance.
     """
-    groups = [np.asarray(values, dtype=float) for values in (repeats.values() if isinstance(repeats, Mapping) else repeats)]
+    groups = [
+        np.asarray(values, dtype=float) for values in (repeats.values() if isinstance(repeats, Mapping) else repeats)
+    ]
     groups = [values[np.isfinite(values)] for values in groups]
     degrees = sum(len(values) - 1 for values in groups if len(values) > 1)
     if not degrees:
@@ -59,7 +63,11 @@ def noise_sd(repeats: Mapping[str, Sequence[float]] | Sequence[Sequence[float]],
 
 
 def rescored(
-    F: np.ndarray, fresh: Mapping[int, Mapping[int, Sequence[float]]], sd: Mapping[int, float] | None = None, seed: int = 0, draws: int = DRAWS
+    F: np.ndarray,
+    fresh: Mapping[int, Mapping[int, Sequence[float]]],
+    sd: Mapping[int, float] | None = None,
+    seed: int = 0,
+    draws: int = DRAWS,
 ) -> list[Rescored]:
     """Front members F [n, m], as the search measured them, with fresh[i][k]: new values of objective k of member i.
 
@@ -88,7 +96,14 @@ def rescored(
     stays = ~_dominated(mean[None])[0]
     noisy = sorted(sd)
     return [
-        Rescored(mean[i], se[i], int(counts[i, noisy].min()) if noisy else 0, mean[i] - F[i], bool(stays[i]), float(probability[i]))
+        Rescored(
+            mean[i],
+            se[i],
+            int(counts[i, noisy].min()) if noisy else 0,
+            mean[i] - F[i],
+            bool(stays[i]),
+            float(probability[i]),
+        )
         for i in range(n)
     ]
 

@@ -27,7 +27,12 @@ RECIPE = Recipe(learning_rate=5e-3, weight_decay=0.0, schedule="linear", warmup=
 
 
 def measure(
-    genome: Genome, tokens: int, seed: int = 0, tasks: Mapping[str, Task] = TASKS, device: str = "cpu", deadline: float | None = None
+    genome: Genome,
+    tokens: int,
+    seed: int = 0,
+    tasks: Mapping[str, Task] = TASKS,
+    device: str = "cpu",
+    deadline: float | None = None,
 ) -> dict[str, float] | None:
     """Accuracy on unseen sequences by task, and their mean. tokens: to train on, for each task. None past the deadline."""
     genome = genome.scaled(d_model=WIDTH) if genome.d_model > WIDTH else genome
@@ -40,7 +45,9 @@ def measure(
     return scores | {"mean": sum(scores.values()) / len(scores)}
 
 
-def train_task(genome: Genome, task: Task, tokens: int, seed: int, device: str = "cpu", deadline: float | None = None) -> float | None:
+def train_task(
+    genome: Genome, task: Task, tokens: int, seed: int, device: str = "cpu", deadline: float | None = None
+) -> float | None:
     """Train a model of this genome on one task; its accuracy on sequences that it has not seen. None past the deadline."""
     model = build(genome, vocab_size=task.vocab_size, seed=seed).to(device).train()
     reader = _Reader(task, genome.d_model, seed).to(device) if task.from_last else None
@@ -55,7 +62,9 @@ def train_task(genome: Genome, task: Task, tokens: int, seed: int, device: str =
         if deadline is not None and time.monotonic() > deadline:
             return None
         inputs, targets = (part.to(device) for part in task.batch(batch_size, rng))
-        loss = F.cross_entropy(_answers(model, reader, inputs).float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
+        loss = F.cross_entropy(
+            _answers(model, reader, inputs).float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE
+        )
         loss.backward()
         nn.utils.clip_grad_norm_(params, RECIPE.clip)
         optimizer.set(learning_rate_factor(RECIPE.schedule, step + 0.5, steps, RECIPE.warmup))
@@ -86,7 +95,9 @@ class _Reader(nn.Module):
     def forward(self, state: Tensor) -> Tensor:
         """state [B, D] -> logits [B, T, V]."""
         state = F.rms_norm(state, state.shape[-1:])
-        both = torch.cat([state[:, None].expand(-1, len(self.positions), -1), self.positions.expand(len(state), -1, -1)], dim=-1)
+        both = torch.cat(
+            [state[:, None].expand(-1, len(self.positions), -1), self.positions.expand(len(state), -1, -1)], dim=-1
+        )
         return self.mlp(both)
 
 

@@ -48,7 +48,10 @@ class Star(TyperGroup):
             raise typer.Exit(1) from None
         except OSError as error:
             if error.errno == errno.ENOSPC:
-                _fail(f"the disk is full{f': {error.filename} could not be written' if error.filename else ''}; free some space and run the command again", 1)
+                _fail(
+                    f"the disk is full{f': {error.filename} could not be written' if error.filename else ''}; free some space and run the command again",
+                    1,
+                )
             if error.filename is None:
                 raise
             _fail(f"{error.filename}: {error.strerror}; give a path that can be read and written", 2)
@@ -59,7 +62,9 @@ def _fail(error: object, code: int) -> None:
     raise typer.Exit(code)
 
 
-app = typer.Typer(cls=Star, no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(
+    cls=Star, no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
+)
 
 
 def _version(value: bool) -> None:
@@ -71,7 +76,11 @@ def _version(value: bool) -> None:
 
 
 @app.callback()
-def star_(version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version and exit.")) -> None:
+def star_(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version and exit."
+    ),
+) -> None:
     """Evolve language-model architectures, and take each point of the Pareto front away as a PyTorch module.
 
     \b

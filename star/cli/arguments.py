@@ -37,7 +37,9 @@ def choose_genome(source: str, d_model: int | None = None, depth: int | None = N
 
     if is_run_id(source):
         if d_model or depth:
-            raise UserError(f"{source}: --d-model and --depth scale shipped genomes and files; a genome of a run is taken as it was trained")
+            raise UserError(
+                f"{source}: --d-model and --depth scale shipped genomes and files; a genome of a run is taken as it was trained"
+            )
         run, candidate = find_candidate(source)
         return Chosen(candidate.genome, f"{run.path}:{candidate.id}", "", run.corpus["vocab_size"], run, candidate)
     found = find_genome(source)
@@ -68,7 +70,11 @@ def load_candidate(chosen: Chosen):
     run, candidate = chosen.run, chosen.candidate
     path = run.weights(candidate.id)
     if path is None:
-        why = f"it ended as '{candidate.status}'" if candidate.status != "ok" else f"this run keeps those of: {run.config.keep}"
+        why = (
+            f"it ended as '{candidate.status}'"
+            if candidate.status != "ok"
+            else f"this run keeps those of: {run.config.keep}"
+        )
         raise UserError(
             f"{run.path}:{candidate.id} has no weights on the disk ({why}); choose a member of the front (star front {run.path}) "
             f"or train it by star train {run.path}:{candidate.id}"

@@ -12,24 +12,60 @@ from star.cli.console import console, say
 
 def evolve(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of the run: new, or one that was stopped.")],
-    preset: Annotated[str | None, typer.Option(help="What all settings start from: smoke, laptop (default), gpu, paper, or the paper's own searches: paper-quality, paper-size, paper-cache.")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="What all settings start from: smoke, laptop (default), gpu, paper, or the paper's own searches: paper-quality, paper-size, paper-cache."
+        ),
+    ] = None,
     config: Annotated[Path | None, typer.Option(metavar="FILE", help="TOML file of settings.")] = None,
-    data: Annotated[str | None, typer.Option(help='Text to train on: "stdlib", a text file or folder, or hf:NAME[:CONFIG].')] = None,
+    data: Annotated[
+        str | None, typer.Option(help='Text to train on: "stdlib", a text file or folder, or hf:NAME[:CONFIG].')
+    ] = None,
     algorithm: Annotated[str | None, typer.Option(help="nsga2 (default), ga, firefly, aging or random.")] = None,
-    objectives: Annotated[str | None, typer.Option(metavar="NAMES", help="What to minimise, such as loss,cache (default: loss,parameters,cache).")] = None,
-    max_parameters: Annotated[str | None, typer.Option(metavar="N", help="Train no genome with more parameters, such as 1e6.")] = None,
+    objectives: Annotated[
+        str | None,
+        typer.Option(metavar="NAMES", help="What to minimise, such as loss,cache (default: loss,parameters,cache)."),
+    ] = None,
+    max_parameters: Annotated[
+        str | None, typer.Option(metavar="N", help="Train no genome with more parameters, such as 1e6.")
+    ] = None,
     max_cache: Annotated[str | None, typer.Option(metavar="BYTES", help="Train no genome with a larger cache.")] = None,
-    max_flops: Annotated[str | None, typer.Option(metavar="N", help="Train no genome with more training FLOPs per token.")] = None,
+    max_flops: Annotated[
+        str | None, typer.Option(metavar="N", help="Train no genome with more training FLOPs per token.")
+    ] = None,
     population: Annotated[int | None, typer.Option(help="Genomes of the initial population.")] = None,
     offspring: Annotated[int | None, typer.Option(help="Genomes trained in each generation after it.")] = None,
-    generations: Annotated[int | None, typer.Option(help="Generations, the initial population included; raise it to go on with a finished run.")] = None,
-    tokens: Annotated[str | None, typer.Option(metavar="N", help="Training budget of each candidate, such as 65_536.")] = None,
+    generations: Annotated[
+        int | None,
+        typer.Option(help="Generations, the initial population included; raise it to go on with a finished run."),
+    ] = None,
+    tokens: Annotated[
+        str | None, typer.Option(metavar="N", help="Training budget of each candidate, such as 65_536.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="From which every random choice follows.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Candidates trained at one time (default: one per CPU core or GPU).")] = None,
-    engine: Annotated[str | None, typer.Option(help="Where candidates are trained: pool (default), inprocess or ray.")] = None,
-    address: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Ray cluster, or auto; without it, Ray on this machine.")] = None,
-    asynchronous: Annotated[bool | None, typer.Option("--async/--generations-in-step", help="Ask for a new genome whenever a worker is free: none idles, but the run cannot be repeated, only replayed.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as search.mutation_probability=0.2; may be repeated.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Candidates trained at one time (default: one per CPU core or GPU).")
+    ] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="Where candidates are trained: pool (default), inprocess or ray.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Ray cluster, or auto; without it, Ray on this machine.")
+    ] = None,
+    asynchronous: Annotated[
+        bool | None,
+        typer.Option(
+            "--async/--generations-in-step",
+            help="Ask for a new genome whenever a worker is free: none idles, but the run cannot be repeated, only replayed.",
+        ),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Any setting, such as search.mutation_probability=0.2; may be repeated."
+        ),
+    ] = None,
 ) -> None:
     """Evolve a population of architectures; the same command resumes a stopped run.
 
@@ -106,7 +142,9 @@ def report(path: Path) -> None:
     chosen = Chosen(knee.genome, run=run, candidate=knee)
     model = load_candidate(chosen)
     folder = path / "exported" / knee.id
-    export_model(model, model.genome, folder, source={"run": str(path), "id": knee.id}, metrics=chosen.metrics, overwrite=True)
+    export_model(
+        model, model.genome, folder, source={"run": str(path), "id": knee.id}, metrics=chosen.metrics, overwrite=True
+    )
     say(f"knee of the front as a PyTorch module: {folder}")
     prompt = "def "
     say(f"\nWhat it writes after {prompt!r} (star generate {folder} --prompt {prompt!r}):\n")

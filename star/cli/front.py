@@ -13,7 +13,9 @@ def front(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Directory of the run.")],
     json: Annotated[bool, typer.Option("--json", help='Print a list of {"id", "genome", "objectives"}.')] = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print one line per member, objectives in their units.")] = False,
-    refined: Annotated[bool, typer.Option("--refined", help="The front with what star refine made of its members, by fresh seeds.")] = False,
+    refined: Annotated[
+        bool, typer.Option("--refined", help="The front with what star refine made of its members, by fresh seeds.")
+    ] = False,
 ) -> None:
     """The Pareto front as a table: what the run found.
 

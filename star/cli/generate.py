@@ -36,6 +36,8 @@ def sample(model, prompt: str, tokens: int, temperature: float = 0.8, top_k: int
     from star.errors import UserError
 
     if model.vocab_size != ByteTokenizer.vocab_size:
-        raise UserError(f"this model has a vocabulary of {model.vocab_size} and not of bytes: there is no tokenizer for its text")
+        raise UserError(
+            f"this model has a vocabulary of {model.vocab_size} and not of bytes: there is no tokenizer for its text"
+        )
     start = torch.tensor([ByteTokenizer().encode(prompt).tolist() or [ByteTokenizer.separator]])
     return bytes(model.generate(start, tokens, temperature, top_k, seed)[0].tolist()).replace(b"\0", b"")

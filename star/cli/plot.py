@@ -12,7 +12,9 @@ from star.cli.console import say
 
 def plot(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Directory of the run.")],
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where to write (default: RUN/plots).")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Where to write (default: RUN/plots).")
+    ] = None,
 ) -> None:
     """Pareto fronts, hypervolume, learning curves and the knee's layers as PNG and SVG, and one HTML report.
 

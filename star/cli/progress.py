@@ -55,10 +55,14 @@ class Lines:
     def candidate_progress(self, event: dict) -> None:
         if time.monotonic() - self.spoken > QUIET:
             share = event.get("step", 0) / max(event.get("steps") or 1, 1)
-            self.line(f"generation {self.generation}, candidate {event['id']}: {share:.0%}, {loss_of(event)}{left(self.eta)}")
+            self.line(
+                f"generation {self.generation}, candidate {event['id']}: {share:.0%}, {loss_of(event)}{left(self.eta)}"
+            )
 
     def candidate_end(self, event: dict) -> None:
-        self.line(f"{describe_end(event, self.config)} ({event['done']} of {event['total']}{left(event['eta_seconds'])})")
+        self.line(
+            f"{describe_end(event, self.config)} ({event['done']} of {event['total']}{left(event['eta_seconds'])})"
+        )
 
     def generation_end(self, event: dict) -> None:
         self.generation = event["generation"] + 1
@@ -97,15 +101,25 @@ class Bars(Lines):
         if event["kind"] != "message":
             last = self.config.search.generations - 1
             note = f"{self.done} of {self.total} candidates{best}{left(self.eta)}"
-            self.progress.update(self.all, description=f"generation {min(self.generation, last)} of {last}", total=self.total, completed=self.done, note=note)
+            self.progress.update(
+                self.all,
+                description=f"generation {min(self.generation, last)} of {last}",
+                total=self.total,
+                completed=self.done,
+                note=note,
+            )
 
     def candidate_start(self, event: dict) -> None:
         name = event["name"] or event["text"]
-        self.tasks[event["id"]] = self.progress.add_task(f"  {event['id'][:6]}", total=1.0, note=name if len(name) <= 60 else name[:57] + "...")
+        self.tasks[event["id"]] = self.progress.add_task(
+            f"  {event['id'][:6]}", total=1.0, note=name if len(name) <= 60 else name[:57] + "..."
+        )
 
     def candidate_progress(self, event: dict) -> None:
         if (task := self.tasks.get(event["id"])) is not None:
-            self.progress.update(task, completed=event.get("step", 0) / max(event.get("steps") or 1, 1), note=loss_of(event))
+            self.progress.update(
+                task, completed=event.get("step", 0) / max(event.get("steps") or 1, 1), note=loss_of(event)
+            )
 
     def candidate_end(self, event: dict) -> None:
         if (task := self.tasks.pop(event["id"], None)) is not None:
@@ -125,7 +139,9 @@ class TrainingDisplay:
 
         self.spoken, self.progress, out = 0.0, None, console()
         if out.is_terminal:
-            self.progress = Progress(BarColumn(32), TextColumn("{task.description}", markup=False), console=out, transient=True)
+            self.progress = Progress(
+                BarColumn(32), TextColumn("{task.description}", markup=False), console=out, transient=True
+            )
             self.task = self.progress.add_task("starting", total=None)
             self.progress.start()
         return self
@@ -145,8 +161,14 @@ class TrainingDisplay:
 
 def describe_start(event: dict) -> str:
     references = ", ".join(f"byte {name} {loss:.3f}" for name, loss in event["baselines"].items())
-    how = f"going on with {event['done']} of {event['total']} candidates done" if event["resumed"] else f"{event['total']} candidates to train"
-    return f"{event['run']}: {how}, {event['workers']} at a time; text: {event['corpus']}" + (f" ({references} nats/byte)" if references else "")
+    how = (
+        f"going on with {event['done']} of {event['total']} candidates done"
+        if event["resumed"]
+        else f"{event['total']} candidates to train"
+    )
+    return f"{event['run']}: {how}, {event['workers']} at a time; text: {event['corpus']}" + (
+        f" ({references} nats/byte)" if references else ""
+    )
 
 
 def describe_end(event: dict, config: RunConfig) -> str:
@@ -154,9 +176,15 @@ def describe_end(event: dict, config: RunConfig) -> str:
     from star.assess import load_objectives
     from star.report.units import format_value
 
-    where = f"baseline {event['name']}" if event["origin"] == "baseline" else f"generation {event['generation']}, candidate {event['id']}"
+    where = (
+        f"baseline {event['name']}"
+        if event["origin"] == "baseline"
+        else f"generation {event['generation']}, candidate {event['id']}"
+    )
     if event["objectives"]:
-        values = ", ".join(f"{o.name} {format_value(o, event['objectives'][o.name])}" for o in load_objectives(config.objectives.names))
+        values = ", ".join(
+            f"{o.name} {format_value(o, event['objectives'][o.name])}" for o in load_objectives(config.objectives.names)
+        )
         return f"{where}: {values}" + (", on the front" if event["on_front"] else "")
     again = "" if event["final"] else "; it is tried again"
     return f"{where}: {event['status']}" + (f" ({event['reason']})" if event["reason"] else "") + again
@@ -165,7 +193,11 @@ def describe_end(event: dict, config: RunConfig) -> str:
 def describe_generation(event: dict) -> str:
     volume = "" if event["hypervolume"] is None else f", hypervolume {event['hypervolume']:.3f}"
     best = f", best loss {event['best']['loss']:.3f}" if "loss" in event["best"] else ""
-    name = "initial population" if event["generation"] == 0 else f"generation {event['generation']} of {event['generations'] - 1}"
+    name = (
+        "initial population"
+        if event["generation"] == 0
+        else f"generation {event['generation']} of {event['generations'] - 1}"
+    )
     return f"{name} done: {len(event['front'])} on the front{best}{volume}"
 
 

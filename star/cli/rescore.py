@@ -12,9 +12,16 @@ from star.cli.console import console, say
 
 def rescore(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of the run.")],
-    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Candidates, by the beginnings of their ids (default: the whole front).")] = None,
+    ids: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[ID]...", help="Candidates, by the beginnings of their ids (default: the whole front)."
+        ),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Fresh seeds for each; those measured earlier count.")] = 3,
-    workers: Annotated[int | None, typer.Option(help="Candidates trained at one time (default: as in the run).")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Candidates trained at one time (default: as in the run).")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result for programs, and nothing else.")] = False,
 ) -> None:
     """Train members of the front again with fresh seeds, so that lucky ones are seen.
@@ -30,7 +37,13 @@ def rescore(
 
     def show(event: dict) -> None:
         loss = (event["objectives"] or {}).get("loss")
-        what = f"{event['status']}: {event['reason']}" if event["objectives"] is None else "" if loss is None else f"loss {loss:.3f}"
+        what = (
+            f"{event['status']}: {event['reason']}"
+            if event["objectives"] is None
+            else ""
+            if loss is None
+            else f"loss {loss:.3f}"
+        )
         say(f"{event['id']} seed {event['repeat'] + 1}: {what} ({event['done']} of {event['total']})")
 
     chosen = [Run(run).knee().id if id == "knee" else id for id in ids or ()]

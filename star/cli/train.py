@@ -14,16 +14,41 @@ from star.cli.console import say
 
 def train(
     genome: Annotated[str, typer.Argument(metavar="GENOME", help=GENOME_HELP)],
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder for the trained model (default: exported/NAME).")] = None,
-    preset: Annotated[str | None, typer.Option(help="Recipe to train by: that of the preset smoke, laptop (default), gpu or paper; of a refined RUN:ID its own.")] = None,
-    data: Annotated[str, typer.Option(help='Text to train on: "stdlib", a text file or folder, or hf:NAME[:CONFIG].')] = "stdlib",
-    tokens: Annotated[str | None, typer.Option(metavar="N", help="Training budget in tokens, such as 1e6 (default: the preset's).")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder for the trained model (default: exported/NAME).")
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="Recipe to train by: that of the preset smoke, laptop (default), gpu or paper; of a refined RUN:ID its own."
+        ),
+    ] = None,
+    data: Annotated[
+        str, typer.Option(help='Text to train on: "stdlib", a text file or folder, or hf:NAME[:CONFIG].')
+    ] = "stdlib",
+    tokens: Annotated[
+        str | None, typer.Option(metavar="N", help="Training budget in tokens, such as 1e6 (default: the preset's).")
+    ] = None,
     d_model: Annotated[int | None, typer.Option(min=1, help="Scale a shipped genome or file to this width.")] = None,
     depth: Annotated[int | None, typer.Option(min=1, help="Scale a shipped genome or file to this many LIVs.")] = None,
-    scale: Annotated[str | None, typer.Option(metavar="SCALE", help="Enlarge an evolved backbone, such as 2x-depth,2x-width (copies are stacked; add ,stretch to repeat each LIV in place).")] = None,
-    log: Annotated[list[str] | None, typer.Option("--log", metavar="WHERE", help="Also log to tensorboard:FOLDER or wandb:PROJECT (extras of these names).")] = None,
+    scale: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SCALE",
+            help="Enlarge an evolved backbone, such as 2x-depth,2x-width (copies are stacked; add ,stretch to repeat each LIV in place).",
+        ),
+    ] = None,
+    log: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--log", metavar="WHERE", help="Also log to tensorboard:FOLDER or wandb:PROJECT (extras of these names)."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the weights and of the order of the text.")] = 0,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of the recipe, such as learning_rate=1e-3.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any setting of the recipe, such as learning_rate=1e-3."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an exported folder.")] = False,
 ) -> None:
     """Train one architecture fully and export it. The same command goes on with a training that was stopped.
@@ -50,7 +75,9 @@ def train(
     first = rank() == 0  # of the processes that torchrun may have started: the one that speaks and writes
     chosen = choose_genome(genome, d_model, depth)
     grown = parse_scale(scale).apply(chosen.genome) if scale else chosen.genome
-    overrides = {f"training.{key}": value for key, value in overrides_of(set_ or []).items()} | ({"training.tokens": tokens} if tokens else {})
+    overrides = {f"training.{key}": value for key, value in overrides_of(set_ or []).items()} | (
+        {"training.tokens": tokens} if tokens else {}
+    )
     own = chosen.candidate.recipe if chosen.candidate and not preset else None  # of a refined candidate
     base = None if own is None else replace(chosen.run.config, training=own)
     recipe = load_config(preset, overrides=overrides, base=base).training.replace(seed=seed)
@@ -63,12 +90,20 @@ def train(
     if first:
         parameters = sum(p.numel() for p in model.parameters())
         references = ", ".join(f"byte {name} {loss:.3f}" for name, loss in corpus.baselines().items())
-        say(f"training {grown.id}: {parameters:,} parameters on {recipe.tokens:,} tokens of {corpus.name} ({references} nats/byte); {recipe.describe()}")
+        say(
+            f"training {grown.id}: {parameters:,} parameters on {recipe.tokens:,} tokens of {corpus.name} ({references} nats/byte); {recipe.describe()}"
+        )
         if checkpoint.exists():
             say(f"going on from {checkpoint}")
     with TrainingDisplay() as display:
         listeners = [display, *loggers]
-        result = train_model(model, corpus, recipe, (lambda event: [tell(event) for tell in listeners]) if first else None, checkpoint=checkpoint)
+        result = train_model(
+            model,
+            corpus,
+            recipe,
+            (lambda event: [tell(event) for tell in listeners]) if first else None,
+            checkpoint=checkpoint,
+        )
     if not first:
         return
     for logger in loggers:
@@ -76,15 +111,33 @@ def train(
     if result.status != "ok":
         checkpoint.unlink(missing_ok=True)
         raise RunFailed(f"training ended as '{result.status}': {result.reason}")
-    say(f"validation loss {result.val_loss:.4f} +- {result.val_loss_se:.4f} nats/byte after {result.seconds:.0f} s ({result.tokens_per_second:,.0f} tokens/s)")
-    metrics = {"loss": result.val_loss, "loss_se": result.val_loss_se, "tokens": result.tokens, "seconds": result.seconds}
+    say(
+        f"validation loss {result.val_loss:.4f} +- {result.val_loss_se:.4f} nats/byte after {result.seconds:.0f} s ({result.tokens_per_second:,.0f} tokens/s)"
+    )
+    metrics = {
+        "loss": result.val_loss,
+        "loss_se": result.val_loss_se,
+        "tokens": result.tokens,
+        "seconds": result.seconds,
+    }
     source = {"corpus": corpus.name, "fingerprint": corpus.fingerprint}
     training = {"recipe": asdict(recipe), "curve": result.curve, "sparsity": result.sparsity}
     if result.sparsity:
         model.genome = from_json(result.sparsity["genome"])
-        say(f"sparsification saves {result.sparsity['cache_saved']:.0%} of the cache at {recipe.seq_len} tokens: the model is now {model.genome.id}")
+        say(
+            f"sparsification saves {result.sparsity['cache_saved']:.0%} of the cache at {recipe.seq_len} tokens: the model is now {model.genome.id}"
+        )
         trained, model = model, build(model.genome, corpus.vocab_size)
         model.load_state_dict(trained.state_dict())
-    export_model(model, model.genome, out, name=chosen.name, source=source, metrics=metrics, training=training, overwrite=overwrite)
+    export_model(
+        model,
+        model.genome,
+        out,
+        name=chosen.name,
+        source=source,
+        metrics=metrics,
+        training=training,
+        overwrite=overwrite,
+    )
     checkpoint.unlink(missing_ok=True)
     say(f'exported to {out}; try: star generate {out} --prompt "def "')

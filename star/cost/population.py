@@ -18,13 +18,17 @@ from star.genome.space import GENES, HEADER
 from star.liv import FAMILIES
 
 
-def population_costs(space: Space, X: np.ndarray, vocab_size: int = 256, seq_len: int = 4096, tie_embeddings: bool = True) -> Costs:
+def population_costs(
+    space: Space, X: np.ndarray, vocab_size: int = 256, seq_len: int = 4096, tie_embeddings: bool = True
+) -> Costs:
     """`costs(space.decode(x), vocab_size, seq_len, tie_embeddings)` for every row x of X int64 [n, n_var], as arrays [n].
 
     Rows must be valid, as `space.sample` and `space.repair` return them. About a microsecond for each LIV of a genome.
     """
     if isinstance(space, OperatorSpace):
-        raise ValueError("population_costs reads tables of fixed operators; at the operator level call costs(space.decode(x)) for each row")
+        raise ValueError(
+            "population_costs reads tables of fixed operators; at the operator level call costs(space.decode(x)) for each row"
+        )
     X = np.asarray(X, dtype=np.int64).reshape(-1, space.n_var)
     tables = cost_tables(space, seq_len)
     n, rows = len(X), np.arange(len(X))
@@ -58,7 +62,9 @@ def population_costs(space: Space, X: np.ndarray, vocab_size: int = 256, seq_len
         decoding += tables.decode_mixing_flops[at]
         depth += there
 
-    per_block = np.array([[len(BlockConfig(1, n, r).weights()) for r in range(1, 3)] for n in range(1, 4)])[norm - 1, residual - 1]
+    per_block = np.array([[len(BlockConfig(1, n, r).weights()) for r in range(1, 3)] for n in range(1, 4)])[
+        norm - 1, residual - 1
+    ]
     embedding = vocab_size * d_model * (1 if tie_embeddings else 2)
     head = 2 * vocab_size * d_model
     return Costs(
@@ -110,14 +116,18 @@ def cost_tables(space: Space, seq_len: int) -> CostTables:
             for weight in config.weights().values():
                 sizes[weight.group] += math.prod(weight.shape)
             for members in range(2 ** len(groups[c])):
-                parameters[width, c, members] = sizes["out"] + sum(sizes[g] for bit, g in enumerate(groups[c]) if members >> bit & 1)
+                parameters[width, c, members] = sizes["out"] + sum(
+                    sizes[g] for bit, g in enumerate(groups[c]) if members >> bit & 1
+                )
             for taken in range(families[c].n_strategies + 1):
                 given = families[c].shared_groups(operator, taken)
                 own[c, taken] = sum(1 << bit for bit, group in enumerate(groups[c]) if group not in given)
                 entries = config.own_state(given).values()
                 cells = [(NUMBER_BYTES, NUMBER_BYTES), (RECURRENT_BYTES, NUMBER_BYTES)]
                 for i, (recurrent, other) in enumerate(cells):
-                    integers[i, width, c, taken] = sum(e.numbers(seq_len) * (recurrent if e.role == "recurrent" else other) for e in entries)
+                    integers[i, width, c, taken] = sum(
+                        e.numbers(seq_len) * (recurrent if e.role == "recurrent" else other) for e in entries
+                    )
                 integers[2, width, c, taken] = config.channel_flops(given)
                 numbers[:, width, c, taken] = config.mixing_flops(seq_len), config.decode_mixing_flops(seq_len)
     flat = [a.reshape(-1) for a in (own, parameters, *integers, *numbers)]

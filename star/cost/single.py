@@ -29,7 +29,9 @@ class Costs:
     decode_flops_per_token: float
 
 
-def costs(genome: Genome | str | Plan, vocab_size: int = 256, seq_len: int = 4096, tie_embeddings: bool = True) -> Costs:
+def costs(
+    genome: Genome | str | Plan, vocab_size: int = 256, seq_len: int = 4096, tie_embeddings: bool = True
+) -> Costs:
     """Costs of a genome (or a plan) at a vocabulary and a context length."""
     if not isinstance(genome, Plan):
         genome = resolve(genome if isinstance(genome, Genome) else load_genome(genome))
@@ -45,7 +47,9 @@ def costs(genome: Genome | str | Plan, vocab_size: int = 256, seq_len: int = 409
         parameters=backbone + len(plan.layers) * block + plan.d_model + embedding,
         backbone_parameters=backbone,
         cache_bytes=NUMBER_BYTES * sum(e.numbers(seq_len) for e in entries),
-        cache_bytes_exact=sum(e.numbers(seq_len) * (RECURRENT_BYTES if e.role == "recurrent" else NUMBER_BYTES) for e in entries),
+        cache_bytes_exact=sum(
+            e.numbers(seq_len) * (RECURRENT_BYTES if e.role == "recurrent" else NUMBER_BYTES) for e in entries
+        ),
         train_flops_per_token=3 * forward,
         decode_flops_per_token=channel + head + sum(layer.config.decode_mixing_flops(seq_len) for layer in plan.layers),
     )

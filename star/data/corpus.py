@@ -66,7 +66,9 @@ class Corpus:
                 )
 
 
-def open_corpus(spec: str | Path, cache_dir: str | Path | None = None, on_progress: Callable[[dict], None] | None = None) -> Corpus:
+def open_corpus(
+    spec: str | Path, cache_dir: str | Path | None = None, on_progress: Callable[[dict], None] | None = None
+) -> Corpus:
     """The corpus that `spec` names, built if this machine has not seen it in its present state.
 
     spec: "stdlib" (the Python standard library's own sources), the path of a text file or folder, or
@@ -91,7 +93,9 @@ def open_corpus(spec: str | Path, cache_dir: str | Path | None = None, on_progre
             ) from error
         corpus = _open(entry, source.name, tokenizer)
         if corpus is None:
-            raise UserError(f"The corpus cache in {cache} loses what is written to it; set STAR_CACHE to another folder.")
+            raise UserError(
+                f"The corpus cache in {cache} loses what is written to it; set STAR_CACHE to another folder."
+            )
     return corpus
 
 
@@ -123,7 +127,9 @@ def _build(entry: Path, source: Source, tokenizer: ByteTokenizer, on_progress: C
             if not text.lengths:
                 raise UserError(f'The corpus "{source.name}" holds no text; give a file or folder with text in it.')
             if text.size < SMALLEST:
-                raise UserError(f'The corpus "{source.name}" has only {text.size} bytes, too few to train on; give more text.')
+                raise UserError(
+                    f'The corpus "{source.name}" has only {text.size} bytes, too few to train on; give more text.'
+                )
             pieces = split(text)
             for side in SIDES:
                 with open(work / f"{side}.bin", "wb") as out:

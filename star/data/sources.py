@@ -18,7 +18,16 @@ from star.errors import UserError
 
 # Left out of "stdlib": tests (many systems do not install them) and generated tables, which are near-copies
 # of one another and so would make the validation text easier than real text.
-STDLIB_SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "encodings", "pydoc_data"}
+STDLIB_SKIPPED = {
+    "site-packages",
+    "dist-packages",
+    "test",
+    "tests",
+    "idle_test",
+    "__pycache__",
+    "encodings",
+    "pydoc_data",
+}
 HF_FILE_KINDS = ("json", "parquet", "csv", "text")
 HUB_TIMEOUT = 5.0  # seconds to wait for the hub's first answer
 
@@ -43,9 +52,15 @@ def find_source(spec: str | Path) -> Source:
 def _stdlib() -> Source:
     """The .py sources of the running Python's standard library, in the order of their paths."""
     root = Path(sysconfig.get_paths()["stdlib"])
-    paths = [path for path in _walk(root, STDLIB_SKIPPED) if path.suffix == ".py" and not path.name.startswith("_sysconfigdata")]
+    paths = [
+        path
+        for path in _walk(root, STDLIB_SKIPPED)
+        if path.suffix == ".py" and not path.name.startswith("_sysconfigdata")
+    ]
     if not paths:
-        raise UserError(f"The standard library in {root} has no .py sources to train on; give a text file or folder with --data.")
+        raise UserError(
+            f"The standard library in {root} has no .py sources to train on; give a text file or folder with --data."
+        )
     return Source("stdlib", ("stdlib", *_stat(paths)), lambda: map(_read, paths))
 
 
@@ -55,9 +70,15 @@ def _files(spec: str) -> Source:
     if path.is_file():
         return Source(path.name, ("file", *_stat([path])), lambda: iter([_read(path)]))
     if not path.is_dir():
-        raise UserError(f'No corpus at "{spec}": give "stdlib", the path of a text file or folder, or hf:NAME[:CONFIG].')
+        raise UserError(
+            f'No corpus at "{spec}": give "stdlib", the path of a text file or folder, or hf:NAME[:CONFIG].'
+        )
     paths = list(_walk(path, set()))
-    return Source(path.resolve().name, ("folder", *_stat(paths)), lambda: (text for text in map(_read, paths) if 0 not in text[:8192]))
+    return Source(
+        path.resolve().name,
+        ("folder", *_stat(paths)),
+        lambda: (text for text in map(_read, paths) if 0 not in text[:8192]),
+    )
 
 
 def _hugging_face(spec: str) -> Source:
@@ -116,7 +137,9 @@ def _reach_hub(spec: str, name: str) -> None:
     try:
         huggingface_hub.HfApi().dataset_info(name, timeout=HUB_TIMEOUT)
     except (HfHubHTTPError, HFValidationError) as error:
-        raise UserError(f'The Hugging Face hub does not give out "{name}" ({_first_line(error)}); check the name in "{spec}".') from error
+        raise UserError(
+            f'The Hugging Face hub does not give out "{name}" ({_first_line(error)}); check the name in "{spec}".'
+        ) from error
     except Exception as error:  # every network library has its own exception for "no network"
         raise UserError(
             f'"{spec}" needs the Hugging Face hub, which cannot be reached from here; use local files (hf:json:PATH) or --data stdlib.'
@@ -136,9 +159,15 @@ def _match(spec: str, pattern: str) -> list[Path]:
     if path.is_dir():
         paths = list(_walk(path, set()))
     else:
-        paths = [path] if path.is_file() else sorted(match for match in path.parent.glob(path.name or "*") if match.is_file())
+        paths = (
+            [path]
+            if path.is_file()
+            else sorted(match for match in path.parent.glob(path.name or "*") if match.is_file())
+        )
     if not pattern or not paths:
-        raise UserError(f'"{spec}" matches no file: write hf:json:PATH with the path of a file, a folder or a pattern like data/*.jsonl.')
+        raise UserError(
+            f'"{spec}" matches no file: write hf:json:PATH with the path of a file, a folder or a pattern like data/*.jsonl.'
+        )
     return paths
 
 
@@ -169,7 +198,9 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror}; make it readable or leave it out of the corpus.") from error
+        raise UserError(
+            f"Cannot read {path}: {error.strerror}; make it readable or leave it out of the corpus."
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

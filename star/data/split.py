@@ -49,7 +49,9 @@ def split(text: TextFile) -> dict[str, list[tuple[int, int]]]:
     """Byte ranges [start, stop) of `text` for "train" and for "validation", each in the order of the text."""
     lengths = np.frombuffer(text.lengths, dtype=np.uint64).astype(np.int64)
     starts = np.cumsum(lengths) - lengths
-    _, unique = np.unique(np.frombuffer(text.hashes, dtype=np.uint64), return_index=True)  # first of each, in hash order
+    _, unique = np.unique(
+        np.frombuffer(text.hashes, dtype=np.uint64), return_index=True
+    )  # first of each, in hash order
     total = int(lengths[unique].sum())
 
     validation: list[int] = []
@@ -69,7 +71,10 @@ def split(text: TextFile) -> dict[str, list[tuple[int, int]]]:
         longest = max(unique, key=lambda index: (lengths[index], -index))
         start, stop = ranges[longest]
         cut = stop - min(int(SHARE * total), (stop - start) // 2)
-        return {"train": [(start, cut) if index == longest else ranges[index] for index in ranges], "validation": [(cut, stop)]}
+        return {
+            "train": [(start, cut) if index == longest else ranges[index] for index in ranges],
+            "validation": [(cut, stop)],
+        }
     chosen = set(validation)
     return {
         "train": [ranges[index] for index in ranges if index not in chosen],

@@ -44,7 +44,9 @@ class Task:
         if not 0 <= self.noise <= 0.9:
             raise UserError(f"task {self.name}: noise is {self.noise}; it must be from 0 to 0.9")
         if self.make is _copying and 2 * self.items + 1 > self.length:
-            raise UserError(f"task {self.name}: length is {self.length}; with {self.items} items it must be at least {2 * self.items + 1}")
+            raise UserError(
+                f"task {self.name}: length is {self.length}; with {self.items} items it must be at least {2 * self.items + 1}"
+            )
 
     @property
     def vocab_size(self) -> int:

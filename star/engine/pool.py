@@ -152,7 +152,9 @@ class _Slot:
         else:
             fields = self._result()
             self.free(stop=fields["status"] != "ok")  # an error may have left memory or state behind: fresh worker
-        return Outcome(**({"job_id": job_id, "worker": self.name, "seconds": now - (self.began or self.submitted)} | fields))
+        return Outcome(
+            **({"job_id": job_id, "worker": self.name, "seconds": now - (self.began or self.submitted)} | fields)
+        )
 
     def _result(self) -> dict:
         try:

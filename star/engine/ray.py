@@ -59,13 +59,17 @@ class Ray:
         if not fitting:
             self._disconnect()
             needs = f"a GPU and {cpus} CPU cores" if per_gpu else f"{cpus} CPU cores"
-            raise UserError(f"no machine of the Ray cluster has {needs} for a candidate: lower engine.threads or add machines")
+            raise UserError(
+                f"no machine of the Ray cluster has {needs} for a candidate: lower engine.threads or add machines"
+            )
         self.slots = min(slots or fitting, fitting)
         self.shared = Path(shared).absolute()
         self.progress_directory = self.shared / "progress"
         self.progress_directory.mkdir(parents=True, exist_ok=True)
         self._clear_progress()
-        self.marker = self.progress_directory / f"coordinator-{uuid.uuid4().hex}"  # who sees it sees this very directory
+        self.marker = (
+            self.progress_directory / f"coordinator-{uuid.uuid4().hex}"
+        )  # who sees it sees this very directory
         self.marker.touch()
         gpus = 1 / per_gpu if per_gpu else 0
         decorate = self.ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=1, max_retries=0, num_returns="streaming")
@@ -116,7 +120,9 @@ class Ray:
                 task.worker, task.began = item["where"], time.monotonic()
         except StopIteration:  # cannot happen: the task yields its outcome or raises
             return self._lost(job_id, "its worker ended without a result")
-        except ray.exceptions.RayTaskError as error:  # our own body did not run: STAR is missing there, or another version
+        except (
+            ray.exceptions.RayTaskError
+        ) as error:  # our own body did not run: STAR is missing there, or another version
             reason = f"the job could not be run on the cluster: {str(error).strip().splitlines()[-1]}"
             return Outcome(job_id, "failed", reason=reason[:500], traceback=str(error), worker=task.worker)
         except ray.exceptions.OutOfMemoryError:
@@ -127,7 +133,9 @@ class Ray:
             return None
         self._kill(task)
         seconds = time.monotonic() - task.began
-        return Outcome(job_id, "timeout", reason=f"killed after {self.timeout:g} s", seconds=seconds, worker=task.worker)
+        return Outcome(
+            job_id, "timeout", reason=f"killed after {self.timeout:g} s", seconds=seconds, worker=task.worker
+        )
 
     def _lost(self, job_id: str, reason: str) -> Outcome:
         task = self._running[job_id]
@@ -181,7 +189,9 @@ def import_ray():
     try:
         import ray
     except ImportError as error:
-        raise UserError(f"engine.kind is 'ray' but the package ray is missing ({error}): pip install 'star[ray]'") from None
+        raise UserError(
+            f"engine.kind is 'ray' but the package ray is missing ({error}): pip install 'star[ray]'"
+        ) from None
     return ray
 
 
@@ -189,7 +199,9 @@ def _connect(ray, address: str, cpus: int) -> None:
     """Connect to a cluster, or start one here: with all cores of this machine, and at least `cpus`."""
     quiet = {"log_to_driver": False, "logging_level": "error"}
     if address.startswith("ray://"):
-        raise UserError(f"engine.address is {address!r}: run star on a machine of the cluster and write auto or HOST:PORT")
+        raise UserError(
+            f"engine.address is {address!r}: run star on a machine of the cluster and write auto or HOST:PORT"
+        )
     if not address or address == "local":
         cpus = max(cpus, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
         ray.init("local", num_cpus=cpus, include_dashboard=False, object_store_memory=OBJECT_STORE, **quiet)
@@ -210,7 +222,9 @@ def _run(function: str, job: dict, environment: dict[str, str], shared: str, mar
     report = ProgressFile(progress_path)
     if not os.path.exists(marker):
         inside, report = os.path.join(shared, ""), _say_nothing
-        job = {key: None if isinstance(value, str) and value.startswith(inside) else value for key, value in job.items()}
+        job = {
+            key: None if isinstance(value, str) and value.startswith(inside) else value for key, value in job.items()
+        }
     yield run_job(function, job, report)
 
 

@@ -54,7 +54,9 @@ def literal(value: Any, classes: dict[str, str], indent: int = 0) -> str:
 def _call(value: Any, classes: dict[str, str], indent: int) -> str:
     kind = type(value)
     if classes.setdefault(kind.__name__, kind.__module__) != kind.__module__:
-        raise RunFailed(f"export: two classes are named {kind.__name__}, in {classes[kind.__name__]} and {kind.__module__}")
+        raise RunFailed(
+            f"export: two classes are named {kind.__name__}, in {classes[kind.__name__]} and {kind.__module__}"
+        )
     if is_dataclass(value):
         given = {f.name: getattr(value, f.name) for f in fields(value) if getattr(value, f.name) != _default(f)}
     else:

@@ -128,7 +128,9 @@ def load(folder: str | Path) -> LanguageModel:
     with torch.device("meta"):  # checks the file against the genome before either can claim memory
         check_weights(weights, LanguageModel(plan, config["vocab_size"], config["tie_embeddings"]))
     if _sha256(weights) != config["sha256"]:
-        raise UserError(f"{weights}: is not what was exported (its SHA-256 differs from config.json); export the model again")
+        raise UserError(
+            f"{weights}: is not what was exported (its SHA-256 differs from config.json); export the model again"
+        )
     model = LanguageModel(plan, config["vocab_size"], config["tie_embeddings"])
     model.genome = config["genome"]
     load_weights(model, weights)
@@ -145,16 +147,23 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     path = _inside(folder, "config.json")
     try:
         if path.stat().st_size > SIZE_LIMIT:
-            raise UserError(f"{path}: {path.stat().st_size:,} bytes is too large for a config.json; the limit is {SIZE_LIMIT:,}")
+            raise UserError(
+                f"{path}: {path.stat().st_size:,} bytes is too large for a config.json; the limit is {SIZE_LIMIT:,}"
+            )
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error}); export the model again") from None
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise UserError(f'{path}: is no exported STAR model; it must be a JSON object with "format": "{FORMAT}"')
     if config.get("version") != VERSION:
-        raise UserError(f"{path}: version {config.get('version')!r} is not supported; this program reads version {VERSION}")
+        raise UserError(
+            f"{path}: version {config.get('version')!r} is not supported; this program reads version {VERSION}"
+        )
     rules = {
-        "vocab_size": (lambda v: isinstance(v, int) and not isinstance(v, bool) and 2 <= v <= MAX_VOCAB, f"an integer from 2 to {MAX_VOCAB:,}"),
+        "vocab_size": (
+            lambda v: isinstance(v, int) and not isinstance(v, bool) and 2 <= v <= MAX_VOCAB,
+            f"an integer from 2 to {MAX_VOCAB:,}",
+        ),
         "tie_embeddings": (lambda v: isinstance(v, bool), "true or false"),
         "tokenizer": (lambda v: v == "bytes", '"bytes"'),
         "sha256": (lambda v: isinstance(v, str), "the SHA-256 of model.safetensors"),
@@ -210,7 +219,9 @@ def _plain_errors(folder: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         text = getattr(error, "strerror", None) or str(error)
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in text:
-            raise RunFailed(f"the disk that holds {folder} is full: free some space and export again; nothing was left half written") from None
+            raise RunFailed(
+                f"the disk that holds {folder} is full: free some space and export again; nothing was left half written"
+            ) from None
         raise UserError(f"{folder}: cannot be written ({text}); give a folder that can") from None
 
 

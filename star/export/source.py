@@ -50,7 +50,13 @@ def link(roots: Iterable[Key], sources: Mapping[str, str] | None = None) -> str:
         linker.order(module, order)
     text = linker.text(order)
     for node in ast.walk(ast.parse(text)):
-        for name in [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names] if isinstance(node, ast.Import) else []:
+        for name in (
+            [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else [a.name for a in node.names]
+            if isinstance(node, ast.Import)
+            else []
+        ):
             if name.split(".")[0] == PACKAGE:  # inside a function, where this linker does not follow it
                 raise RunFailed(f"export: {name} is imported inside a function; import it at the top of its module")
     return text
@@ -92,7 +98,9 @@ class Linker:
                 self.reach((where, used))
             elif used in module.external:
                 if self.imports.setdefault(used, module.external[used]) != module.external[used]:
-                    raise RunFailed(f"export: {used} is imported in two ways, as '{self.imports[used]}' and as '{module.external[used]}'")
+                    raise RunFailed(
+                        f"export: {used} is imported in two ways, as '{self.imports[used]}' and as '{module.external[used]}'"
+                    )
 
     def order(self, name: str, done: dict[str, None]) -> None:
         """Add to `done` the modules that module `name` needs, those that others need first, and then `name`."""
@@ -107,10 +115,17 @@ class Linker:
         parts = [import_block(self.imports.values())]
         for module in (self.modules[name] for name in order):
             if module.other:
-                raise RunFailed(f"export: {module.name}, line {module.other[0]}: only imports, definitions and assignments can be exported")
+                raise RunFailed(
+                    f"export: {module.name}, line {module.other[0]}: only imports, definitions and assignments can be exported"
+                )
             statements = dict.fromkeys(s for name, s in module.definitions.items() if name in self.reached[module.name])
             used = {node.id for statement in statements for node in global_names(statement)} | self.reached[module.name]
-            renamed = {name: final for name in used if (name in module.definitions or name in module.ours) and (final := names[self.find((module.name, name))]) != name}
+            renamed = {
+                name: final
+                for name in used
+                if (name in module.definitions or name in module.ours)
+                and (final := names[self.find((module.name, name))]) != name
+            }
             parts += [heading(module), *arrange(module, list(statements), renamed)]
         return "\n".join(parts) + "\n"
 
@@ -138,7 +153,11 @@ def parse(name: str, text: str) -> Module:
             module.ours |= {alias.asname or alias.name: (statement.module, alias.name) for alias in statement.names}
         elif isinstance(statement, ast.ImportFrom | ast.Import):
             for alias in statement.names:
-                one = ast.Import([alias]) if isinstance(statement, ast.Import) else ast.ImportFrom(statement.module, [alias], 0)
+                one = (
+                    ast.Import([alias])
+                    if isinstance(statement, ast.Import)
+                    else ast.ImportFrom(statement.module, [alias], 0)
+                )
                 module.external[alias.asname or alias.name.split(".")[0]] = ast.unparse(one)
         elif names := defined_names(statement):
             module.definitions |= dict.fromkeys(names, statement)
@@ -152,13 +171,21 @@ def is_docstring(statement: ast.stmt) -> bool:
 
 
 def is_type_checking(statement: ast.stmt) -> bool:
-    return isinstance(statement, ast.If) and isinstance(statement.test, ast.Name) and statement.test.id == "TYPE_CHECKING"
+    return (
+        isinstance(statement, ast.If) and isinstance(statement.test, ast.Name) and statement.test.id == "TYPE_CHECKING"
+    )
 
 
 def defined_names(statement: ast.stmt) -> list[str]:
     if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return [statement.name]
-    targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target] if isinstance(statement, ast.AnnAssign) else []
+    targets = (
+        statement.targets
+        if isinstance(statement, ast.Assign)
+        else [statement.target]
+        if isinstance(statement, ast.AnnAssign)
+        else []
+    )
     return [node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)]
 
 
@@ -172,12 +199,18 @@ def global_names(node: ast.AST, local: frozenset[str] = frozenset()) -> Iterator
     if isinstance(node, ast.ClassDef):
         body = local | bound_names(node.body)  # seen by the statements of the body, not by its functions
         for child in ast.iter_child_nodes(node):
-            yield from global_names(child, body if child in node.body and not isinstance(child, ast.FunctionDef) else local)
+            yield from global_names(
+                child, body if child in node.body and not isinstance(child, ast.FunctionDef) else local
+            )
         return
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
         # Decorators, defaults and annotations belong to the scope outside.
         body = node.body if isinstance(node.body, list) else [node.body]
-        inner = local | bound_names(body) | {argument.arg for argument in ast.walk(node.args) if isinstance(argument, ast.arg)}
+        inner = (
+            local
+            | bound_names(body)
+            | {argument.arg for argument in ast.walk(node.args) if isinstance(argument, ast.arg)}
+        )
         for child in ast.iter_child_nodes(node):
             yield from global_names(child, inner if child in body else local)
         return
@@ -213,7 +246,9 @@ def qualified(module: str, name: str) -> str:
 def arrange(module: Module, statements: list[ast.stmt], renamed: Mapping[str, str]) -> Iterator[str]:
     """Statements as text, one below the other for assignments and with two blank lines around definitions."""
     for before, statement in itertools.pairwise([None, *statements]):
-        assignments = isinstance(statement, ast.Assign | ast.AnnAssign) and isinstance(before, ast.Assign | ast.AnnAssign | None)
+        assignments = isinstance(statement, ast.Assign | ast.AnnAssign) and isinstance(
+            before, ast.Assign | ast.AnnAssign | None
+        )
         yield ("" if assignments else "\n\n") + copy(module, statement, renamed)
 
 
@@ -228,7 +263,9 @@ def copy(module: Module, statement: ast.stmt, renamed: Mapping[str, str]) -> str
         line = lines[node.lineno - first].encode()  # columns count bytes
         start, end = node.col_offset, node.col_offset + len(node.id.encode())
         if line[start:end] != node.id.encode():
-            raise RunFailed(f"export: {module.name}, line {node.lineno}: {node.id} stands where it cannot be renamed; name it differently")
+            raise RunFailed(
+                f"export: {module.name}, line {node.lineno}: {node.id} stands where it cannot be renamed; name it differently"
+            )
         lines[node.lineno - first] = (line[:start] + renamed[node.id].encode() + line[end:]).decode()
     name = getattr(statement, "name", None)
     if name in renamed:

@@ -17,7 +17,9 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 def save_weights(model: LanguageModel, path: Path) -> None:
     """Write all parameters, each that several LIVs share under the name of its owner."""
     tensors = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}
-    path.write_bytes(save(tensors, metadata={"format": "pt"}))  # not save_file: it makes files that only their owner may read
+    path.write_bytes(
+        save(tensors, metadata={"format": "pt"})
+    )  # not save_file: it makes files that only their owner may read
 
 
 def check_weights(path: Path, model: LanguageModel) -> torch.dtype:
@@ -33,18 +35,26 @@ def check_weights(path: Path, model: LanguageModel) -> torch.dtype:
             shapes = {name: part.get_shape() for name, part in found.items()}
             dtypes = {name: part.get_dtype() for name, part in found.items()}
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: is missing, damaged or no safetensors file ({error}); export the model again") from None
+        raise UserError(
+            f"{path}: is missing, damaged or no safetensors file ({error}); export the model again"
+        ) from None
     for name in expected:
         if name not in shapes:
             raise UserError(f"{path}: tensor {name} is missing; these are the weights of another architecture")
         if shapes[name] != expected[name]:
-            raise UserError(f"{path}: tensor {name} has shape {shapes[name]} and the genome says {expected[name]}; these are the weights of another architecture")
+            raise UserError(
+                f"{path}: tensor {name} has shape {shapes[name]} and the genome says {expected[name]}; these are the weights of another architecture"
+            )
     for name in shapes:
         if name not in expected and name not in shared:
-            raise UserError(f"{path}: tensor {name} is not part of the genome; these are the weights of another architecture")
+            raise UserError(
+                f"{path}: tensor {name} is not part of the genome; these are the weights of another architecture"
+            )
     kinds = sorted(set(dtypes.values()))
     if len(kinds) != 1 or kinds[0] not in DTYPES:
-        raise UserError(f"{path}: its tensors are of {', '.join(kinds) or 'no type'}; all must be of one type among {', '.join(DTYPES)}")
+        raise UserError(
+            f"{path}: its tensors are of {', '.join(kinds) or 'no type'}; all must be of one type among {', '.join(DTYPES)}"
+        )
     return DTYPES[kinds[0]]
 
 

@@ -81,10 +81,27 @@ def from_json(data: Any, where: str = "genome") -> Genome:
 
 def read_json(data: Any, where: str = "genome") -> NamedGenome:
     if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise UserError(f"{where}: this is no genome; a genome file is a JSON object with \"format\": \"{FORMAT}\"")
+        raise UserError(f'{where}: this is no genome; a genome file is a JSON object with "format": "{FORMAT}"')
     if data.get("version") != VERSION:
-        raise UserError(f"{where}: genome version {data.get('version')!r} is not supported; this program reads version {VERSION}")
-    legal = {"format", "version", "name", "description", "vocab_size", "evidence", "d_model", "head_dim", "norm", "residual", "rope_theta", "backbone", "pool", "evolved"}
+        raise UserError(
+            f"{where}: genome version {data.get('version')!r} is not supported; this program reads version {VERSION}"
+        )
+    legal = {
+        "format",
+        "version",
+        "name",
+        "description",
+        "vocab_size",
+        "evidence",
+        "d_model",
+        "head_dim",
+        "norm",
+        "residual",
+        "rope_theta",
+        "backbone",
+        "pool",
+        "evolved",
+    }
     unknown = sorted(set(data) - legal)
     if unknown:
         raise UserError(f"{where}: unknown key '{unknown[0]}'; legal keys are {', '.join(sorted(legal))}")
@@ -93,7 +110,9 @@ def read_json(data: Any, where: str = "genome") -> NamedGenome:
         if key in data:
             value = data[key]
             if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else int):
-                raise UserError(f"{where}: '{key}' is {value!r}; it must be {'a number' if kind is float else 'an integer'}")
+                raise UserError(
+                    f"{where}: '{key}' is {value!r}; it must be {'a number' if kind is float else 'an integer'}"
+                )
             numbers[key] = kind(value)
     try:
         if "pool" in data and "evolved" in data:
@@ -105,17 +124,27 @@ def read_json(data: Any, where: str = "genome") -> NamedGenome:
     vocab_size = data.get("vocab_size")
     if vocab_size is not None and (not isinstance(vocab_size, int) or not 2 <= vocab_size <= 10_000_000):
         raise UserError(f"{where}: 'vocab_size' is {vocab_size!r}; it must be an integer from 2 to 10,000,000")
-    return NamedGenome(genome, str(data.get("name", "")), str(data.get("description", "")), vocab_size, data.get("evidence"))
+    return NamedGenome(
+        genome, str(data.get("name", "")), str(data.get("description", "")), vocab_size, data.get("evidence")
+    )
 
 
 def _backbone(value: Any, where: str) -> tuple[Gene, ...]:
     if isinstance(value, str):
         return parse_text(value)
     if not isinstance(value, list) or not value:
-        raise UserError(f"{where}: 'backbone' is {value!r:.60}; write it as text (\"21211-31112\") or as a list of five integers per LIV")
+        raise UserError(
+            f"{where}: 'backbone' is {value!r:.60}; write it as text (\"21211-31112\") or as a list of five integers per LIV"
+        )
     for index, row in enumerate(value, start=1):
-        if not isinstance(row, list) or len(row) != 5 or any(isinstance(n, bool) or not isinstance(n, int) for n in row):
-            raise UserError(f"{where}: LIV {index} is {row!r:.60}; it takes five integers: class, featurizer group and strategy, feature group and strategy")
+        if (
+            not isinstance(row, list)
+            or len(row) != 5
+            or any(isinstance(n, bool) or not isinstance(n, int) for n in row)
+        ):
+            raise UserError(
+                f"{where}: LIV {index} is {row!r:.60}; it takes five integers: class, featurizer group and strategy, feature group and strategy"
+            )
     return tuple(Gene(*row) for row in value)
 
 
@@ -130,10 +159,16 @@ def _pool(value: Any, where: str) -> tuple[PoolClass, ...]:
         if not isinstance(row, dict) or set(row) != {"name", "operator", "features", "differential"}:
             raise UserError(f"{at} must have exactly the keys name, operator, features, differential")
         integers = [row["operator"], *(row["features"].values() if isinstance(row["features"], dict) else [None])]
-        if any(not isinstance(r, list) or any(isinstance(n, bool) or not isinstance(n, int) for n in r) for r in integers):
+        if any(
+            not isinstance(r, list) or any(isinstance(n, bool) or not isinstance(n, int) for n in r) for r in integers
+        ):
             raise UserError(f"{at}: operator and features must be lists of integers")
         try:
-            pool.append(PoolClass(str(row["name"]), operator(tuple(row["operator"]), row["differential"] is True, **row["features"])))
+            pool.append(
+                PoolClass(
+                    str(row["name"]), operator(tuple(row["operator"]), row["differential"] is True, **row["features"])
+                )
+            )
         except UserError as error:
             raise UserError(f"{at}: {error}") from None
     return tuple(pool)
@@ -142,10 +177,14 @@ def _pool(value: Any, where: str) -> tuple[PoolClass, ...]:
 def read_file(path: Path) -> NamedGenome:
     try:
         if path.stat().st_size > SIZE_LIMIT:
-            raise UserError(f"{path}: {path.stat().st_size:,} bytes is too large for a genome; the limit is {SIZE_LIMIT:,}")
+            raise UserError(
+                f"{path}: {path.stat().st_size:,} bytes is too large for a genome; the limit is {SIZE_LIMIT:,}"
+            )
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}); give a readable genome file") from None
+        raise UserError(
+            f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}); give a readable genome file"
+        ) from None
     except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); mend the file or export the genome again") from None
     return read_json(data, str(path))

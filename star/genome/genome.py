@@ -71,7 +71,9 @@ class Genome:
             raise UserError(f"rope_theta is {self.rope_theta}; legal is 1 to 1e9")
         for gene, value, legal in (("norm", self.norm, NORMS), ("residual", self.residual, RESIDUALS)):
             if value not in legal:
-                raise UserError(f"gene '{gene}' is {value}; legal is " + ", ".join(f"{k} ({v})" for k, v in legal.items()))
+                raise UserError(
+                    f"gene '{gene}' is {value}; legal is " + ", ".join(f"{k} ({v})" for k, v in legal.items())
+                )
         if len(self.backbone) > MAX_DEPTH:
             raise UserError(f"the backbone has {len(self.backbone)} LIVs; at most {MAX_DEPTH} are allowed")
         for index, gene in enumerate(self.backbone, start=1):
@@ -126,7 +128,14 @@ class Genome:
         livs = []
         for gene in canonical_genes(self.backbone):
             operator = self.operator(gene)
-            livs.append([list(operator.genes), [[g, list(row)] for g, row in operator.features], operator.differential, list(gene[1:])])
+            livs.append(
+                [
+                    list(operator.genes),
+                    [[g, list(row)] for g, row in operator.features],
+                    operator.differential,
+                    list(gene[1:]),
+                ]
+            )
         return json.dumps([head, livs], separators=(",", ":"))
 
     @cached_property

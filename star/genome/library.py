@@ -33,10 +33,14 @@ def find_genome(source: str | Path) -> NamedGenome:
         return read_file(path)
     near = difflib.get_close_matches(text, list_genomes(), n=1, cutoff=0.4)
     hint = f"did you mean '{near[0]}'? " if near else ""
-    raise UserError(f"genome '{text}' is no shipped name, no file and no genome text; {hint}shipped are {', '.join(list_genomes())}")
+    raise UserError(
+        f"genome '{text}' is no shipped name, no file and no genome text; {hint}shipped are {', '.join(list_genomes())}"
+    )
 
 
-def load_genome(source: str | Path, d_model: int | None = None, depth: int | None = None, head_dim: int | None = None) -> Genome:
+def load_genome(
+    source: str | Path, d_model: int | None = None, depth: int | None = None, head_dim: int | None = None
+) -> Genome:
     """`find_genome`, at another width or depth if asked (see `Genome.scaled`)."""
     genome = find_genome(source).genome
     return genome if d_model is depth is head_dim is None else genome.scaled(d_model, depth, head_dim)

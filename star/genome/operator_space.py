@@ -80,7 +80,11 @@ class OperatorSpace(Space):
         for g in range(MOST_GROUPS):
             specs = [list(family.groups.values())[g] for family in families if len(family.groups) > g]
             section += [{0}.union(*(spec.values(gene) for spec in specs)) for gene in FeatureGenes._fields]
-        rows = [*self._header_values, *[sorted(v) for v in section] * self.evolved, *self._slot_values(self.slot_classes) * self.n_slots]
+        rows = [
+            *self._header_values,
+            *[sorted(v) for v in section] * self.evolved,
+            *self._slot_values(self.slot_classes) * self.n_slots,
+        ]
         return [np.array(list(v), dtype=np.int64) for v in rows]
 
     @property
@@ -103,8 +107,12 @@ class OperatorSpace(Space):
                 own.setdefault(op, self.evolved_classes[0] + len(own))
             genes.append(gene._replace(class_id=fixed.get(op) or own[op]))
         if len(own) > self.evolved:
-            raise UserError(f"genome {genome.id} has {len(own)} operators beyond the fixed classes and the space holds {self.evolved}; raise evolved")
-        plain = self._plain.encode(replace(genome, backbone=(Gene(1),) * len(genes)))  # refuses other widths, schemes and depths
+            raise UserError(
+                f"genome {genome.id} has {len(own)} operators beyond the fixed classes and the space holds {self.evolved}; raise evolved"
+            )
+        plain = self._plain.encode(
+            replace(genome, backbone=(Gene(1),) * len(genes))
+        )  # refuses other widths, schemes and depths
         x = np.zeros(self.n_var, dtype=np.int64)
         x[: len(HEADER)] = plain[: len(HEADER)]
         x[self.offset :][: len(GENES) * len(genes)] = [n for g in genes for n in g]
@@ -114,14 +122,20 @@ class OperatorSpace(Space):
 
     def decode(self, x: np.ndarray) -> Genome:
         """The genome of a vector whose operators are valid, as `repair` leaves them; sharing may still need it."""
-        operators = {c: from_integers(x[section]) for c, section in zip(self.evolved_classes, self.sections, strict=True) if x[section.start]}
+        operators = {
+            c: from_integers(x[section])
+            for c, section in zip(self.evolved_classes, self.sections, strict=True)
+            if x[section.start]
+        }
         return self._genome(x, operators)
 
     def _genome(self, x: np.ndarray, operators: Mapping[int, Operator]) -> Genome:
         rows = np.asarray(x[self.offset :]).reshape(-1, len(GENES))
         genes = [Gene(*(int(n) for n in row)) for row in rows if row[0]]
         used = [c for c in dict.fromkeys(gene.class_id for gene in genes) if c in operators]
-        pool = POOL + tuple(PoolClass(f"{operators[c].family}-evolved-{k + 1}", operators[c]) for k, c in enumerate(used))
+        pool = POOL + tuple(
+            PoolClass(f"{operators[c].family}-evolved-{k + 1}", operators[c]) for k, c in enumerate(used)
+        )
         renamed = {c: len(POOL) + 1 + k for k, c in enumerate(used)}
         kept = []
         for gene in genes:
@@ -134,7 +148,16 @@ class OperatorSpace(Space):
     @cached_property
     def _plain(self) -> Space:
         """The backbone level, to encode everything but operators."""
-        return Space(self.n_slots, self.d_models, self.head_dim, (0, 1), self.norms, self.residuals, self.rope_theta, self.max_groups)
+        return Space(
+            self.n_slots,
+            self.d_models,
+            self.head_dim,
+            (0, 1),
+            self.norms,
+            self.residuals,
+            self.rope_theta,
+            self.max_groups,
+        )
 
     # Valid vectors.
 
@@ -154,7 +177,9 @@ class OperatorSpace(Space):
     def repair(self, X: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         rows, flags = [], []
         for row in np.asarray(X):
-            fixed = np.array([v[np.argmin(np.abs(v - x))] for v, x in zip(self.values, row, strict=True)], dtype=np.int64)
+            fixed = np.array(
+                [v[np.argmin(np.abs(v - x))] for v, x in zip(self.values, row, strict=True)], dtype=np.int64
+            )
             changed = bool((fixed != row).any())
             if not fixed[self.offset :: len(GENES)].any():
                 fixed[self.offset], changed = rng.choice([c for c in self.slot_classes if c]), True
@@ -175,16 +200,28 @@ class OperatorSpace(Space):
             return self._random(rng)
         family = FAMILIES[FEATURIZERS[featurizer]]
         numbers = [int(n) for n in integers]
-        genes = [value if value in getattr(family, gene) else int(rng.choice(getattr(family, gene))) for gene, value in zip(OPERATOR[1:5], numbers[1:5], strict=True)]
+        genes = [
+            value if value in getattr(family, gene) else int(rng.choice(getattr(family, gene)))
+            for gene, value in zip(OPERATOR[1:5], numbers[1:5], strict=True)
+        ]
         rows = []
         for g, (name, spec) in enumerate(family.groups.items()):
             row = numbers[len(OPERATOR) + 4 * g : len(OPERATOR) + 4 * g + 4]
             if spec.optional and not row[0]:
                 continue  # the first integer says whether an optional group is there
             legal = [spec.values(gene) for gene in FeatureGenes._fields]
-            rows.append((name, FeatureGenes(*(v if v in choice else int(rng.choice(choice)) for v, choice in zip(row, legal, strict=True)))))
+            rows.append(
+                (
+                    name,
+                    FeatureGenes(
+                        *(v if v in choice else int(rng.choice(choice)) for v, choice in zip(row, legal, strict=True))
+                    ),
+                )
+            )
         differential = bool(numbers[5]) and family.differentiable_branches
-        mended = family.mend(Operator(family.name, OperatorGenes(featurizer, *genes), tuple(sorted(rows)), differential), rng)
+        mended = family.mend(
+            Operator(family.name, OperatorGenes(featurizer, *genes), tuple(sorted(rows)), differential), rng
+        )
         return mended if self._fits(mended) else self._random(rng)
 
     def _random(self, rng: np.random.Generator) -> Operator:
@@ -192,7 +229,9 @@ class OperatorSpace(Space):
             drawn = random_operator(rng)
             if self._fits(drawn):
                 return drawn
-        raise UserError(f"no random operator fits widths {self.d_models} with heads of {self.head_dim}; choose other widths")
+        raise UserError(
+            f"no random operator fits widths {self.d_models} with heads of {self.head_dim}; choose other widths"
+        )
 
     def _fits(self, op: Operator) -> bool:
         """Whether it can be built at every width of the space."""

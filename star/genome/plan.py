@@ -46,7 +46,9 @@ class BlockConfig:
     residual: int = 1
 
     def weights(self) -> dict[str, Weight]:
-        names = {1: ["norm_in"], 2: ["norm_in", "norm_out"], 3: ["norm_out"]}[self.norm] + (["gain"] if self.residual == 2 else [])
+        names = {1: ["norm_in"], 2: ["norm_in", "norm_out"], 3: ["norm_out"]}[self.norm] + (
+            ["gain"] if self.residual == 2 else []
+        )
         return {name: Weight((self.d_model,), "block", constant(1.0)) for name in names}
 
 

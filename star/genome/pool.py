@@ -44,19 +44,27 @@ class PoolClass:
             raise UserError(f"class {self.name}: {error}") from None
 
 
-def operator(genes: str | OperatorGenes | tuple[int, ...], differential: bool = False, **features: tuple[int, ...]) -> Operator:
+def operator(
+    genes: str | OperatorGenes | tuple[int, ...], differential: bool = False, **features: tuple[int, ...]
+) -> Operator:
     """An operator from its integers: five digits such as "12123", and four integers for each feature group."""
     if isinstance(genes, str):
         genes = tuple(int(digit) for digit in (genes.split(".") if "." in genes else genes))
     if len(genes) != 5:
-        raise UserError(f"operator genome {genes} has {len(genes)} integers; it takes five: featurizer, token, sparsity, nonlinearity, channel")
+        raise UserError(
+            f"operator genome {genes} has {len(genes)} integers; it takes five: featurizer, token, sparsity, nonlinearity, channel"
+        )
     genes = OperatorGenes(*genes)
     if genes.featurizer not in FEATURIZERS:
-        raise UserError(f"operator genome {tuple(genes)}: featurizer {genes.featurizer} is unknown; legal is {', '.join(map(str, FEATURIZERS))}")
+        raise UserError(
+            f"operator genome {tuple(genes)}: featurizer {genes.featurizer} is unknown; legal is {', '.join(map(str, FEATURIZERS))}"
+        )
     rows = []
     for name, row in features.items():
         if len(row) != 4:
-            raise UserError(f"feature group '{name}' has {len(row)} integers; it takes four: token, channel, expansion, repeat")
+            raise UserError(
+                f"feature group '{name}' has {len(row)} integers; it takes four: token, channel, expansion, repeat"
+            )
         if FeatureGenes(*row) != ABSENT:
             rows.append((name, FeatureGenes(*row)))
     result = Operator(FEATURIZERS[genes.featurizer], genes, tuple(sorted(rows)), differential)

@@ -40,7 +40,9 @@ def parse_scale(text: str) -> Scale:
     for part in text.replace(" ", "").split(","):
         match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6}|/\d{1,6})?)x-(depth|width)", part)
         if match is None and part not in WAYS:
-            raise UserError(f"scale '{text}': '{part}' is no part of a scale; write such as 2x-depth,2x-width, 8/3x-width, or 2x-depth,stretch")
+            raise UserError(
+                f"scale '{text}': '{part}' is no part of a scale; write such as 2x-depth,2x-width, 8/3x-width, or 2x-depth,stretch"
+            )
         name = match[2] if match else "way"
         if name in found:
             raise UserError(f"scale '{text}': {name} is given twice; give it once")
@@ -62,10 +64,14 @@ def scaled(genome: Genome, depth: int = 2, width: int | Fraction = Fraction(2), 
         raise UserError(f"the way of scaling is '{way}'; it must be {' or '.join(WAYS)}")
     genes = canonical_genes(genome.backbone)
     if depth < 1 or depth * len(genes) > MAX_DEPTH:
-        raise UserError(f"scale {depth}x-depth makes {depth * len(genes)} LIVs of {len(genes)}; legal is 1 to {MAX_DEPTH}, choose another factor")
+        raise UserError(
+            f"scale {depth}x-depth makes {depth * len(genes)} LIVs of {len(genes)}; legal is 1 to {MAX_DEPTH}, choose another factor"
+        )
     d_model = Fraction(width) * genome.d_model
     if d_model.denominator != 1 or not 1 <= d_model <= MAX_WIDTH:
-        raise UserError(f"scale {width}x-width makes a width of {float(d_model):g} of {genome.d_model}; legal is a whole number from 1 to {MAX_WIDTH:,}")
+        raise UserError(
+            f"scale {width}x-width makes a width of {float(d_model):g} of {genome.d_model}; legal is a whole number from 1 to {MAX_WIDTH:,}"
+        )
     result = replace(genome, backbone=copies(genes, depth, way), d_model=int(d_model))
     if not result.fits and genome.fits:
         raise UserError(f"scale {width}x-width makes a width of {d_model}: {_misfit(result)}")
@@ -74,7 +80,9 @@ def scaled(genome: Genome, depth: int = 2, width: int | Fraction = Fraction(2), 
 
 def copies(genes: tuple[Gene, ...], n: int, way: str) -> tuple[Gene, ...]:
     """n copies of canonical genes, each with sharing groups of its own."""
-    n_weights, n_features = (max(getattr(gene, name) for gene in genes) for name in ("featurizer_group", "feature_group"))
+    n_weights, n_features = (
+        max(getattr(gene, name) for gene in genes) for name in ("featurizer_group", "feature_group")
+    )
 
     def copy(gene: Gene, number: int) -> Gene:
         return gene._replace(

@@ -80,7 +80,10 @@ class Space:
     @cached_property
     def values(self) -> list[np.ndarray]:
         """Legal values of each position."""
-        return [np.array(list(v), dtype=np.int64) for v in [*self._header_values, *self._slot_values(self.classes) * self.n_slots]]
+        return [
+            np.array(list(v), dtype=np.int64)
+            for v in [*self._header_values, *self._slot_values(self.classes) * self.n_slots]
+        ]
 
     @property
     def _header_values(self) -> list:
@@ -123,7 +126,9 @@ class Space:
         """int64 [n_var]; raises UserError if the genome is not of this space."""
         genes = genome.canonical().backbone
         if len(genes) > self.n_slots:
-            raise UserError(f"genome {genome.id} has {len(genes)} LIVs and the space {self.n_slots} slots; enlarge n_slots or scale the genome")
+            raise UserError(
+                f"genome {genome.id} has {len(genes)} LIVs and the space {self.n_slots} slots; enlarge n_slots or scale the genome"
+            )
         for name, value, legal in (
             ("d_model", genome.d_model, self.d_models),
             ("head_dim", genome.head_dim, (self.head_dim,)),
@@ -132,7 +137,9 @@ class Space:
             *(("class", g.class_id, self.classes) for g in genes),
         ):
             if value not in legal:
-                raise UserError(f"genome {genome.id}: {name} {value} is not in the space; legal is {', '.join(map(str, legal))}")
+                raise UserError(
+                    f"genome {genome.id}: {name} {value} is not in the space; legal is {', '.join(map(str, legal))}"
+                )
         header = [self.d_models.index(genome.d_model), genome.norm, genome.residual]
         body = [n for gene in genes for n in gene]
         return np.array(header + body + [0] * (self.n_var - len(header) - len(body)), dtype=np.int64)

@@ -12,4 +12,15 @@ FAMILIES: dict[str, Family] = {
     module.FAMILY.name: module.FAMILY for module in (attention, recurrence, convolution, memoryless, elementwise)
 }
 
-__all__ = ["ABSENT", "FAMILIES", "Family", "FeatureGenes", "LIV", "LIVConfig", "Operator", "OperatorGenes", "StateEntry", "Weight"]
+__all__ = [
+    "ABSENT",
+    "FAMILIES",
+    "Family",
+    "FeatureGenes",
+    "LIV",
+    "LIVConfig",
+    "Operator",
+    "OperatorGenes",
+    "StateEntry",
+    "Weight",
+]

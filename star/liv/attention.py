@@ -28,7 +28,12 @@ from star.liv.vmap import attend
 ATTENTION_FILTER = 3  # taps of the optional filters of q, k and v
 # On Hopper cuDNN is the fastest for training shapes (operators.md 4.1; published figures, not measured by us); each falls
 # back to the next where it does not take the shapes.
-CUDA_PREFERENCE = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+CUDA_PREFERENCE = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
 ROPE_TABLES: dict[tuple, tuple[Tensor, Tensor]] = {}
 
 
@@ -79,15 +84,21 @@ class Attention(LIV):
     config: AttentionConfig
     attend = None  # what stands in for `softmax_attention`: limits of single heads, where training imposes them
 
-    def features_of(self, h: dict[str, Tensor], state: State | None, given: Features, offset: int) -> tuple[Features, State | None]:
-        table = rope_table(offset, h["q"].shape[1], self.config.head_dim, self.config.rope_theta, h["q"].device, h["q"].dtype)
+    def features_of(
+        self, h: dict[str, Tensor], state: State | None, given: Features, offset: int
+    ) -> tuple[Features, State | None]:
+        table = rope_table(
+            offset, h["q"].shape[1], self.config.head_dim, self.config.rope_theta, h["q"].device, h["q"].dtype
+        )
         q = self.heads(h["q"], "q", table)
         if "k" in self.given:
             return {"q": q, "k": given["k"]}, state
         k, state = self.remember(self.heads(h["k"], "k", table), "k", state, offset)
         return {"q": q, "k": k}, state
 
-    def value(self, features: Features, h: Tensor | None, state: State | None, given: Features, offset: int) -> tuple[Tensor, State | None]:
+    def value(
+        self, features: Features, h: Tensor | None, state: State | None, given: Features, offset: int
+    ) -> tuple[Tensor, State | None]:
         if h is None:
             return given["v"], state
         return self.remember(self.unflatten_value(h), "v", state, offset)
@@ -172,7 +183,9 @@ def causal_mask(seq_len: int, visible: int, window: int | None, device: torch.de
     return mask if window is None else mask & (key > query - window)
 
 
-def rope_table(offset: int, seq_len: int, head_dim: int, theta: float, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def rope_table(
+    offset: int, seq_len: int, head_dim: int, theta: float, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """cos and signed sin [T, 1, d] of the rotary embedding (RoFormer, arXiv 2104.09864), in float32 or wider."""
     n_positions = 1 << max(offset + seq_len - 1, 127).bit_length()
     cos, sin = rope_positions(n_positions, head_dim, theta, device, torch.promote_types(dtype, torch.float32))
@@ -186,7 +199,9 @@ def constant_result(function):
 
 
 @constant_result  # or a compiled layer is compiled again when an eager one has filled the cache
-def rope_positions(n_positions: int, head_dim: int, theta: float, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def rope_positions(
+    n_positions: int, head_dim: int, theta: float, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """The tables of positions 0 to `n_positions` - 1, kept because every layer and every step asks for the same."""
     key = (n_positions, head_dim, theta, device, dtype)
     table = ROPE_TABLES.get(key)
@@ -238,7 +253,9 @@ FAMILY = Family(
     channel=(3,),
     groups={
         "q": GroupSpec("queries: W_q x, one per head; token mixing 3 adds a causal filter of length 3", token=(1, 3)),
-        "k": GroupSpec("keys: W_k x; repeat r shares one among r query heads, 0 among all", token=(1, 3), repeat=_REPEAT),
+        "k": GroupSpec(
+            "keys: W_k x; repeat r shares one among r query heads, 0 among all", token=(1, 3), repeat=_REPEAT
+        ),
         "v": GroupSpec("values: W_v x, the value path; repeat as for keys", token=(1, 3), repeat=_REPEAT),
         "norm": GroupSpec("QK-norm: the normaliser of q and k is a feature of the input", channel=(1,), optional=True),
     },

@@ -45,7 +45,13 @@ CHOICES: dict[tuple, Choice] = {}  # by operator, dtype, device, state size, hea
 
 def fastest(name: str, ours: Callable, b: Tensor, v: Tensor) -> Callable:
     """The form to compute an operator of `KERNELS` with, for keys b [B, T, H, N] and values v [B, T, H, P]."""
-    if v.device.type not in DEVICES or torch.compiler.is_compiling() or vmapped(v) or v.shape[1] < MIN_TOKENS or v.dtype not in ALLOWED_ERROR:
+    if (
+        v.device.type not in DEVICES
+        or torch.compiler.is_compiling()
+        or vmapped(v)
+        or v.shape[1] < MIN_TOKENS
+        or v.dtype not in ALLOWED_ERROR
+    ):
         return ours
     key = (name, v.dtype, v.device, b.shape[-1], v.shape[-1])
     if key not in CHOICES:
@@ -73,7 +79,10 @@ def probe(name: str, dtype: torch.dtype, device: torch.device, state_size: int, 
     except Exception as raised:
         return Choice(None, f"because fla raises {type(raised).__name__}: {' '.join(str(raised).split())[:200]}")
     if error > ALLOWED_ERROR[dtype]:
-        return Choice(None, f"because fla differs from it by {error:.1e} of the largest number, more than {ALLOWED_ERROR[dtype]:.0e}")
+        return Choice(
+            None,
+            f"because fla differs from it by {error:.1e} of the largest number, more than {ALLOWED_ERROR[dtype]:.0e}",
+        )
     return Choice(theirs, f"which differs from our own form by {error:.1e} of the largest number")
 
 
@@ -82,7 +91,9 @@ def of_fla(kernel: Callable, name: str) -> Callable:
     keywords = ("q", "k", "v", "g", *(["beta"] if "delta" in name else []), "initial_state", "output_final_state")
 
     def form(*inputs: Tensor | bool | None) -> tuple[Tensor, Tensor | None]:
-        given = {keyword: value for keyword, value in zip(keywords, (*inputs, True)) if keyword != "g" or value is not None}
+        given = {
+            keyword: value for keyword, value in zip(keywords, (*inputs, True)) if keyword != "g" or value is not None
+        }
         for keyword in "qk":  # keys that heads share, one for each
             given[keyword] = given[keyword].repeat_interleave(given["v"].shape[2] // given[keyword].shape[2], dim=2)
         return kernel(**given, scale=1.0)
@@ -90,11 +101,16 @@ def of_fla(kernel: Callable, name: str) -> Callable:
     return form
 
 
-def probe_inputs(name: str, dtype: torch.dtype, device: torch.device, state_size: int, width: int) -> list[Tensor | None]:
+def probe_inputs(
+    name: str, dtype: torch.dtype, device: torch.device, state_size: int, width: int
+) -> list[Tensor | None]:
     """Arguments of our parallel form but the last: 2 heads, more than a chunk and no multiple of one, weak gates and the strongest."""
     generator, tokens, heads = torch.Generator().manual_seed(0), 2 * MIN_TOKENS + 5, 2
     c, b = (F.normalize(torch.randn(1, tokens, heads, state_size, generator=generator), dim=-1) for _ in range(2))
-    v, memory = torch.randn(1, tokens, heads, width, generator=generator), torch.randn(1, heads, state_size, width, generator=generator)
+    v, memory = (
+        torch.randn(1, tokens, heads, width, generator=generator),
+        torch.randn(1, heads, state_size, width, generator=generator),
+    )
     decays = (1, tokens, heads, state_size) if name == "vector" else (1, tokens, heads)
     g = STRONGEST[name] * torch.rand(decays, generator=generator) ** 8 if name in STRONGEST else None
     beta = [torch.rand(1, tokens, heads, generator=generator)] if "delta" in name else []
@@ -104,6 +120,12 @@ def probe_inputs(name: str, dtype: torch.dtype, device: torch.device, state_size
 
 def run(form: Callable, inputs: list[Tensor | None], dtype: torch.dtype) -> list[Tensor]:
     """Output, last state and gradients; c, b and v in `dtype`, gates and states in float32 as in our modules."""
-    inputs = [t if t is None else t.to(dtype if i < 3 else torch.float32).requires_grad_() for i, t in enumerate(inputs)]
+    inputs = [
+        t if t is None else t.to(dtype if i < 3 else torch.float32).requires_grad_() for i, t in enumerate(inputs)
+    ]
     y, memory = form(*inputs, True)
-    return [y, memory, *torch.autograd.grad(y.float().sin().sum() + memory.cos().sum(), [t for t in inputs if t is not None])]
+    return [
+        y,
+        memory,
+        *torch.autograd.grad(y.float().sin().sum() + memory.cos().sum(), [t for t in inputs if t is not None]),
+    ]

@@ -80,25 +80,44 @@ class StateEntry(NamedTuple):
 
 
 def check_state(
-    state: State, entries: Mapping[str, StateEntry], batch: int, n_tokens: int, dtype: torch.dtype, device: torch.device, owner: str = "this operator"
+    state: State,
+    entries: Mapping[str, StateEntry],
+    batch: int,
+    n_tokens: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    owner: str = "this operator",
 ) -> None:
     """Raise `ValueError` if a state is not one for these entries, or has no room for `n_tokens` from the first one on."""
     if state.keys() != entries.keys():
-        raise ValueError(f"{owner} keeps {sorted(entries)} and the state has {sorted(state)}; use a state that its init_state made")
+        raise ValueError(
+            f"{owner} keeps {sorted(entries)} and the state has {sorted(state)}; use a state that its init_state made"
+        )
     for name, entry in entries.items():
-        tensor, expected = state[name], torch.promote_types(dtype, torch.float32) if entry.role == "recurrent" else dtype
+        tensor, expected = (
+            state[name],
+            torch.promote_types(dtype, torch.float32) if entry.role == "recurrent" else dtype,
+        )
         shape = list(tensor.shape[1:])
         columns = None if entry.cap is None or len(shape) <= len(entry.shape) else shape.pop(entry.column_dim)
         if shape != list(entry.shape):
-            raise ValueError(f"{owner} keeps {name} of {list(entry.shape)} and the state of {shape}; use a state that its init_state made")
+            raise ValueError(
+                f"{owner} keeps {name} of {list(entry.shape)} and the state of {shape}; use a state that its init_state made"
+            )
         if tensor.shape[0] != batch:
-            raise ValueError(f"the state was made for batch {tensor.shape[0]} and the tokens have batch {batch}; make a new state")
+            raise ValueError(
+                f"the state was made for batch {tensor.shape[0]} and the tokens have batch {batch}; make a new state"
+            )
         if tensor.device != device:
             raise ValueError(f"the state is on {tensor.device} and {owner} on {device}; make a new state")
         if tensor.dtype != expected:
-            raise ValueError(f"{name} of the state holds {tensor.dtype} and {owner} computes it in {expected}; make a new state")
+            raise ValueError(
+                f"{name} of the state holds {tensor.dtype} and {owner} computes it in {expected}; make a new state"
+            )
         if columns is not None and columns < entry.columns(n_tokens):
-            raise ValueError(f"the state has room for {columns} tokens and this call ends at token {n_tokens}; make one with a larger max_len")
+            raise ValueError(
+                f"the state has room for {columns} tokens and this call ends at token {n_tokens}; make one with a larger max_len"
+            )
 
 
 def normal(std: float) -> Init:
@@ -120,7 +139,9 @@ def log_uniform(low: float, high: float, then: Callable[[Tensor], Tensor] = lamb
 
 def matrix(out_features: int, in_features: int, group: str) -> Weight:
     """A dense channel map, started at 1/sqrt(fan_in) so that it keeps the variance of its input at any width."""
-    return Weight((out_features, in_features), group, normal(in_features**-0.5), "matrix", 2 * out_features * in_features)
+    return Weight(
+        (out_features, in_features), group, normal(in_features**-0.5), "matrix", 2 * out_features * in_features
+    )
 
 
 def short_filter(channels: int, length: int, group: str) -> Weight:
@@ -184,10 +205,14 @@ class LIV(nn.Module):
     `tied` maps weight names to parameters of another LIV (featurizer sharing: same weights, own input).
     """
 
-    MAPS: tuple[str, ...]  # the linear maps of x that a family may have, each with a short filter where the genome asks for one
+    MAPS: tuple[
+        str, ...
+    ]  # the linear maps of x that a family may have, each with a short filter where the genome asks for one
     VALUE: str  # the map among them that makes the value path, and the name under which the value is shared
 
-    def __init__(self, config: LIVConfig, given: frozenset[str] = frozenset(), tied: Mapping[str, nn.Parameter] | None = None):
+    def __init__(
+        self, config: LIVConfig, given: frozenset[str] = frozenset(), tied: Mapping[str, nn.Parameter] | None = None
+    ):
         super().__init__()
         self.config = config
         self.given = given
@@ -199,14 +224,18 @@ class LIV(nn.Module):
 
     # The parts that a family writes.
 
-    def features_of(self, h: dict[str, Tensor], state: State | None, given: Features, offset: int) -> tuple[Features, State | None]:
+    def features_of(
+        self, h: dict[str, Tensor], state: State | None, given: Features, offset: int
+    ) -> tuple[Features, State | None]:
         """Everything of T that varies with the input, from the linear maps h of x.
 
         Args: h: {map: [B, T, width]}; state, or None; given: features of the provider; offset: tokens seen before this call.
         """
         raise NotImplementedError
 
-    def value(self, features: Features, h: Tensor | None, state: State | None, given: Features, offset: int) -> tuple[Tensor, State | None]:
+    def value(
+        self, features: Features, h: Tensor | None, state: State | None, given: Features, offset: int
+    ) -> tuple[Tensor, State | None]:
         """The value path, linear in h = the map `VALUE` of x (None where the provider gives it): what `core` mixes over tokens."""
         raise NotImplementedError
 
@@ -224,7 +253,9 @@ class LIV(nn.Module):
 
     # What follows from them.
 
-    def featurize(self, x: Tensor, state: State | None = None, given: Features | None = None, offset: int = 0) -> tuple[Features, State | None]:
+    def featurize(
+        self, x: Tensor, state: State | None = None, given: Features | None = None, offset: int = 0
+    ) -> tuple[Features, State | None]:
         """T in the form of its features: with these, `mix` is linear in x. Arguments as in `forward`."""
         given = given or {}
         h, new = self.project(x, state, self.maps)
@@ -239,14 +270,18 @@ class LIV(nn.Module):
             features = features if scale is None else features | {"scale": scale}
         return features, new
 
-    def mix(self, features: Features, x: Tensor, state: State | None = None, given: Features | None = None, offset: int = 0) -> tuple[Tensor, State | None]:
+    def mix(
+        self, features: Features, x: Tensor, state: State | None = None, given: Features | None = None, offset: int = 0
+    ) -> tuple[Tensor, State | None]:
         """y = T(features) x: linear in x [B, T, D] for fixed features."""
         h, state = self.project(x, state, tuple(name for name in self.maps if name == self.VALUE))
         value, state = self.value(features, h.get(self.VALUE), state, given or {}, offset)
         y, state = self.core(features, value, state)
         return self.output(self.readout(features, y)), state
 
-    def share(self, x: Tensor, state: State | None = None, given: Features | None = None, offset: int = 0) -> tuple[Tensor, State | None, Features]:
+    def share(
+        self, x: Tensor, state: State | None = None, given: Features | None = None, offset: int = 0
+    ) -> tuple[Tensor, State | None, Features]:
         """`forward` that also returns the features, value included, for LIVs that share them."""
         given = given or {}
         h, state = self.project(x, state, self.maps)
@@ -255,7 +290,9 @@ class LIV(nn.Module):
         y, state = self.core(features, value, state)
         return self.output(self.readout(features, y)), state, {**features, self.VALUE: value}
 
-    def forward(self, x: Tensor, state: State | None = None, given: Features | None = None, offset: int = 0) -> tuple[Tensor, State | None]:
+    def forward(
+        self, x: Tensor, state: State | None = None, given: Features | None = None, offset: int = 0
+    ) -> tuple[Tensor, State | None]:
         """x [B, T, D] -> y [B, T, D]. Whole, in chunks or token by token (with `state`) it is the same map."""
         self._check_input(x, state, given, offset)
         y, state, _ = self.share(x, state, given, offset)
@@ -263,13 +300,17 @@ class LIV(nn.Module):
 
     def _check_input(self, x: Tensor, state: State | None, given: Features | None, offset: int) -> None:
         if x.dim() != 3 or x.shape[2] != self.config.d_model:
-            raise ValueError(f"x has shape {list(x.shape)} and this operator takes [batch, tokens, {self.config.d_model}]")
+            raise ValueError(
+                f"x has shape {list(x.shape)} and this operator takes [batch, tokens, {self.config.d_model}]"
+            )
         if not x.is_floating_point():
             raise ValueError(f"x is {x.dtype}; give floating-point numbers (the weights are cast to their dtype)")
         if x.device != self.out.device:
             raise ValueError(f"x is on {x.device} and the operator on {self.out.device}; move one to the other")
         if self.given and not given:
-            raise ValueError(f"this operator takes {', '.join(sorted(self.given))} from a provider and none are given; pass the features that it shares")
+            raise ValueError(
+                f"this operator takes {', '.join(sorted(self.given))} from a provider and none are given; pass the features that it shares"
+            )
         if state is not None:
             check_state(state, self.config.own_state(self.given), x.shape[0], offset + x.shape[1], x.dtype, x.device)
 
@@ -291,7 +332,9 @@ class LIV(nn.Module):
             h[name] = F.linear(x, getattr(self, name).to(x.dtype))
             key = f"{name}_filter"
             if key in self._parameters:
-                h[name], past = short_convolution(h[name], getattr(self, key).to(x.dtype), None if state is None else state[key])
+                h[name], past = short_convolution(
+                    h[name], getattr(self, key).to(x.dtype), None if state is None else state[key]
+                )
                 state = None if state is None else state | {key: past}
         return h, state
 
@@ -310,27 +353,42 @@ class LIV(nn.Module):
         features, _ = self.featurize(x)
         h, _ = self.project(x, None, self.maps)
         width = self.value(features, h.get(self.VALUE), None, {}, 0)[0].numel() // x.shape[1]
-        return self.impulses(features, x, width, lambda f, e: self.readout(f, self.core(f, self.unflatten_value(e), None)[0]), channels)
+        return self.impulses(
+            features, x, width, lambda f, e: self.readout(f, self.core(f, self.unflatten_value(e), None)[0]), channels
+        )
 
     def unflatten_value(self, value: Tensor) -> Tensor:
         """[B, T, C] to the shape that `core` takes."""
         return value
 
     @staticmethod
-    def impulses(features: Features, x: Tensor, width: int, apply: Callable[[Features, Tensor], Tensor], channels: slice = slice(None)) -> Tensor:
+    def impulses(
+        features: Features,
+        x: Tensor,
+        width: int,
+        apply: Callable[[Features, Tensor], Tensor],
+        channels: slice = slice(None),
+    ) -> Tensor:
         """What `apply` makes of every basis vector e_(j, b): [T, T, C_out, C_in], for b in `channels` of `width`."""
         if x.shape[0] != 1:
             raise ValueError(f"T is a property of one sequence, and x has batch {x.shape[0]}; give x [1, T, D]")
         seq_len = x.shape[1]
-        basis = torch.eye(seq_len * width, dtype=x.dtype, device=x.device).view(seq_len, width, seq_len, width)[:, channels]
+        basis = torch.eye(seq_len * width, dtype=x.dtype, device=x.device).view(seq_len, width, seq_len, width)[
+            :, channels
+        ]
         n_channels, basis = basis.shape[1], basis.flatten(0, 1)
         repeated = {name: f.expand(len(basis), *f.shape[1:]) for name, f in features.items()}
         columns = apply(repeated, basis)  # [(j, b), i, a]
         return columns.view(seq_len, n_channels, seq_len, -1).permute(2, 0, 3, 1)
 
-    def init_state(self, batch: int, max_len: int, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> State:
+    def init_state(
+        self, batch: int, max_len: int, dtype: torch.dtype = torch.float32, device: torch.device | None = None
+    ) -> State:
         """Zeros for every state tensor that this LIV owns."""
-        return {name: entry.allocate(batch, max_len, dtype, device) for name, entry in self.config.own_state(self.given).items()}
+        return {
+            name: entry.allocate(batch, max_len, dtype, device)
+            for name, entry in self.config.own_state(self.given).items()
+        }
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator) -> None:

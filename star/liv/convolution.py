@@ -27,7 +27,10 @@ from star.liv.vmap import fold, unfold
 CONVOLUTION_FILTER = 3  # taps of the optional filters of b, c and h
 MODAL_CHUNK = 64  # tokens
 MODAL_CHUNK_ON = {"cpu": 32}  # measured
-MODAL_CHUNK_SHORT, MODAL_SHORT = 16, 128  # chunk of sequences up to so many tokens (measured): with it no FFT is faster from about 96 on
+MODAL_CHUNK_SHORT, MODAL_SHORT = (
+    16,
+    128,
+)  # chunk of sequences up to so many tokens (measured): with it no FFT is faster from about 96 on
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,9 @@ class Convolution(LIV):
     VALUE = "h"
     config: ConvolutionConfig
 
-    def features_of(self, h: dict[str, Tensor], state: State | None, given: Features, offset: int) -> tuple[Features, State | None]:
+    def features_of(
+        self, h: dict[str, Tensor], state: State | None, given: Features, offset: int
+    ) -> tuple[Features, State | None]:
         features = {gate: given[gate] if gate in self.given else h[gate] for gate in "bc"}
         if self.config.implicit:
             for pole in ("log_rate", "angle"):
@@ -89,7 +94,9 @@ class Convolution(LIV):
         features |= {name: source[name] for name in names if source is not None and name in source}
         return features, state
 
-    def value(self, features: Features, h: Tensor | None, state: State | None, given: Features, offset: int) -> tuple[Tensor, State | None]:
+    def value(
+        self, features: Features, h: Tensor | None, state: State | None, given: Features, offset: int
+    ) -> tuple[Tensor, State | None]:
         return (given["h"] if h is None else h), state
 
     def core(self, features: Features, value: Tensor, state: State | None) -> tuple[Tensor, State | None]:
@@ -98,7 +105,11 @@ class Convolution(LIV):
             filters = (features["log_rate"][0], features["angle"][0], self.residue_real, self.residue_imag)
             past = (features["modes_real"], features["modes_imag"]) if "modes_real" in features else None
             keep = state is not None and "modes_real" in state
-            y, modes = modal_step(u, *filters, past) if u.shape[1] == 1 and past is not None else modal_convolution(u, *filters, past, keep)
+            y, modes = (
+                modal_step(u, *filters, past)
+                if u.shape[1] == 1 and past is not None
+                else modal_convolution(u, *filters, past, keep)
+            )
             new = dict(zip(("modes_real", "modes_imag"), modes)) if keep else {}
         else:
             y, past = short_convolution(u, self.kernel.to(u.dtype), features.get("past"))
@@ -141,7 +152,9 @@ def modal_convolution(
     dtype = torch.promote_types(u.dtype, torch.float32)
     if seq_len == 0:
         return u, past
-    chunk = min(MODAL_CHUNK_SHORT if seq_len <= MODAL_SHORT else MODAL_CHUNK_ON.get(u.device.type, MODAL_CHUNK), seq_len)
+    chunk = min(
+        MODAL_CHUNK_SHORT if seq_len <= MODAL_SHORT else MODAL_CHUNK_ON.get(u.device.type, MODAL_CHUNK), seq_len
+    )
     n_chunks = -(-seq_len // chunk)
     missing = n_chunks * chunk - seq_len
     x = (F.pad(u, (0, 0, 0, missing)) if missing else u).to(dtype)
@@ -188,7 +201,9 @@ class ModeStates(torch.autograd.Function):
     @staticmethod
     def vmap(info, in_dims: tuple, a: Tensor, added: Tensor, start: Tensor) -> tuple[Tensor, int]:
         """Channels of several models are more channels."""
-        return unfold(info.batch_size, ModeStates.apply(*fold(info.batch_size, in_dims, (a, added, start), (0, 0, 0)))), 0
+        return unfold(
+            info.batch_size, ModeStates.apply(*fold(info.batch_size, in_dims, (a, added, start), (0, 0, 0)))
+        ), 0
 
     @staticmethod
     def forward(a: Tensor, added: Tensor, start: Tensor) -> Tensor:
@@ -262,7 +277,9 @@ FAMILY = Family(
             expansion=(2, 3, 4, 5, 6, 7, 8, 16, 32),
             expansion_means="taps (explicit) or modes (implicit) per channel",
         ),
-        "poles": GroupSpec("makes the filter implicit: decay and phase of each mode", token=(3,), channel=(1,), optional=True),
+        "poles": GroupSpec(
+            "makes the filter implicit: decay and phase of each mode", token=(3,), channel=(1,), optional=True
+        ),
     },
     shareable=(("b",), ("h",), ("c",)),
     joint={frozenset({"b", "h"}): "poles"},

@@ -18,7 +18,9 @@ DELTA_CHUNK = 64  # tokens
 DELTA_CHUNK_ON = {"cpu": 32}  # measured
 
 
-def delta_reference(c: Tensor, b: Tensor, v: Tensor, g: Tensor | None, beta: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def delta_reference(
+    c: Tensor, b: Tensor, v: Tensor, g: Tensor | None, beta: Tensor, memory: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Token by token, the definition. Arguments as in `delta_parallel`."""
     if memory is None:
         dtype = torch.promote_types(v.dtype, torch.float32)
@@ -31,7 +33,9 @@ def delta_reference(c: Tensor, b: Tensor, v: Tensor, g: Tensor | None, beta: Ten
     return torch.cat(out, dim=1) if out else v, memory
 
 
-def delta_step(c: Tensor, b: Tensor, v: Tensor, g: Tensor | None, beta: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+def delta_step(
+    c: Tensor, b: Tensor, v: Tensor, g: Tensor | None, beta: Tensor, memory: Tensor
+) -> tuple[Tensor, Tensor]:
     """One token: S <- a S, S <- S + beta b (v - S^T b)^T, y = S^T c. Shapes as in `delta_parallel` with T = 1."""
     dtype = memory.dtype
     c, b = c[:, 0, :, None, :].to(dtype), b[:, 0, :, None, :].to(dtype)  # [B, H, 1, N]
@@ -42,7 +46,13 @@ def delta_step(c: Tensor, b: Tensor, v: Tensor, g: Tensor | None, beta: Tensor, 
 
 
 def delta_parallel(
-    c: Tensor, b: Tensor, v: Tensor, g: Tensor | None, beta: Tensor, memory: Tensor | None = None, keep_memory: bool = True
+    c: Tensor,
+    b: Tensor,
+    v: Tensor,
+    g: Tensor | None,
+    beta: Tensor,
+    memory: Tensor | None = None,
+    keep_memory: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
     """The whole sequence, chunk by chunk, any length.
 
@@ -60,7 +70,12 @@ def delta_parallel(
     sums = None if g is None else delta_chunks(g[..., None], n_chunks, chunk, dtype).cumsum(-2)
     start = v_.new_zeros(batch * heads, b.shape[-1], width) if memory is None else memory.to(dtype).flatten(0, 1)
     y, state = DeltaChunks.apply(c, b * -beta, b, v_ * beta, sums, start)[:2]
-    y = y.unflatten(1, (batch, heads)).permute(1, 0, 3, 2, 4).reshape(batch, n_chunks * chunk, heads, width)[:, :seq_len].to(v.dtype)
+    y = (
+        y.unflatten(1, (batch, heads))
+        .permute(1, 0, 3, 2, 4)
+        .reshape(batch, n_chunks * chunk, heads, width)[:, :seq_len]
+        .to(v.dtype)
+    )
     return y, state.unflatten(0, (batch, heads)) if keep_memory else None
 
 

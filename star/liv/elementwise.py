@@ -20,7 +20,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from star.errors import UserError
-from star.liv.base import LIV, Features, LIVConfig, State, StateEntry, Weight, constant, inverse_softplus, matrix, short_filter
+from star.liv.base import (
+    LIV,
+    Features,
+    LIVConfig,
+    State,
+    StateEntry,
+    Weight,
+    constant,
+    inverse_softplus,
+    matrix,
+    short_filter,
+)
 from star.liv.functional import activate
 from star.liv.genes import Family, GroupSpec, Operator
 from star.liv.vmap import fold, unfold
@@ -50,7 +61,11 @@ class ElementwiseConfig(LIVConfig):
             weights[f"{gate}_gate"] = matrix(self.width, self.d_model // self.n_heads, group)
             weights[f"{gate}_bias"] = Weight((self.width,), group, constant(0.0))
         # Decays a of 0.9 to 0.999 where the gate is one.
-        weights["rate"] = Weight((self.width,), "decay", lambda w, rng: w.copy_(inverse_softplus(-w.uniform_(0.9, 0.999, generator=rng).log() / RATE)))
+        weights["rate"] = Weight(
+            (self.width,),
+            "decay",
+            lambda w, rng: w.copy_(inverse_softplus(-w.uniform_(0.9, 0.999, generator=rng).log() / RATE)),
+        )
         return weights | self.output_weights(self.d_model)
 
     def state(self) -> dict[str, StateEntry]:
@@ -73,7 +88,9 @@ class Elementwise(LIV):
     VALUE = "v"
     config: ElementwiseConfig
 
-    def features_of(self, h: dict[str, Tensor], state: State | None, given: Features, offset: int) -> tuple[Features, State | None]:
+    def features_of(
+        self, h: dict[str, Tensor], state: State | None, given: Features, offset: int
+    ) -> tuple[Features, State | None]:
         features = {"c": given["c"] if "c" in self.given else activate(h["c"], self.config.nonlinearity)}
         v = h["v"] if "v" in h else given["v"]
         if "decay" in self.given:
@@ -101,7 +118,9 @@ class Elementwise(LIV):
         h = torch.einsum("bthi,hoi->btho", v.unflatten(-1, (len(blocks), -1)), blocks).flatten(-2)
         return torch.sigmoid(h.to(torch.promote_types(v.dtype, torch.float32)) + getattr(self, f"{name}_bias"))
 
-    def value(self, features: Features, h: Tensor | None, state: State | None, given: Features, offset: int) -> tuple[Tensor, State | None]:
+    def value(
+        self, features: Features, h: Tensor | None, state: State | None, given: Features, offset: int
+    ) -> tuple[Tensor, State | None]:
         return (given["v"] if h is None else h), state
 
     def core(self, features: Features, value: Tensor, state: State | None) -> tuple[Tensor, State | None]:
@@ -193,7 +212,9 @@ def configure(operator: Operator, d_model: int, head_dim: int, rope_theta: float
     if d_model % head_dim:
         raise UserError(f"elementwise: width {d_model} is no multiple of head width {head_dim}; choose a width that is")
     nonlinearity = {1: "none", 4: "swish", 5: "gelu"}[operator.genes.nonlinearity]
-    return ElementwiseConfig(d_model, operator.branches, d_model // head_dim, operator.feature("v").token == 3, nonlinearity)
+    return ElementwiseConfig(
+        d_model, operator.branches, d_model // head_dim, operator.feature("v").token == 3, nonlinearity
+    )
 
 
 FAMILY = Family(

@@ -12,7 +12,9 @@ from star.liv.vmap import fold, stacked, unfold, vmapped
 
 
 def activate(x: Tensor, nonlinearity: str) -> Tensor:
-    return {"none": lambda h: h, "relu": F.relu, "swish": F.silu, "gelu": lambda h: F.gelu(h, approximate="tanh")}[nonlinearity](x)
+    return {"none": lambda h: h, "relu": F.relu, "swish": F.silu, "gelu": lambda h: F.gelu(h, approximate="tanh")}[
+        nonlinearity
+    ](x)
 
 
 def short_convolution(x: Tensor, weight: Tensor, past: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -34,7 +36,9 @@ class ShortConvolution(torch.autograd.Function):
 
     @staticmethod
     def vmap(info, in_dims: tuple, x: Tensor, weight: Tensor) -> tuple[Tensor, int]:
-        return ShortConvolution.apply(*(stacked(info.batch_size, in_dim, tensor) for in_dim, tensor in zip(in_dims, (x, weight)))), 0
+        return ShortConvolution.apply(
+            *(stacked(info.batch_size, in_dim, tensor) for in_dim, tensor in zip(in_dims, (x, weight)))
+        ), 0
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor) -> Tensor:
@@ -80,7 +84,9 @@ class CarriedStates(torch.autograd.Function):
 
     @staticmethod
     def vmap(info, in_dims: tuple, decay: Tensor, added: Tensor, start: Tensor) -> tuple[Tensor, int]:
-        return unfold(info.batch_size, CarriedStates.apply(*fold(info.batch_size, in_dims, (decay, added, start), (0, 0, 0)))), 0
+        return unfold(
+            info.batch_size, CarriedStates.apply(*fold(info.batch_size, in_dims, (decay, added, start), (0, 0, 0)))
+        ), 0
 
     @staticmethod
     def forward(decay: Tensor, added: Tensor, start: Tensor) -> Tensor:
@@ -108,7 +114,9 @@ def carried_by_matrix(log_decay: Tensor, added: Tensor, start: Tensor) -> Tensor
     n = added.shape[2]
     g = log_decay.squeeze(-1).transpose(2, 3)  # [B, H, N or 1, n]
     reached = F.pad(g.cumsum(-1), (1, 0))  # log decay from the start to before chunk i
-    between = (reached[..., :, None] + no_future(n + 1, g)[:, 1:] - reached[..., None, 1:]).exp()  # [B, H, N or 1, n + 1, n]
+    between = (
+        reached[..., :, None] + no_future(n + 1, g)[:, 1:] - reached[..., None, 1:]
+    ).exp()  # [B, H, N or 1, n + 1, n]
     states = between @ (added.transpose(2, 3) if g.shape[2] > 1 else added.flatten(3)[:, :, None])
     states = states.transpose(2, 3) if g.shape[2] > 1 else states[:, :, 0].unflatten(-1, added.shape[3:])
     return states + reached.transpose(2, 3).exp()[..., None] * start[:, :, None]
@@ -125,7 +133,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     `weight` has the shape of the last dimension, or of the last two.
     """
     if x.device.type != "cpu" and not vmapped(x):
-        return F.rms_norm(x, x.shape[-1:], None, eps) * weight.to(x.dtype) if weight.dim() > 1 else F.rms_norm(x, x.shape[-1:], weight.to(x.dtype), eps)
+        return (
+            F.rms_norm(x, x.shape[-1:], None, eps) * weight.to(x.dtype)
+            if weight.dim() > 1
+            else F.rms_norm(x, x.shape[-1:], weight.to(x.dtype), eps)
+        )
     return RMSNorm.apply(x, weight.to(x.dtype), eps)[0]
 
 
@@ -163,11 +175,17 @@ class RMSNorm(torch.autograd.Function):
         x, weight, inverse = ctx.saved_tensors
         if weight.dim() == 1 and x.dtype == inverse.dtype:
             zero = torch.zeros_like(inverse)
-            dx, dweight, _ = torch.ops.aten.native_layer_norm_backward(dy.contiguous(), x, weight.shape, zero, inverse, weight, None, [True, True, False])
+            dx, dweight, _ = torch.ops.aten.native_layer_norm_backward(
+                dy.contiguous(), x, weight.shape, zero, inverse, weight, None, [True, True, False]
+            )
             return dx.add_((dy @ weight)[..., None] * inverse, alpha=1 / len(weight)), dweight, None
         normed = (x * inverse).to(x.dtype)
         product = dy * normed
         along = product @ weight if weight.dim() == 1 else (product * weight).sum(-1)
         dx = torch.addcmul(dy * weight, normed, along[..., None] / weight.shape[-1], value=-1) * inverse
-        dw = product.sum(tuple(range(dy.dim() - weight.dim()))) if weight.dim() < dy.dim() else product.sum_to_size(weight.shape)
+        dw = (
+            product.sum(tuple(range(dy.dim() - weight.dim())))
+            if weight.dim() < dy.dim()
+            else product.sum_to_size(weight.shape)
+        )
         return dx.to(dy.dtype), dw, None

@@ -133,7 +133,9 @@ class Rule:
     @staticmethod
     def equal(first: str, second: str, why: str) -> Rule:
         """Two genes that must be equal where their groups are both there."""
-        return Rule(first, second, lambda o: None in (o.gene(first), o.gene(second)) or o.gene(first) == o.gene(second), why)
+        return Rule(
+            first, second, lambda o: None in (o.gene(first), o.gene(second)) or o.gene(first) == o.gene(second), why
+        )
 
     def draw(self, operator: Operator, first: Any, second: Any) -> Operator:
         """The operator with other values of the two genes."""
@@ -208,7 +210,9 @@ class Family:
         known = dict(operator.features)
         for group in known:
             if group not in self.groups:
-                raise UserError(f"{where}: unknown feature group '{group}' in {self.name}; legal are {', '.join(self.groups)}")
+                raise UserError(
+                    f"{where}: unknown feature group '{group}' in {self.name}; legal are {', '.join(self.groups)}"
+                )
         for group, spec in self.groups.items():
             row = known.get(group, ABSENT)
             if row == ABSENT:
@@ -218,7 +222,9 @@ class Family:
             for gene, value in row._asdict().items():
                 if value not in spec.values(gene):
                     legal = ", ".join(map(str, spec.values(gene)))
-                    raise UserError(f"{where}: {gene} gene {value} of feature group '{group}' ({self.name}) is not legal; legal is {legal}")
+                    raise UserError(
+                        f"{where}: {gene} gene {value} of feature group '{group}' ({self.name}) is not legal; legal is {legal}"
+                    )
         if operator.differential and not self.differentiable_branches:
             raise UserError(f"{where}: {self.name} has no differential form: {self.why.get('differential', '')}")
         for rule in self.rules:
@@ -268,7 +274,11 @@ class Family:
                 return operator
             rule = broken[0]
             now = operator.gene(rule.first), operator.gene(rule.second)
-            pairs = [p for p in product(self.legal(rule.first), self.legal(rule.second)) if rule.holds(rule.draw(operator, *p))]
+            pairs = [
+                p
+                for p in product(self.legal(rule.first), self.legal(rule.second))
+                if rule.holds(rule.draw(operator, *p))
+            ]
             near = [p for p in pairs if p[0] == now[0] or p[1] == now[1]]
             operator = rule.draw(operator, *_choice(near or pairs, rng))
         raise RuntimeError(f"the rules of {self.name} cannot be satisfied together: {[rule.why for rule in broken]}")

@@ -49,13 +49,17 @@ class Memoryless(LIV):
     VALUE = "value_map"
     config: MemorylessConfig
 
-    def features_of(self, h: dict[str, Tensor], state: State | None, given: Features, offset: int) -> tuple[Features, State | None]:
+    def features_of(
+        self, h: dict[str, Tensor], state: State | None, given: Features, offset: int
+    ) -> tuple[Features, State | None]:
         if "gate" in self.given:
             return {"gate": given["gate"]}, state
         source = "gate" if self.config.gated else self.VALUE
         return {"gate": activate(h[source] if source in h else given[self.VALUE], self.config.nonlinearity)}, state
 
-    def value(self, features: Features, h: Tensor | None, state: State | None, given: Features, offset: int) -> tuple[Tensor, State | None]:
+    def value(
+        self, features: Features, h: Tensor | None, state: State | None, given: Features, offset: int
+    ) -> tuple[Tensor, State | None]:
         return (given[self.VALUE] if h is None else h), state
 
     def core(self, features: Features, value: Tensor, state: State | None) -> tuple[Tensor, State | None]:
@@ -77,7 +81,12 @@ FAMILY = Family(
     nonlinearity=(1, 3, 4, 5),
     channel=(2,),
     groups={
-        "gate": GroupSpec("the gate: sigma(W_g x); absent, the value gates itself", expansion=_WIDTHS, expansion_means=_TWELFTHS, optional=True),
+        "gate": GroupSpec(
+            "the gate: sigma(W_g x); absent, the value gates itself",
+            expansion=_WIDTHS,
+            expansion_means=_TWELFTHS,
+            optional=True,
+        ),
         "value": GroupSpec("value path: W_v x", expansion=_WIDTHS, expansion_means=_TWELFTHS),
     },
     shareable=(("gate",), ("value",)),

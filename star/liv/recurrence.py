@@ -28,7 +28,17 @@ from torch import Tensor
 
 from star.errors import UserError
 from star.liv.backends import fastest
-from star.liv.base import Features, State, StateEntry, Weight, constant, inverse_softplus, log_uniform, matrix, short_filter
+from star.liv.base import (
+    Features,
+    State,
+    StateEntry,
+    Weight,
+    constant,
+    inverse_softplus,
+    log_uniform,
+    matrix,
+    short_filter,
+)
 from star.liv.delta import DELTA_CHUNK, delta_parallel, delta_step
 from star.liv.functional import activate
 from star.liv.genes import Family, GroupSpec, Operator, Rule
@@ -78,7 +88,11 @@ class RecurrenceConfig(ReadoutConfig):
             weights["beta"] = matrix(self.heads, self.d_model, "beta")
         if self.skip:
             weights["skip"] = Weight((self.heads,), "skip", constant(1.0))
-        return weights | self.readout_weights(self.n_heads * self.head_dim) | self.output_weights(self.n_heads * self.head_dim)
+        return (
+            weights
+            | self.readout_weights(self.n_heads * self.head_dim)
+            | self.output_weights(self.n_heads * self.head_dim)
+        )
 
     def state(self) -> dict[str, StateEntry]:
         filters = {f"{g}_filter": StateEntry((RECURRENCE_FILTER - 1, self.width(g)), g) for g in self.filters}
@@ -88,7 +102,9 @@ class RecurrenceConfig(ReadoutConfig):
         """As executed, per head and token: scores and their product with v in a chunk of Q, states in and out."""
         state, width = self.state_size, self.head_dim
         if self.delta:
-            chunk = min(DELTA_CHUNK, seq_len)  # two score matrices, one inverse, two products in the chunk, three with the state
+            chunk = min(
+                DELTA_CHUNK, seq_len
+            )  # two score matrices, one inverse, two products in the chunk, three with the state
             return self.heads * (4 * chunk * state + chunk * chunk + 4 * chunk * width + 6 * state * width)
         chunk = min(VECTOR_BLOCK if self.decay == "vector" else SSD_CHUNK, seq_len)
         scores = 2 * chunk * state * self.branches * (self.n_groups if self.decay != "vector" else self.n_heads)
@@ -106,7 +122,9 @@ class Recurrence(Readout):
     VALUE = "v"
     config: RecurrenceConfig
 
-    def features_of(self, h: dict[str, Tensor], state: State | None, given: Features, offset: int) -> tuple[Features, State | None]:
+    def features_of(
+        self, h: dict[str, Tensor], state: State | None, given: Features, offset: int
+    ) -> tuple[Features, State | None]:
         config, features = self.config, self.gate(h)
         for group in "bc":
             features[group] = given[group] if group in self.given else self.key(h[group], group)
@@ -141,7 +159,9 @@ class Recurrence(Readout):
         dt = F.softplus(h)
         return {"dt": dt, "decay": (-self.log_rate.exp() * dt).clamp(min=MIN_LOG_DECAY)}
 
-    def value(self, features: Features, h: Tensor | None, state: State | None, given: Features, offset: int) -> tuple[Tensor, State | None]:
+    def value(
+        self, features: Features, h: Tensor | None, state: State | None, given: Features, offset: int
+    ) -> tuple[Tensor, State | None]:
         if h is None:
             return given["v"], state
         return self.unflatten_value(h * features["v_gate"] if "v_gate" in features else h), state
@@ -201,7 +221,12 @@ def configure(operator: Operator, d_model: int, head_dim: int, rope_theta: float
     )
 
 
-_STATE = dict(token=(1, 3), expansion=(1, 2, 4, 8, 16, 32, 64, 128), repeat=(1, 2, 4, 8, 0), expansion_means="state size N per channel")
+_STATE = dict(
+    token=(1, 3),
+    expansion=(1, 2, 4, 8, 16, 32, 64, 128),
+    repeat=(1, 2, 4, 8, 0),
+    expansion_means="state size N per channel",
+)
 FAMILY = Family(
     name="recurrence",
     equation="T_ij = C_i A_i ... A_(j+1) B_j per head",
@@ -209,12 +234,23 @@ FAMILY = Family(
     nonlinearity=(1, 4),
     channel=(1,),
     groups={
-        "b": GroupSpec("input map B: what enters the state; token mixing 3 adds a causal filter of length 4; repeat r: r heads share it, 0 all heads do", **_STATE),
+        "b": GroupSpec(
+            "input map B: what enters the state; token mixing 3 adds a causal filter of length 4; repeat r: r heads share it, 0 all heads do",
+            **_STATE,
+        ),
         "c": GroupSpec("output map C: what is read from the state; token mixing and repeat as for b", **_STATE),
         "v": GroupSpec("value path: W_v x; token mixing as for b", token=(1, 3), expansion=(1, 2)),
-        "decay": GroupSpec("decay of the state: channel mixing 3 one per head, 2 one per state channel", channel=(3, 2), optional=True),
-        "beta": GroupSpec("strength of the delta rule, one per head: b replaces what the state held for it", channel=(3,), optional=True),
-        "skip": GroupSpec("adds the value itself to the output, times one number per head", channel=(3,), optional=True),
+        "decay": GroupSpec(
+            "decay of the state: channel mixing 3 one per head, 2 one per state channel", channel=(3, 2), optional=True
+        ),
+        "beta": GroupSpec(
+            "strength of the delta rule, one per head: b replaces what the state held for it",
+            channel=(3,),
+            optional=True,
+        ),
+        "skip": GroupSpec(
+            "adds the value itself to the output, times one number per head", channel=(3,), optional=True
+        ),
         **READOUT_GROUPS,
     },
     shareable=(("b", "beta"), ("v", "decay"), ("c",)),
@@ -229,7 +265,12 @@ FAMILY = Family(
             lambda o: o.has("beta") or (o.genes.token == 4) == o.has("decay"),
             "a decay makes low rank semi-separable, and without decay (or delta rule) it stays low rank",
         ),
-        Rule("token", "beta", lambda o: o.genes.token == 4 or not o.has("beta"), "the delta rule's products I - beta b b^T are semi-separable"),
+        Rule(
+            "token",
+            "beta",
+            lambda o: o.genes.token == 4 or not o.has("beta"),
+            "the delta rule's products I - beta b b^T are semi-separable",
+        ),
         Rule(
             "decay.channel",
             "beta",

@@ -17,7 +17,9 @@ SSD_CHUNK = 64  # tokens
 SSD_CHUNK_SMALL = 32  # for states of less than 64 on a CPU (measured)
 
 
-def ssd_reference(c: Tensor, b: Tensor, v: Tensor, g: Tensor | None, memory: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def ssd_reference(
+    c: Tensor, b: Tensor, v: Tensor, g: Tensor | None, memory: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Token by token, the definition. Arguments as in `ssd_parallel`."""
     if memory is None:
         dtype = torch.promote_types(v.dtype, torch.float32)
@@ -68,13 +70,17 @@ def ssd_parallel(
     scores = scores.unsqueeze(2) * decay.to(scores.dtype).unflatten(1, (n_groups, -1))
     y = scores.flatten(1, 2) @ v_  # [B, H, n, Q, P]
 
-    n_added = n_chunks if keep_memory else n_chunks - 1  # without a state to return, the last chunk's share is not needed
+    n_added = (
+        n_chunks if keep_memory else n_chunks - 1
+    )  # without a state to return, the last chunk's share is not needed
     if n_added or memory is not None:
         total = cumulative[..., :n_added, -1:]  # [B, H, n, 1]
         to_end = (total - cumulative[:, :, :n_added]).exp()[..., None]
         added = b[:, :, :n_added].to(dtype).transpose(-1, -2) @ beside(v_[:, :, :n_added].to(dtype) * to_end, n_groups)
         added = apart(added, heads)  # what each chunk adds to the state, [B, H, n, N, P]
-        states = carried(total[..., None].expand(len(added), -1, -1, -1, -1), added, None if memory is None else memory.to(dtype))
+        states = carried(
+            total[..., None].expand(len(added), -1, -1, -1, -1), added, None if memory is None else memory.to(dtype)
+        )
         past = apart(c.to(dtype) @ beside(states[:, :, :n_chunks], n_groups), heads)
         y = (y.to(dtype) + past * cumulative.exp()[..., None]).to(v.dtype)
         memory = states[:, :, -1]

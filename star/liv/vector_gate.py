@@ -18,7 +18,9 @@ VECTOR_BLOCK = 16
 VECTOR_MIN_LOG_DECAY = -5.0
 
 
-def vector_gate_reference(c: Tensor, b: Tensor, v: Tensor, g: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def vector_gate_reference(
+    c: Tensor, b: Tensor, v: Tensor, g: Tensor, memory: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Token by token, the definition. Arguments as in `vector_gate_parallel`."""
     if memory is None:
         memory = v.new_zeros(v.shape[0], v.shape[2], b.shape[-1], v.shape[-1], dtype=g.dtype)
@@ -54,7 +56,10 @@ def vector_gate_parallel(
     n_blocks = -(-seq_len // block)
     c, b, v_, g = (in_blocks(t, n_blocks, block) for t in (c, b, v, g.to(dtype)))  # [B, H, n, Q, .]
     sums = g.cumsum(-2)
-    middle, total = sums[..., block // 2, :].detach(), sums[..., -1, :]  # [B, H, n, N]; the result does not depend on `middle`
+    middle, total = (
+        sums[..., block // 2, :].detach(),
+        sums[..., -1, :],
+    )  # [B, H, n, N]; the result does not depend on `middle`
     c_ = c * (sums - middle[..., None, :]).exp()
     b_ = b * (middle[..., None, :] - sums).exp()
     y = (c_ @ b_.transpose(-1, -2)).tril() @ v_.to(dtype)  # [B, H, n, Q, P]
@@ -62,7 +67,9 @@ def vector_gate_parallel(
     n_added = n_blocks if keep_memory else n_blocks - 1
     if n_added or memory is not None:
         to_end = (total - middle)[:, :, :n_added].exp()
-        added = (b_[:, :, :n_added] * to_end[..., None, :]).transpose(-1, -2) @ v_[:, :, :n_added].to(dtype)  # [B, H, n, N, P]
+        added = (b_[:, :, :n_added] * to_end[..., None, :]).transpose(-1, -2) @ v_[:, :, :n_added].to(
+            dtype
+        )  # [B, H, n, N, P]
         states = carried(total[:, :, :n_added, :, None], added, None if memory is None else memory.to(dtype))
         y = y + (c_ * middle.exp()[..., None, :]) @ states[:, :, :n_blocks]
         memory = states[:, :, -1]

@@ -19,7 +19,9 @@ def vmapped(x: Tensor) -> bool:
     return not torch.compiler.is_compiling() and torch._C._functorch.is_batchedtensor(x)
 
 
-def fold(n_models: int, in_dims: Sequence[int | None], tensors: Sequence[Tensor | None], batch_dims: Sequence[int]) -> list[Tensor | None]:
+def fold(
+    n_models: int, in_dims: Sequence[int | None], tensors: Sequence[Tensor | None], batch_dims: Sequence[int]
+) -> list[Tensor | None]:
     """The tensors of all models with their models in the batch: K x B numbers at `batch_dims`. in_dims: where models are, None for one that all share."""
     folded = []
     for tensor, models, batch in zip(tensors, in_dims, batch_dims, strict=True):
@@ -41,7 +43,9 @@ def stacked(n_models: int, in_dim: int | None, tensor: Tensor, dim: int = 0) -> 
     return tensor.movedim(in_dim, dim)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, enable_gqa: bool = False) -> Tensor:
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, enable_gqa: bool = False
+) -> Tensor:
     """`F.scaled_dot_product_attention` of q [B, H, T, d] and k, v [B, G, S, d]; a mask has the batch dimension 1 or B, or none."""
     if vmapped(q):
         return Attend.apply(q, k, v, attn_mask, is_causal, enable_gqa)
@@ -60,7 +64,16 @@ class Attend(torch.autograd.Function):
         pass
 
     @staticmethod
-    def vmap(info, in_dims: tuple, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool, enable_gqa: bool) -> tuple[Tensor, int]:
+    def vmap(
+        info,
+        in_dims: tuple,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        attn_mask: Tensor | None,
+        is_causal: bool,
+        enable_gqa: bool,
+    ) -> tuple[Tensor, int]:
         batch = q.shape[1] if in_dims[0] == 0 else q.shape[0]
         q, k, v = fold(info.batch_size, in_dims[:3], (q, k, v), (0, 0, 0))
         if attn_mask is not None and attn_mask.dim() == 4 and attn_mask.shape[0] == batch > 1:

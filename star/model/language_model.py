@@ -44,10 +44,14 @@ class Block(nn.Module):
         super().__init__()
         for name, weight in config.weights().items():
             self.register_parameter(name, nn.Parameter(torch.ones(weight.shape)))
-        self.has_norm_in, self.has_norm_out, self.has_gain = (hasattr(self, name) for name in ("norm_in", "norm_out", "gain"))
+        self.has_norm_in, self.has_norm_out, self.has_gain = (
+            hasattr(self, name) for name in ("norm_in", "norm_out", "gain")
+        )
         self.liv = liv
 
-    def forward(self, x: Tensor, state: State | None, given: Features, offset: int) -> tuple[Tensor, State | None, Features]:
+    def forward(
+        self, x: Tensor, state: State | None, given: Features, offset: int
+    ) -> tuple[Tensor, State | None, Features]:
         """x [B, T, D]; also returns the features of the LIV, for those that share them."""
         h = rms_norm(x, self.norm_in, NORM_EPS) if self.has_norm_in else x
         h, state, features = self.liv.share(h, state, given, offset)
@@ -129,7 +133,9 @@ class LanguageModel(nn.Module):
         """[V, D]: what reads the residual stream out."""
         return self.embedding if self.tie_embeddings else self.head
 
-    def init_state(self, batch: int, max_len: int, dtype: torch.dtype | None = None, device: torch.device | None = None) -> ModelState:
+    def init_state(
+        self, batch: int, max_len: int, dtype: torch.dtype | None = None, device: torch.device | None = None
+    ) -> ModelState:
         """An empty state with room for `max_len` tokens (it grows when they run out)."""
         dtype = dtype or self.compute_dtype or self.embedding.dtype
         device = device or self.embedding.device
@@ -138,13 +144,19 @@ class LanguageModel(nn.Module):
 
     def _check_tokens(self, tokens: Tensor) -> None:
         if tokens.dim() != 2 or tokens.is_floating_point():
-            raise ValueError(f"tokens are {tokens.dtype} of shape {list(tokens.shape)}; give integer ids of shape [batch, tokens]")
+            raise ValueError(
+                f"tokens are {tokens.dtype} of shape {list(tokens.shape)}; give integer ids of shape [batch, tokens]"
+            )
         if tokens.device != self.embedding.device:
-            raise ValueError(f"tokens are on {tokens.device} and the model on {self.embedding.device}; move one to the other")
+            raise ValueError(
+                f"tokens are on {tokens.device} and the model on {self.embedding.device}; move one to the other"
+            )
 
     def _check_state(self, state: ModelState, batch: int) -> None:
         if len(state.layers) != len(self.blocks):
-            raise ValueError(f"the state has {len(state.layers)} layers and the model {len(self.blocks)}; use a state that this model made")
+            raise ValueError(
+                f"the state has {len(state.layers)} layers and the model {len(self.blocks)}; use a state that this model made"
+            )
         dtype = self.compute_dtype or self.embedding.dtype
         for layer, tensors in zip(self.plan.layers, state.layers):
             check_state(tensors, layer.state(), batch, 0, dtype, self.embedding.device, f"layer {layer.index}")
@@ -186,27 +198,44 @@ class LanguageModel(nn.Module):
         """
         groups = [{"kind": "embedding", "layer": None, "names": ["embedding"], "params": [self.embedding], "fan_in": 1}]
         if not self.tie_embeddings:
-            groups.append({"kind": "head", "layer": None, "names": ["head"], "params": [self.head], "fan_in": self.plan.d_model})
+            groups.append(
+                {"kind": "head", "layer": None, "names": ["head"], "params": [self.head], "fan_in": self.plan.d_model}
+            )
         scale = BASE_WIDTH / self.plan.d_model
-        groups.append({"kind": "vector", "layer": None, "names": ["final_norm"], "params": [self.final_norm], "fan_in": 1, "scale": scale})
+        groups.append(
+            {
+                "kind": "vector",
+                "layer": None,
+                "names": ["final_norm"],
+                "params": [self.final_norm],
+                "fan_in": 1,
+                "scale": scale,
+            }
+        )
         for layer, block in zip(self.plan.layers, self.blocks):
             by_fan_in: dict[int, dict] = {}
             own: dict[str, Weight] = layer.weights()
             for name, weight in own.items():
                 kind = "hidden" if weight.kind == "matrix" else "vector"
                 key = weight.shape[-1] if kind == "hidden" else 0
-                group = by_fan_in.setdefault(key, {"kind": kind, "layer": layer.index, "names": [], "params": [], "fan_in": key or 1})
+                group = by_fan_in.setdefault(
+                    key, {"kind": kind, "layer": layer.index, "names": [], "params": [], "fan_in": key or 1}
+                )
                 group["names"].append(f"blocks.{layer.index}.liv.{name}")
                 group["params"].append(getattr(block.liv, name))
             for name in self.plan.block.weights():
-                group = by_fan_in.setdefault(0, {"kind": "vector", "layer": layer.index, "names": [], "params": [], "fan_in": 1})
+                group = by_fan_in.setdefault(
+                    0, {"kind": "vector", "layer": layer.index, "names": [], "params": [], "fan_in": 1}
+                )
                 group["names"].append(f"blocks.{layer.index}.{name}")
                 group["params"].append(getattr(block, name))
             groups += by_fan_in.values()
         return [group | {"width": self.plan.d_model, "n_layers": len(self.blocks)} for group in groups]
 
     @torch.no_grad()
-    def generate(self, tokens: Tensor, n_tokens: int, temperature: float = 1.0, top_k: int | None = None, seed: int = 0) -> Tensor:
+    def generate(
+        self, tokens: Tensor, n_tokens: int, temperature: float = 1.0, top_k: int | None = None, seed: int = 0
+    ) -> Tensor:
         """Continue tokens [B, T] by `n_tokens`, one at a time with the decode state. Temperature 0 is greedy."""
         generator = torch.Generator(device=tokens.device).manual_seed(seed)
         state = self.init_state(tokens.shape[0], tokens.shape[1] + n_tokens)

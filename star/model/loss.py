@@ -25,7 +25,9 @@ CPU_LOGITS, CPU_CHUNK = 2**21, 512
 DEVICE_LOGITS = 2**26  # held at once on a GPU, 256 MiB in float32 (not measured)
 
 
-def cross_entropy(x: Tensor, head: Tensor, targets: Tensor, reduction: str = "mean", chunk: int | None = None) -> Tensor:
+def cross_entropy(
+    x: Tensor, head: Tensor, targets: Tensor, reduction: str = "mean", chunk: int | None = None
+) -> Tensor:
     """Loss in nats of x [N, D] read by head [V, D] against targets int64 [N], its softmax in float32 or wider.
 
     A scalar, or [N] with reduction "none"; targets of -100 do not count (0 with "none"). The head is cast to the dtype of x, and
@@ -38,7 +40,10 @@ def cross_entropy(x: Tensor, head: Tensor, targets: Tensor, reduction: str = "me
     if learns and reduction == "mean":
         return ChunkedCrossEntropy.apply(x, head, targets, chunk)[0]
     head = head.to(x.dtype)
-    losses = [token_losses(part, head, target, learns) for part, target in zip(x.split(chunk), targets.split(chunk), strict=True)]
+    losses = [
+        token_losses(part, head, target, learns)
+        for part, target in zip(x.split(chunk), targets.split(chunk), strict=True)
+    ]
     loss = torch.cat(losses)
     return loss if reduction == "none" else loss.sum() / (targets != IGNORED).sum()
 
@@ -54,7 +59,9 @@ def tokens_at_once(x: Tensor, head: Tensor) -> int:
 def plain_cross_entropy(x: Tensor, head: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
     """The same with all logits at once, head [V, D] in the dtype of x."""
     logits = F.linear(x, head)
-    return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets, reduction=reduction, ignore_index=IGNORED)
+    return F.cross_entropy(
+        logits.to(torch.promote_types(logits.dtype, torch.float32)), targets, reduction=reduction, ignore_index=IGNORED
+    )
 
 
 def token_losses(x: Tensor, head: Tensor, targets: Tensor, learns: bool) -> Tensor:
@@ -73,7 +80,9 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     def forward(x: Tensor, head: Tensor, targets: Tensor, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
         weight = head.to(x.dtype)
         counts = targets != IGNORED
-        share = counts.to(torch.promote_types(x.dtype, torch.float32)) / counts.sum()  # [N], what a token weighs in the mean
+        share = (
+            counts.to(torch.promote_types(x.dtype, torch.float32)) / counts.sum()
+        )  # [N], what a token weighs in the mean
         total, dx, dhead = 0.0, [], None
         for part, target, s in zip(x.split(chunk), targets.split(chunk), share.split(chunk), strict=True):
             loss, dlogits = softmax_gradient(torch.mm(part, weight.T), target, s)

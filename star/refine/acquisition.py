@@ -66,7 +66,14 @@ def knowledge_gradient(mean: Tensor, covariance: Tensor, noise: Tensor, targets:
 
 
 def log_rate(
-    log_gain: Callable[[Tensor, Tensor], Tensor], mean: Tensor, sd: Tensor, moves: Tensor, cost: Tensor, full: Tensor, n: int = 20, rounds: int = 6
+    log_gain: Callable[[Tensor, Tensor], Tensor],
+    mean: Tensor,
+    sd: Tensor,
+    moves: Tensor,
+    cost: Tensor,
+    full: Tensor,
+    n: int = 20,
+    rounds: int = 6,
 ) -> Tensor:
     """Log of the best expected gain per expected cost [..., P] of a trial and, if the gain expected then is worth it, the full one after it.
 
@@ -88,7 +95,9 @@ def log_rate(
     return top[..., 0] + rate.clamp(min=1e-300).log()
 
 
-def log_hypervolume_gain(points: np.ndarray, sd: np.ndarray, first: int, front: np.ndarray, reference: float = 1.1) -> np.ndarray:
+def log_hypervolume_gain(
+    points: np.ndarray, sd: np.ndarray, first: int, front: np.ndarray, reference: float = 1.1
+) -> np.ndarray:
     """Log expected gain in hypervolume [n]: of points [n, m], normal in objective `first` with sd [n], exact in the others; front [k, m].
 
     The gain is a sum over front members of the area they are the first to cover times an expected improvement below their

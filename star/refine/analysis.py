@@ -20,7 +20,12 @@ from star.refine.results import Refined
 from star.search.candidate import Candidates
 from star.store import Trial
 
-NEAR = (0.15, 0.3, 0.6, np.inf)  # nats above the best of its slice up to which a trial counts: the first that leaves enough
+NEAR = (
+    0.15,
+    0.3,
+    0.6,
+    np.inf,
+)  # nats above the best of its slice up to which a trial counts: the first that leaves enough
 SPARE = 8  # rows beyond the number of coefficients
 COLLINEAR = 0.2  # share of a column that earlier ones must leave unexplained: a variance inflation of at most 25
 SHUFFLES = 20
@@ -69,7 +74,9 @@ def planner_of(refined: Refined) -> Planner:
     space: Space = run.space
     evidence = [(id, loss) for id, loss in refined.state.evidence]
     known = {id: run.candidate(id).genome for id, _ in evidence}
-    return Planner(config, space, Candidates(config, run.corpus), refined.settings, known, evidence, refined.state.earlier)
+    return Planner(
+        config, space, Candidates(config, run.corpus), refined.settings, known, evidence, refined.state.earlier
+    )
 
 
 def everything_seen(refined: Refined, planner: Planner) -> list[Seen]:
@@ -114,7 +121,11 @@ def _design(rows: Sequence[Seen], planner: Planner) -> tuple[list[str], np.ndarr
     columns.append(("tokens, per doubling", np.log2([s.share for s in rows])))
     for k, name in enumerate(planner.encoder.columns):
         if name in PLAIN:
-            unit = planner.encoder.unit if name == "expected loss" else planner.encoder.span[k - len(planner.recipes.columns)]
+            unit = (
+                planner.encoder.unit
+                if name == "expected loss"
+                else planner.encoder.span[k - len(planner.recipes.columns)]
+            )
             columns.append((name, np.array([planner.encoder.row(s.setup)[k] * unit for s in rows])))
     for d in planner.recipes.open:
         values = [s.setup.settings[d.name] for s in rows]
@@ -152,5 +163,9 @@ def importances(planner: Planner, posterior: Averaged, setups: Sequence[Setup], 
             shuffled = rows.copy()
             shuffled[:, ks] = rows[rng.permutation(len(rows))][:, ks]
             changes.append(float(np.sqrt(((process.marginals(shuffled)[0] - mean) ** 2).mean())))
-        found.append(Importance(name, float(inverse[ks].sum() / max(inverse.sum(), 1e-300)), float(np.mean(changes)) if changes else 0.0))
+        found.append(
+            Importance(
+                name, float(inverse[ks].sum() / max(inverse.sum(), 1e-300)), float(np.mean(changes)) if changes else 0.0
+            )
+        )
     return sorted(found, key=lambda row: -row.permutation)

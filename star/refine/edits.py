@@ -39,7 +39,9 @@ def edits(genome: Genome, space: Space) -> list[Edit]:
     """All single edits, each result once (the first way to reach it), in an order that depends on nothing else."""
     genome = genome.canonical()
     found: dict[str, Edit] = {genome.id: Edit(RECIPE, "", genome)}
-    for kind, text, changed in itertools.chain(_classes(genome, space), _operators(genome), _links(genome), _shapes(genome, space)):
+    for kind, text, changed in itertools.chain(
+        _classes(genome, space), _operators(genome), _links(genome), _shapes(genome, space)
+    ):
         mended = _valid(changed)
         if mended is not None:
             found.setdefault(mended.id, Edit(kind, text, mended))
@@ -70,7 +72,11 @@ def _classes(genome: Genome, space: Space) -> Changes:
     for i, gene in enumerate(genome.backbone):
         for c in _legal_classes(genome, space):
             if c != gene.class_id:
-                yield SWAP, f"LIV {i + 1}: {_name(genome, gene.class_id)} -> {_name(genome, c)}", _with_gene(genome, i, _limited(genome, gene, c))
+                yield (
+                    SWAP,
+                    f"LIV {i + 1}: {_name(genome, gene.class_id)} -> {_name(genome, c)}",
+                    _with_gene(genome, i, _limited(genome, gene, c)),
+                )
 
 
 def _operators(genome: Genome) -> Changes:
@@ -94,12 +100,23 @@ def _steps(operator: Operator) -> Iterator[tuple[str, str, Operator]]:
     family = FAMILIES[operator.family]
     addresses = ["sparsity", *(f"{group}.{gene}" for group, _ in operator.features for gene in ("expansion", "repeat"))]
     for address in addresses:
-        legal, now = sorted(family.legal(address), key=lambda v: (v == 0, v)), operator.gene(address)  # repeat 0: one for all, beyond any number
+        legal, now = (
+            sorted(family.legal(address), key=lambda v: (v == 0, v)),
+            operator.gene(address),
+        )  # repeat 0: one for all, beyond any number
         at = legal.index(now)
-        for value in (*legal[max(0, at - STEPS) : at], *legal[at + 1 : at + 1 + STEPS], *((legal[-1],) if address == "sparsity" and at == 0 else ())):
+        for value in (
+            *legal[max(0, at - STEPS) : at],
+            *legal[at + 1 : at + 1 + STEPS],
+            *((legal[-1],) if address == "sparsity" and at == 0 else ()),
+        ):
             changed = _obeying(operator.with_gene(address, value), address)
             if changed is not None:
-                kind = WINDOW if address == "sparsity" or (operator.family == "attention" and address.endswith("repeat")) else SIZE
+                kind = (
+                    WINDOW
+                    if address == "sparsity" or (operator.family == "attention" and address.endswith("repeat"))
+                    else SIZE
+                )
                 yield kind, f"{operator.family} {_shown(address, now)} -> {_shown(address, value)}", changed
 
 
@@ -116,7 +133,9 @@ def _obeying(operator: Operator, address: str) -> Operator | None:
         partner = {rule.first: rule.second, rule.second: rule.first}.get(address)
         if partner is None:
             return None
-        fits = [operator.with_gene(partner, value) for value in family.legal(partner) if not isinstance(value, FeatureGenes)]
+        fits = [
+            operator.with_gene(partner, value) for value in family.legal(partner) if not isinstance(value, FeatureGenes)
+        ]
         operator = next((o for o in fits if rule.holds(o)), None)
         if operator is None:
             return None
@@ -132,9 +151,17 @@ def _links(genome: Genome) -> Changes:
     genes = genome.backbone
     for i, gene in enumerate(genes):
         if gene.shares_weights:
-            yield SHARING, f"LIV {i + 1}: weights of its own", _with_gene(genome, i, gene._replace(featurizer_group=0, featurizer_strategy=0))
+            yield (
+                SHARING,
+                f"LIV {i + 1}: weights of its own",
+                _with_gene(genome, i, gene._replace(featurizer_group=0, featurizer_strategy=0)),
+            )
         if gene.shares_features:
-            yield SHARING, f"LIV {i + 1}: features of its own", _with_gene(genome, i, gene._replace(feature_group=0, feature_strategy=0))
+            yield (
+                SHARING,
+                f"LIV {i + 1}: features of its own",
+                _with_gene(genome, i, gene._replace(feature_group=0, feature_strategy=0)),
+            )
     fresh = len(genes) + 1
     for i, j in itertools.combinations(range(len(genes)), 2):
         a, b = genes[i], genes[j]
@@ -158,10 +185,18 @@ def _shapes(genome: Genome, space: Space) -> Changes:
     genes = genome.backbone
     if len(genes) < space.n_slots:
         for i, c in itertools.product(range(len(genes) + 1), _legal_classes(genome, space)):
-            yield SHAPE, f"{_name(genome, c)} inserted as LIV {i + 1}", replace(genome, backbone=(*genes[:i], Gene(c), *genes[i:]))
+            yield (
+                SHAPE,
+                f"{_name(genome, c)} inserted as LIV {i + 1}",
+                replace(genome, backbone=(*genes[:i], Gene(c), *genes[i:])),
+            )
     if len(genes) > 1 and 0 in space.classes:
         for i, gene in enumerate(genes):
-            yield SHAPE, f"LIV {i + 1} ({_name(genome, gene.class_id)}) deleted", replace(genome, backbone=(*genes[:i], *genes[i + 1 :]))
+            yield (
+                SHAPE,
+                f"LIV {i + 1} ({_name(genome, gene.class_id)}) deleted",
+                replace(genome, backbone=(*genes[:i], *genes[i + 1 :])),
+            )
     for i, j in itertools.combinations(range(len(genes)), 2):
         yield SHAPE, f"LIVs {i + 1} and {j + 1} exchanged", _with_genes(genome, {i: genes[j], j: genes[i]})
     for width in space.d_models:

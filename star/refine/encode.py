@@ -66,7 +66,9 @@ class Setup:
 class Encoder:
     """evidence: (genome, loss in nats) of the search that is refined: descriptors are scaled by it, and losses expected from it."""
 
-    def __init__(self, space: RecipeSpace, vocab_size: int, cache_tokens: int, evidence: Sequence[tuple[Genome, float]]):
+    def __init__(
+        self, space: RecipeSpace, vocab_size: int, cache_tokens: int, evidence: Sequence[tuple[Genome, float]]
+    ):
         self.space, self.vocab_size, self.cache_tokens = space, vocab_size, cache_tokens
         genomes, losses = [genome for genome, _ in evidence], np.array([loss for _, loss in evidence])
         table = np.array([self._descriptors(genome) for genome in genomes])
@@ -133,7 +135,10 @@ def describe(genome: Genome, cost: Costs) -> list[float]:
         for name in ("repeat", "expansion")
     )
     mixers = [i for i, name in enumerate(families) if name != "memoryless"]
-    groups = [[getattr(gene, name) for gene in genes if getattr(gene, active)] for name, active in (("featurizer_group", "shares_weights"), ("feature_group", "shares_features"))]
+    groups = [
+        [getattr(gene, name) for gene in genes if getattr(gene, active)]
+        for name, active in (("featurizer_group", "shares_weights"), ("feature_group", "shares_features"))
+    ]
     return [
         math.log2(1 + cost.backbone_parameters),
         math.log2(1 + cost.cache_bytes),

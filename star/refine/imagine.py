@@ -55,7 +55,9 @@ class Scene:
 
     def legal(self) -> Tensor:
         """[B, P + 1] the last is stopping, which is always allowed, but only where it has a price or nothing else is."""
-        affordable = self.open & (self.cost <= (self.budget - self.spent)[:, None] * (1 + 1e-9)) & ~self.stopped[:, None]
+        affordable = (
+            self.open & (self.cost <= (self.budget - self.spent)[:, None] * (1 + 1e-9)) & ~self.stopped[:, None]
+        )
         stop = (self.price > 0) | ~affordable.any(dim=1)
         return torch.cat([affordable, stop[:, None]], dim=1)
 
@@ -100,7 +102,9 @@ class Scene:
 def worth(scene: Scene) -> Tensor:
     """[B, P + 1] log value per cost of each action, in nats per full training, and of stopping: the price. Bayesian optimization."""
     if scene.value is None:  # what greedy, policy and their divergence all ask for
-        object.__setattr__(scene, "value", torch.cat([_worth(scene), scene.price.clamp(min=1e-300).log()[:, None]], dim=1))
+        object.__setattr__(
+            scene, "value", torch.cat([_worth(scene), scene.price.clamp(min=1e-300).log()[:, None]], dim=1)
+        )
     return scene.value
 
 
@@ -112,7 +116,9 @@ def _worth(scene: Scene) -> Tensor:
     if not scene.gradient:
         return rates(scene)
     gain = knowledge_gradient(scene.mean, scene.covariance, scene.noise, scene.targets)
-    return (gain + 1e-9 * scene.moves() + 1e-30).log() - scene.cost.log()  # where no gain is seen, what moves its target most
+    return (
+        gain + 1e-9 * scene.moves() + 1e-30
+    ).log() - scene.cost.log()  # where no gain is seen, what moves its target most
 
 
 def rates(scene: Scene) -> Tensor:
@@ -121,7 +127,15 @@ def rates(scene: Scene) -> Tensor:
     mean, sd = scene.mean.gather(1, scene.own), scene.sd().gather(1, scene.own)
     is_full = scene.own == torch.arange(scene.own.shape[1])
     at_once = log_ei(mean, sd, had) - scene.cost.log()
-    first = log_rate(lambda m, s: log_ei(m.flatten(1), s.flatten(1), had).view_as(m), mean, sd, torch.minimum(scene.moves(), sd), scene.cost, full, n=NODES)
+    first = log_rate(
+        lambda m, s: log_ei(m.flatten(1), s.flatten(1), had).view_as(m),
+        mean,
+        sd,
+        torch.minimum(scene.moves(), sd),
+        scene.cost,
+        full,
+        n=NODES,
+    )
     left = (scene.budget - scene.spent)[:, None]
     possible = scene.open.gather(1, scene.own) & (scene.cost + full <= left * (1 + 1e-9))
     return torch.where(is_full, at_once, torch.where(possible, first, NOTHING)).clamp(min=NOTHING)
@@ -179,7 +193,9 @@ def outcomes(scene: Scene, worlds: Worlds, actions: Tensor, steps: int) -> Tenso
         return torch.nn.functional.one_hot(first, P + 1).double() if now.step == scene.step else greedy(now)
 
     with torch.no_grad():
-        return play(select(scene, torch.arange(S).repeat_interleave(m * W)), loss, noise, chooser, steps).returns.view(S, m, W)
+        return play(select(scene, torch.arange(S).repeat_interleave(m * W)), loss, noise, chooser, steps).returns.view(
+            S, m, W
+        )
 
 
 def select(scene: Scene, rows: Tensor) -> Scene:
@@ -188,7 +204,13 @@ def select(scene: Scene, rows: Tensor) -> Scene:
     return Scene(**{name: part[rows] if isinstance(part, Tensor) else part for name, part in parts.items()})
 
 
-def dream(roots: list[tuple[np.ndarray, np.ndarray]], weights: np.ndarray, noise_sd: float, pairs: int, rng: np.random.Generator) -> Worlds:
+def dream(
+    roots: list[tuple[np.ndarray, np.ndarray]],
+    weights: np.ndarray,
+    noise_sd: float,
+    pairs: int,
+    rng: np.random.Generator,
+) -> Worlds:
     """2 x pairs worlds of one scene, each pair drawn from one process of an average.
 
     roots: mean [P] and root of the covariance [P, P] of each process (`star.refine.posterior.whitened`), with their weights.

@@ -15,7 +15,12 @@ from star.refine.edits import Edit, edits
 from star.refine.encode import Setup
 from star.refine.space import RecipeSpace
 
-FAR, NEAR, EDITED, BEST = 8, 48, 32, 2  # of each member: recipes anywhere; recipes nearby; edits; incumbents of each kind
+FAR, NEAR, EDITED, BEST = (
+    8,
+    48,
+    32,
+    2,
+)  # of each member: recipes anywhere; recipes nearby; edits; incumbents of each kind
 MOST_TRIED = 80  # latest tried candidates of a member that stay in the list
 BOXES = (0.2, 0.4, 0.6, 1.0)  # shares of every range that recipes "anywhere" are drawn from, around one of the best
 WIDTHS = (0.05, 0.15, 0.3)  # of the steps of nearby recipes, as shares of their ranges
@@ -38,16 +43,24 @@ class Neighbourhood:
     genomes: Space
     change: str = "both"
 
-    def around(self, member: Setup, seen: Sequence[Seen], others: Sequence[Setup], radius: float, rng: np.random.Generator) -> list[Setup]:
+    def around(
+        self, member: Setup, seen: Sequence[Seen], others: Sequence[Setup], radius: float, rng: np.random.Generator
+    ) -> list[Setup]:
         """Each candidate once; those that were tried first. others: the best of other members. radius: edits that are allowed."""
         best = incumbents(member, seen)
         tried = [s.setup for s in seen if s.setup.member == member.member]
         new: list[Setup] = []
         if self.change != "edits":
             for setup, width in zip(_drawn(best, len(BOXES), rng), BOXES, strict=True):
-                new += [setup.with_settings(settings) for settings in self.recipes.sample(FAR // len(BOXES), rng, setup.settings, width)]
+                new += [
+                    setup.with_settings(settings)
+                    for settings in self.recipes.sample(FAR // len(BOXES), rng, setup.settings, width)
+                ]
             near = _drawn(best, NEAR, rng)
-            new += [s.with_settings(self.recipes.perturb(s.settings, rng, WIDTHS[i % len(WIDTHS)])) for i, s in enumerate(near)]
+            new += [
+                s.with_settings(self.recipes.perturb(s.settings, rng, WIDTHS[i % len(WIDTHS)]))
+                for i, s in enumerate(near)
+            ]
             new += [member.with_settings(other.settings) for other in others]
         if self.change != "recipes":
             new += self._edited(best, radius, rng)

@@ -45,12 +45,23 @@ class Planner:
         self, config: RunConfig, space: Space, candidates: Candidates, settings: RefineSettings, known: Mapping[str, Genome],
         evidence: Sequence[tuple[str, float]], earlier: Sequence[tuple[Trial, TrialResult]] = (),
     ):  # fmt: skip
-        self.config, self.settings, self.candidates, self.known, self.evidence = config, settings, candidates, known, list(evidence)
+        self.config, self.settings, self.candidates, self.known, self.evidence = (
+            config,
+            settings,
+            candidates,
+            known,
+            list(evidence),
+        )
         self.earlier = list(earlier)
         self.proposals = ProposalSettings()
         self.recipes: RecipeSpace = recipe_space(config.training, settings.ranges)
         self.neighbourhood = Neighbourhood(self.recipes, space, settings.change)
-        self.encoder = Encoder(self.recipes, candidates.corpus["vocab_size"], config.objectives.cache_tokens, [(known[id], loss) for id, loss in evidence])
+        self.encoder = Encoder(
+            self.recipes,
+            candidates.corpus["vocab_size"],
+            config.objectives.cache_tokens,
+            [(known[id], loss) for id, loss in evidence],
+        )
         self.loss: Objective = next(o for o in candidates.objectives if not o.cheap)
         self.exact = [o for o in candidates.objectives if o.cheap]
         self.members = {id: Setup(id, known[id], self.recipes.base) for id in settings.members}
@@ -83,7 +94,9 @@ class Planner:
         fresh = range(min(2, self.settings.confirm))  # two tell how noisy the loss is
         trials = [self.trial(member, 1.0, repeat, "member") for repeat in fresh for member in self.members.values()]
         if cheap < 1:
-            trials += [self.trial(member, cheap, repeat, "member") for repeat in fresh for member in self.members.values()]
+            trials += [
+                self.trial(member, cheap, repeat, "member") for repeat in fresh for member in self.members.values()
+            ]
         trials += [self.trial(setup, cheap, purpose="design") for setup in self._spread(rng)]
         found: dict[str, Trial] = {}
         for trial in trials:
@@ -96,7 +109,10 @@ class Planner:
         n = max(0, s.design - len(self.earlier))
         n_edits = {"both": n // 4, "recipes": 0, "edits": n}[s.change]
         known = self.recipes.portfolio()[: n - n_edits]
-        recipes = [*known, *(self.recipes.sample(n - n_edits - len(known), rng, width=0.5) if n > n_edits + len(known) else ())]
+        recipes = [
+            *known,
+            *(self.recipes.sample(n - n_edits - len(known), rng, width=0.5) if n > n_edits + len(known) else ()),
+        ]
         found = [members[i % len(members)].with_settings(settings) for i, settings in enumerate(recipes)]
         groups = {member.member: self._by_kind(member, rng) for member in members if n_edits}
         for i in range(n_edits):
@@ -132,31 +148,60 @@ class Planner:
         rng = np.random.default_rng([s.seed, step, 2])
         seen = self.seen(state, told)
         forecasts = [(t.predicted, state.results[t.id].objectives) for t in told if t.predicted]
-        pairs = [(predicted, self.loss.scaled(objectives[self.loss.name])) for predicted, objectives in forecasts if objectives]
+        pairs = [
+            (predicted, self.loss.scaled(objectives[self.loss.name]))
+            for predicted, objectives in forecasts
+            if objectives
+        ]
         scale = inflation(*zip(*pairs, strict=True)) if pairs else 1.0
         setups, member = self._pool(seen, told, state, pending, scale, rng)
         left = s.budget - s.confirm_cost - state.spent
-        worth = {"front": self.front(seen)} if s.aim == "front" else {"level": lambda posterior: self.levels(setups, seen, posterior)}
+        worth = (
+            {"front": self.front(seen)}
+            if s.aim == "front"
+            else {"level": lambda posterior: self.levels(setups, seen, posterior)}
+        )
         proposal = propose(
             self.pool(setups, member, state), self.observations(seen, pending), self.proposals, pretrained() if s.policy else None,
             budget=left, seed=s.seed, step=step, scale=scale, **worth,
         )  # fmt: skip
         if proposal.action is None:
             return None
-        log = finite(proposal.log | {"scale": scale, "pool": len(setups), "acts": bool(proposal.log.get("acts", False))})
-        return self.trial(setups[proposal.candidate], proposal.fidelity, predicted=(proposal.mean, proposal.sd), source=proposal.source, log=log)
+        log = finite(
+            proposal.log | {"scale": scale, "pool": len(setups), "acts": bool(proposal.log.get("acts", False))}
+        )
+        return self.trial(
+            setups[proposal.candidate],
+            proposal.fidelity,
+            predicted=(proposal.mean, proposal.sd),
+            source=proposal.source,
+            log=log,
+        )
 
     def _pool(self, seen, told, state, pending, scale: float, rng) -> tuple[list[Setup], np.ndarray]:
         order = list(self.members)
-        full = [(order.index(t.member), self._gain_of(state, t)) for t in told if t.share == 1.0 and t.purpose != "confirm" and t.member in order]
+        full = [
+            (order.index(t.member), self._gain_of(state, t))
+            for t in told
+            if t.share == 1.0 and t.purpose != "confirm" and t.member in order
+        ]
         radii = REGION.radii(full, widened=int(scale > 1.0), margin=self.seed_sd(seen))
         running = [Seen(self.setup(t), t.share, None) for t in pending]
-        best = {id: ranked([x for x in seen if x.setup.member == id])[:1] for id in dict.fromkeys([*order, *(x.setup.member for x in seen if x.setup.member)])}
+        best = {
+            id: ranked([x for x in seen if x.setup.member == id])[:1]
+            for id in dict.fromkeys([*order, *(x.setup.member for x in seen if x.setup.member)])
+        }
         setups, member = [], []
         for i, id in enumerate(order):
             others = [row[1] for other, rows in best.items() if other != id for row in rows]
-            found = self.neighbourhood.around(self.members[id], [*seen, *running], others, radii.get(i, REGION.start), rng)
-            found = [setup for setup in found if self._feasible(setup) and (self.settings.aim == "front" or self._no_larger(setup))]
+            found = self.neighbourhood.around(
+                self.members[id], [*seen, *running], others, radii.get(i, REGION.start), rng
+            )
+            found = [
+                setup
+                for setup in found
+                if self._feasible(setup) and (self.settings.aim == "front" or self._no_larger(setup))
+            ]
             setups += found
             member += [i] * len(found)
         recipes = [rows[0][1].settings for rows in best.values() if rows and rows[0][1].settings != self.recipes.base]
@@ -175,7 +220,9 @@ class Planner:
 
     def pool(self, setups: Sequence[Setup], member: np.ndarray, state: Refinement) -> Pool:
         """Closed is what was decided on already, and what the search knows at full length."""
-        done = {(t.candidate, t.share) for t in [*state.trials, *(t for t, _ in self.earlier)]} | {(id, 1.0) for id, _ in state.evidence}
+        done = {(t.candidate, t.share) for t in [*state.trials, *(t for t, _ in self.earlier)]} | {
+            (id, 1.0) for id, _ in state.evidence
+        }
         ids = [setup.id(self.recipes.base) for setup in setups]
         return Pool(
             self.encoder.rows(setups),
@@ -192,7 +239,11 @@ class Planner:
     def seen(self, state: Refinement, told: Sequence[Trial]) -> list[Seen]:
         """What the search measured and what the trials did, in that order. Members are measured afresh: what the search says of them is partly
         luck, for which they were chosen."""
-        known = [Seen(Setup("", self.known[id], self.recipes.base), 1.0, loss) for id, loss in state.evidence if id not in self.members]
+        known = [
+            Seen(Setup("", self.known[id], self.recipes.base), 1.0, loss)
+            for id, loss in state.evidence
+            if id not in self.members
+        ]
         earlier = [Seen(self.setup(t), t.share, self._loss(result)) for t, result in self.earlier]
         return known + earlier + [Seen(self.setup(t), t.share, self._loss_of(state, t)) for t in told]
 
@@ -202,7 +253,9 @@ class Planner:
         seen = [x for x in seen if x.setup.member]
         y = np.array([math.nan if x.loss is None else x.loss for x in seen])
         waiting = self.rows([(self.setup(t), t.share) for t in pending]) if pending else None
-        return Observations(self.rows([(x.setup, x.share) for x in seen]), y, waiting, self.seed_sd(seen), prior=self.encoder.prior)
+        return Observations(
+            self.rows([(x.setup, x.share) for x in seen]), y, waiting, self.seed_sd(seen), prior=self.encoder.prior
+        )
 
     def rows(self, tried: Sequence[tuple[Setup, float]]) -> np.ndarray:
         """Inputs as `Pool.rows` makes them."""
@@ -237,7 +290,11 @@ class Planner:
         best: dict[str, float] = {}
         for id in dict.fromkeys(setup.member for setup in setups):
             own = [x for x in seen if x.share == 1.0 and x.loss is not None and x.setup.member]
-            mine = {x.setup.key: x.setup for x in own if (x.setup.member == id and self._no_larger(x.setup)) or x.setup.key == self._base(id).key}
+            mine = {
+                x.setup.key: x.setup
+                for x in own
+                if (x.setup.member == id and self._no_larger(x.setup)) or x.setup.key == self._base(id).key
+            }
             if mine:
                 rows = self.rows([(setup, 1.0) for setup in mine.values()])
                 best[id] = float((posterior.processes[0].marginals(rows)[0] + self.encoder.prior(rows)).min())
@@ -250,7 +307,10 @@ class Planner:
 
     def _no_larger(self, setup: Setup) -> bool:
         """Than its member, in all objectives that are exact."""
-        return all(a <= b + 1e-9 for a, b in zip(self.exact_of(setup.genome), self.exact_of(self.known[setup.member]), strict=True))
+        return all(
+            a <= b + 1e-9
+            for a, b in zip(self.exact_of(setup.genome), self.exact_of(self.known[setup.member]), strict=True)
+        )
 
     def exact_of(self, genome: Genome) -> list[float]:
         cost = self.encoder.costs(genome)
@@ -285,7 +345,9 @@ class Planner:
         )  # fmt: skip
 
     def setup(self, trial: Trial) -> Setup:
-        return self._setups.setdefault(trial.candidate, Setup(trial.member, from_json(trial.genome), trial.settings, trial.kind, trial.edits))
+        return self._setups.setdefault(
+            trial.candidate, Setup(trial.member, from_json(trial.genome), trial.settings, trial.kind, trial.edits)
+        )
 
     @cached_property
     def _setups(self) -> dict[str, Setup]:
@@ -299,8 +361,16 @@ class Planner:
         posterior = self.posterior(seen)
         chosen = self.best(state, seen, posterior)
         first = {setup.key: self.first_fresh(setup.id(self.recipes.base)) for setup in chosen}
-        trials = [self.trial(setup, 1.0, first[setup.key] + r, "confirm") for setup in chosen for r in range(self.settings.confirm)]
-        trials += [self.trial(member, 1.0, r, "confirm") for member in self.members.values() for r in range(1, self.settings.confirm)]
+        trials = [
+            self.trial(setup, 1.0, first[setup.key] + r, "confirm")
+            for setup in chosen
+            for r in range(self.settings.confirm)
+        ]
+        trials += [
+            self.trial(member, 1.0, r, "confirm")
+            for member in self.members.values()
+            for r in range(1, self.settings.confirm)
+        ]
         done = {trial.id for trial in state.trials}
         trials = [trial for trial in {t.id: t for t in trials}.values() if trial.id not in done]
         if not trials:

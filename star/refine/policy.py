@@ -31,7 +31,9 @@ CONTEXT = 5
 class PolicySettings:
     """How the policy learns at each step of a refinement. The defaults cost some 0.4 s a step on one core."""
 
-    updates: int = 20  # from the pre-trained weights, at every step anew: nothing is carried, so a resumed run repeats itself
+    updates: int = (
+        20  # from the pre-trained weights, at every step anew: nothing is carried, so a resumed run repeats itself
+    )
     rate: float = 5e-3
     contenders: int = 8
     pairs: int = 32  # antithetic pairs of imagined worlds that it learns in
@@ -57,7 +59,9 @@ class Policy(nn.Module):
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
                 with torch.no_grad():
-                    layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) / math.sqrt(layer.in_features))
+                    layer.weight.copy_(
+                        torch.randn(layer.weight.shape, generator=generator) / math.sqrt(layer.in_features)
+                    )
                     layer.bias.zero_()
         for last in (self.score, self.stop[-1]):
             nn.init.zeros_(last.weight)
@@ -72,7 +76,10 @@ class Policy(nn.Module):
         h = nn.functional.silu(self.both(torch.cat([h, pooled[:, None].expand(-1, h.shape[1], -1)], dim=2)))
         residual = torch.cat([self.score(h)[..., 0], self.stop(pooled)], dim=1)
         if not self.uncertainty:
-            mean = -torch.cat([scene.mean - scene.best[:, None], torch.zeros_like(scene.best)[:, None]], dim=1) / scene.scale[:, None]
+            mean = (
+                -torch.cat([scene.mean - scene.best[:, None], torch.zeros_like(scene.best)[:, None]], dim=1)
+                / scene.scale[:, None]
+            )
             scores = 3.0 * mean - torch.cat([scene.cost.log(), torch.zeros_like(scene.best)[:, None]], dim=1)
         return (self.beta * anchored(scores, legal) + residual).masked_fill(~legal, SHUT)
 
@@ -108,7 +115,13 @@ def see(scene: Scene, scores: Tensor, uncertainty: bool = True) -> tuple[Tensor,
         unsure = [torch.zeros_like(part) for part in unsure]
     priced = torch.where(scene.price > 0, (scene.price.clamp(min=1e-12) / scene.scale).log().clamp(-8.0, 4.0) / 4, -3.0)
     context = torch.stack(
-        [left.clamp(max=10.0).log1p(), (left / scene.budget.clamp(min=1e-9)), torch.full_like(left, scene.step / 5), priced, (scene.price > 0).to(left.dtype)],
+        [
+            left.clamp(max=10.0).log1p(),
+            (left / scene.budget.clamp(min=1e-9)),
+            torch.full_like(left, scene.step / 5),
+            priced,
+            (scene.price > 0).to(left.dtype),
+        ],
         dim=1,
     )
     return torch.cat([torch.stack(known + unsure, dim=2), scene.facts], dim=2), context
@@ -143,7 +156,9 @@ def lesson(scene: Scene, worlds: Worlds, settings: PolicySettings) -> Lesson:
     return Lesson(scene, actions, legal, advantage.clamp(-3.0, 3.0).masked_fill(~legal, 0.0))
 
 
-def learn(policy: Policy, lessons: Iterable[Lesson], settings: PolicySettings, decay: int = 0) -> tuple[Policy, list[dict[str, float]]]:
+def learn(
+    policy: Policy, lessons: Iterable[Lesson], settings: PolicySettings, decay: int = 0
+) -> tuple[Policy, list[dict[str, float]]]:
     """A copy of the policy after one gradient step on each lesson; and of each its expected gain, entropy and KL to Bayesian optimization.
 
     decay: the number of lessons over whose last third the rate falls linearly to zero; 0: it stays.
@@ -157,13 +172,21 @@ def learn(policy: Policy, lessons: Iterable[Lesson], settings: PolicySettings, d
         log_p, log_q = among(policy, given.scene, given.actions, given.legal)
         p = log_p.exp()
         gain = (p * given.advantage).sum(dim=1)
-        entropy, divergence = -(p * log_p.clamp(min=-50.0)).sum(dim=1), (p * (log_p - log_q).clamp(-50.0, 50.0)).sum(dim=1)
+        entropy, divergence = (
+            -(p * log_p.clamp(min=-50.0)).sum(dim=1),
+            (p * (log_p - log_q).clamp(-50.0, 50.0)).sum(dim=1),
+        )
         loss = (-gain - settings.entropy * entropy + settings.anchor * divergence).mean()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
         optimizer.step()
-        history.append({name: float(value.detach().mean()) for name, value in (("gain", gain), ("entropy", entropy), ("kl", divergence))})
+        history.append(
+            {
+                name: float(value.detach().mean())
+                for name, value in (("gain", gain), ("entropy", entropy), ("kl", divergence))
+            }
+        )
     return policy, history
 
 
@@ -209,4 +232,10 @@ def choose(policy: Policy, scene: Scene, settings: PolicySettings) -> Choice:
         log_p, log_q = (part[0].numpy() for part in among(policy, scene, actions, legal))
     p, numbers = np.exp(log_p), actions[0].tolist()
     kl = float((p * np.clip(log_p - log_q, -50, 50)).sum())
-    return Choice(numbers[int(p.argmax())], numbers[0], dict(zip(numbers, p.tolist(), strict=True)), float(-(p * np.maximum(log_p, -50)).sum()), max(0.0, kl))
+    return Choice(
+        numbers[int(p.argmax())],
+        numbers[0],
+        dict(zip(numbers, p.tolist(), strict=True)),
+        float(-(p * np.maximum(log_p, -50)).sum()),
+        max(0.0, kl),
+    )

@@ -38,7 +38,11 @@ class Pool:
 
     def __post_init__(self):
         n, k = len(self.X), len(self.fidelities)
-        if list(self.fidelities) != sorted(set(self.fidelities)) or self.fidelities[-1] != 1.0 or self.fidelities[0] <= 0:
+        if (
+            list(self.fidelities) != sorted(set(self.fidelities))
+            or self.fidelities[-1] != 1.0
+            or self.fidelities[0] <= 0
+        ):
             raise ValueError(f"fidelities must ascend to 1.0, not {self.fidelities}")
         shares = np.asarray(self.fidelities)
         cost = shares[None] * np.ones((n, 1)) if self.cost is None else np.asarray(self.cost, float)
@@ -65,7 +69,9 @@ class Pool:
         """Inputs of every action [n * k, d + 1]; the last column, the fidelity, is there only if there are several."""
         k = len(self.fidelities)
         flat = self.X.reshape(self.n * k, -1)
-        return flat if k == 1 else np.column_stack([flat, np.tile(fidelity_coordinate(np.array(self.fidelities)), self.n)])
+        return (
+            flat if k == 1 else np.column_stack([flat, np.tile(fidelity_coordinate(np.array(self.fidelities)), self.n)])
+        )
 
     def full(self) -> np.ndarray:
         """The actions [n] at full fidelity."""
@@ -81,12 +87,20 @@ class Observations:
     y: np.ndarray  # [m] losses in nats; not finite: failed or diverged
     pending: np.ndarray | None = None  # [q, d or d + 1] trials that are still running
     seed_sd: float = 0.0  # standard deviation of the loss between seeds, in nats, where it is known
-    related: int = 0  # how many columns (the last, before the fidelity) tell rows of related tasks apart; see transfer.py
-    prior: Callable[[np.ndarray], np.ndarray] | None = None  # rows [m, d] -> losses [m] expected before any observation, nats; default: none
+    related: int = (
+        0  # how many columns (the last, before the fidelity) tell rows of related tasks apart; see transfer.py
+    )
+    prior: Callable[[np.ndarray], np.ndarray] | None = (
+        None  # rows [m, d] -> losses [m] expected before any observation, nats; default: none
+    )
 
     def __post_init__(self):
         X = np.atleast_2d(np.asarray(self.X, float))
         object.__setattr__(self, "X", X)
         object.__setattr__(self, "y", np.asarray(self.y, float).reshape(len(X)))
-        pending = np.zeros((0, X.shape[1])) if self.pending is None else np.asarray(self.pending, float).reshape(-1, X.shape[1])
+        pending = (
+            np.zeros((0, X.shape[1]))
+            if self.pending is None
+            else np.asarray(self.pending, float).reshape(-1, X.shape[1])
+        )
         object.__setattr__(self, "pending", pending)

@@ -14,8 +14,13 @@ from star.refine.pool import Observations
 from star.search.gaussian_process import AVERAGE, REFINE, GaussianProcess, Posterior, with_noise
 
 SAMPLES = 24
-RELATED = (1.5, 1.0)  # length scale of the input that tells tasks apart: median, sd of the log; 1.5 is a correlation of 0.8
-LEAST_CURVATURE = 0.25  # of the log posterior: a direction that the data say nothing about is explored to two units of the log
+RELATED = (
+    1.5,
+    1.0,
+)  # length scale of the input that tells tasks apart: median, sd of the log; 1.5 is a correlation of 0.8
+LEAST_CURVATURE = (
+    0.25  # of the log posterior: a direction that the data say nothing about is explored to two units of the log
+)
 
 
 @dataclass(frozen=True)
@@ -27,10 +32,14 @@ class Averaged:
 
     processes: tuple[GaussianProcess, ...]
     weights: np.ndarray  # [s] of the average
-    slope: float  # nats per unit of the last input, which was taken out before the fit: what more tokens bring on average
+    slope: (
+        float  # nats per unit of the last input, which was taken out before the fit: what more tokens bring on average
+    )
     cap: float  # nats: losses above this, and failures, were set to it
     best: float  # nats: lowest mean of the most probable process over what was observed at full fidelity; if nothing was, its average
-    prior: Callable[[np.ndarray], np.ndarray] | None = None  # losses that were expected before any observation: taken out before the fit too
+    prior: Callable[[np.ndarray], np.ndarray] | None = (
+        None  # losses that were expected before any observation: taken out before the fit too
+    )
 
     def joint(self, X: np.ndarray, sample: int = 0) -> tuple[np.ndarray, np.ndarray, float]:
         """Mean [m], covariance [m, m] of the noise-free loss at X [m, d], and variance of the noise, of one process."""
@@ -73,12 +82,16 @@ def fit(seen: Observations, fidelity: bool, seed: int = 0, samples: int = SAMPLE
     y, cap = winsorised(seen.y - expected)
     slope = 0.0
     if fidelity and np.ptp(seen.X[:, -1]) > 0:
-        y = _winsorised_within(seen.y - expected, seen.X[:, -1])  # few cheap losses among many full ones are no outliers
+        y = _winsorised_within(
+            seen.y - expected, seen.X[:, -1]
+        )  # few cheap losses among many full ones are no outliers
         slope = min(0.0, _slope(seen.X, y))
         y, _ = winsorised(y - slope * (seen.X[:, -1] - 1.0))
     noise, d = (seen.seed_sd / (float(y.std()) or 1.0)) ** 2, seen.X.shape[1]
     context = {d - fidelity - 1 - i: RELATED for i in range(seen.related)}
-    proposing, averaging = (Posterior(seen.X, y, np.arange(d), with_noise(a, noise), context) for a in (REFINE, AVERAGE))
+    proposing, averaging = (
+        Posterior(seen.X, y, np.arange(d), with_noise(a, noise), context) for a in (REFINE, AVERAGE)
+    )
     mode = proposing.mode()
     processes, weights = [proposing.process(mode)], np.ones(1)
     if samples:
@@ -88,7 +101,9 @@ def fit(seen: Observations, fidelity: bool, seed: int = 0, samples: int = SAMPLE
     at = seen.X[(seen.X[:, -1] >= 1.0) if fidelity else slice(None)]
     at = at[(at[:, d - fidelity - seen.related : d - fidelity] == 0).all(axis=1)]  # of this task
     best = processes[0].marginals(at)[0] + (seen.prior(at) if seen.prior else 0.0)
-    return Averaged(tuple(processes), weights, slope, cap, float(best.min()) if len(at) else processes[0].level[0], seen.prior)
+    return Averaged(
+        tuple(processes), weights, slope, cap, float(best.min()) if len(at) else processes[0].level[0], seen.prior
+    )
 
 
 def winsorised(y: np.ndarray) -> tuple[np.ndarray, float]:
@@ -130,7 +145,9 @@ def _winsorised_within(y: np.ndarray, level: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(told), most, told)
 
 
-def laplace(posterior: Posterior, mode: np.ndarray, samples: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def laplace(
+    posterior: Posterior, mode: np.ndarray, samples: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """Hyperparameters [1 + samples, G + 3], the mode first, and their weights: draws from the normal approximation at the mode.
 
     Weights are the square roots of posterior over proposal: importance weights proper are too unequal for so few draws.
@@ -184,4 +201,3 @@ def whitened(rows: np.ndarray, posterior: Averaged, sample: int) -> tuple[np.nda
     mean, covariance, _ = posterior.joint(rows, sample)
     values, vectors = np.linalg.eigh(covariance)
     return mean, vectors * np.sqrt(np.maximum(values, 0.0))
-

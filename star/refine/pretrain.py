@@ -69,7 +69,9 @@ def _scene(rng: np.random.Generator, n: int, k: int, priced: bool) -> dict[str, 
     levels = rng.choice(coordinate, size=told, p=(1 / shares) / (1 / shares).sum())
     seen = np.column_stack([np.where(rng.random((told, 1)) < 0.5, X[rng.integers(n, size=told)], X[n:]), levels])
     Z = np.vstack([rows, seen])
-    scales = np.clip(np.exp(np.append(rng.normal(0.5 * math.log(d) - 0.7, 0.8, size=d), rng.normal(-0.5, 0.7))), 0.08, 20.0)
+    scales = np.clip(
+        np.exp(np.append(rng.normal(0.5 * math.log(d) - 0.7, 0.8, size=d), rng.normal(-0.5, 0.7))), 0.08, 20.0
+    )
     noise = float(np.exp(rng.normal(-6.0, 1.5)))
     B = _rbf(Z, scales)
     truth = np.linalg.cholesky(B + 1e-6 * np.eye(len(Z))) @ rng.standard_normal(len(Z))
@@ -81,9 +83,15 @@ def _scene(rng: np.random.Generator, n: int, k: int, priced: bool) -> dict[str, 
     cost = np.tile(shares, n) * np.repeat(np.exp(rng.normal(0.0, rng.choice([0.0, 0.3]), size=n)), k)
     full = np.arange(n) * k + k - 1
     kinds = np.eye(len(KINDS))[rng.integers(len(KINDS), size=n)]
-    facts = np.column_stack([np.tile(coordinate, n), np.repeat(kinds, k, axis=0), np.repeat(rng.random((n, 4)), k, axis=0)])
+    facts = np.column_stack(
+        [np.tile(coordinate, n), np.repeat(kinds, k, axis=0), np.repeat(rng.random((n, 4)), k, axis=0)]
+    )
     at_full = seen[levels >= 1.0]
-    best = level + _rbf(at_full, scales, seen) @ np.linalg.solve(B[P:, P:] + (noise + 1e-6) * np.eye(told), y - level) if len(at_full) else level
+    best = (
+        level + _rbf(at_full, scales, seen) @ np.linalg.solve(B[P:, P:] + (noise + 1e-6) * np.eye(told), y - level)
+        if len(at_full)
+        else level
+    )
     budget = rng.uniform(0.5, 3.0) if k > 1 else rng.integers(2, 7) * cost.mean()
     return {
         "mean": mean, "covariance": 0.5 * (covariance + covariance.T), "noise": np.array(noise), "cost": cost, "targets": full,
@@ -108,14 +116,23 @@ def held_out(policy: Policy, n: int = 48, seed: int = 10_000) -> dict[str, list[
             rng = np.random.default_rng([seed, i])
             scene = scenes(rng, SCENES, *part)
             actions, legal = contenders(scene, PRETRAINING.contenders)
-            returns = outcomes(scene, worlds_of(scene, 40, rng), actions, PRETRAINING.steps) / scene.scale[:, None, None]
-            gain = (returns - returns[:, :1]).masked_fill(~legal[:, :, None], -9.0).unflatten(2, (2, 2, 20)).mean(dim=(2, 4))  # [S, n, 2] by half
+            returns = (
+                outcomes(scene, worlds_of(scene, 40, rng), actions, PRETRAINING.steps) / scene.scale[:, None, None]
+            )
+            gain = (
+                (returns - returns[:, :1])
+                .masked_fill(~legal[:, :, None], -9.0)
+                .unflatten(2, (2, 2, 20))
+                .mean(dim=(2, 4))
+            )  # [S, n, 2] by half
             with torch.no_grad():
                 picked = policy(scene).gather(1, actions).masked_fill(~legal, -1e9).argmax(dim=1)
             rows = torch.arange(SCENES)
             gains += gain.mean(dim=2)[rows, picked].tolist()
             rooms += gain[rows, gain[:, :, 0].argmax(dim=1), 1].tolist()
-        found[name] = [round(float(f(v)), 4) for v in (gains, rooms) for f in (np.mean, lambda x: np.std(x) / np.sqrt(len(x)))]
+        found[name] = [
+            round(float(f(v)), 4) for v in (gains, rooms) for f in (np.mean, lambda x: np.std(x) / np.sqrt(len(x)))
+        ]
     return found
 
 

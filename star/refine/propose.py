@@ -63,7 +63,9 @@ def propose(
     belief = _Belief(pool, posterior, seen, rows, front, settings, budget, level and level(posterior))
     legal = pool.open.ravel() & (pool.cost.ravel() <= budget * (1 + 1e-9))
     scores = np.where(legal, belief.scores, -np.inf)
-    stop = not legal.any() or scores.max() <= NOTHING or (settings.price > 0 and scores.max() < math.log(settings.price))
+    stop = (
+        not legal.any() or scores.max() <= NOTHING or (settings.price > 0 and scores.max() < math.log(settings.price))
+    )
     action, source = None if stop else int(scores.argmax()), "bayes"
     log: dict[str, float] = {"log_worth": float(scores.max()) if legal.any() else -math.inf, "best": posterior.best}
     if policy is not None and legal.any():
@@ -78,7 +80,9 @@ def propose(
     return Proposal(action, action // k, pool.fidelities[action % k], float(mean[0]), float(sd[0]), source, log)
 
 
-def recommend(pool: Pool, seen: Observations, seed: int = 0, tried: Sequence[int] | None = None) -> tuple[int, float, float]:
+def recommend(
+    pool: Pool, seen: Observations, seed: int = 0, tried: Sequence[int] | None = None
+) -> tuple[int, float, float]:
     """The candidate with the lowest averaged mean at full fidelity, of those tried (at any fidelity) or of all; its mean and sd."""
     posterior = fit(seen, len(pool.fidelities) > 1, seed)
     among = np.arange(pool.n) if tried is None else np.unique(np.asarray(tried, int))
@@ -115,18 +119,24 @@ class _Belief:
             self.mean = self.mean + (seen.prior(rows) if seen.prior else 0.0)
             moves = np.sqrt(variance)
         sd, cost = np.sqrt(np.maximum(variance, 0.0)), pool.cost.ravel()
-        self.offset = np.zeros(len(rows))  # the loss that a candidate must beat at its size and cache; 0 if the loss alone counts
+        self.offset = np.zeros(
+            len(rows)
+        )  # the loss that a candidate must beat at its size and cache; 0 if the loss alone counts
         if front is not None:
             self.offset, self.best = np.repeat(thresholds(front, pool.exact), k), 0.0
             gain = _hypervolume(front, np.repeat(pool.exact, k, axis=0))
         elif level is not None:
             self.offset, self.best = np.repeat(level, k), 0.0
             offset = torch.as_tensor(self.offset)
-            gain = lambda mean, sd: log_ei((mean - offset.view(-1, *[1] * (mean.dim() - 1))).reshape(1, -1), sd.reshape(1, -1), torch.zeros(1)).view_as(mean)  # noqa: E731
+            gain = lambda mean, sd: log_ei(
+                (mean - offset.view(-1, *[1] * (mean.dim() - 1))).reshape(1, -1), sd.reshape(1, -1), torch.zeros(1)
+            ).view_as(mean)
         else:
             best = torch.tensor(posterior.best)
             gain = lambda mean, sd: log_ei(mean.reshape(1, -1), sd.reshape(1, -1), best[None]).view_as(mean)  # noqa: E731
-        m, s, v, c = (torch.as_tensor(part) for part in (self.mean[self.own], sd[self.own], np.minimum(moves, sd[self.own]), cost))
+        m, s, v, c = (
+            torch.as_tensor(part) for part in (self.mean[self.own], sd[self.own], np.minimum(moves, sd[self.own]), cost)
+        )
         self.scores = (gain(m, s) - c.log()).numpy()
         if self.cheap and self.gradient and front is None:
             batch = torch.as_tensor(self.mean)[None], torch.as_tensor(covariance)[None], torch.tensor([self.noise])
@@ -151,7 +161,11 @@ class _Belief:
             "scale": np.array(self.posterior.processes[0].level[1]), "facts": facts(pool)[chosen], "budget": np.array(budget),
             "price": np.array(settings.price), "scores": self.scores[chosen],
         }  # fmt: skip
-        return Scene(**{name: torch.as_tensor(part)[None] for name, part in parts.items()}, cheap=self.cheap, gradient=self.gradient)
+        return Scene(
+            **{name: torch.as_tensor(part)[None] for name, part in parts.items()},
+            cheap=self.cheap,
+            gradient=self.gradient,
+        )
 
 
 def _consult(policy, pool, belief, scores, legal, settings, budget, seed, step) -> tuple[int | None, dict[str, float]]:
@@ -168,7 +182,14 @@ def _consult(policy, pool, belief, scores, legal, settings, budget, seed, step) 
     verdict = Verdict(False, 0.0, 0.0, 0)
     if settings.gated and found.action != found.bayes:  # otherwise there is nothing to decide
         verdict = gate(scene, imagined(s.gate_pairs), found.action, found.bayes, s)
-    log = {"acts": verdict.acts, "agrees": found.action == found.bayes, "gain": verdict.gain, "low": verdict.low, "entropy": found.entropy, "kl": found.kl}
+    log = {
+        "acts": verdict.acts,
+        "agrees": found.action == found.bayes,
+        "gain": verdict.gain,
+        "low": verdict.low,
+        "entropy": found.entropy,
+        "kl": found.kl,
+    }
     if history:
         log["learned"] = history[-1]["gain"]
     return (None if found.action == len(chosen) else int(chosen[found.action])), log
@@ -179,7 +200,11 @@ def shortlist(pool: Pool, scores: np.ndarray, mean: np.ndarray, most: int, rng: 
     k = len(pool.fidelities)
     n = max(1, min(pool.n, most // k))
     worth, expected = scores.reshape(-1, k).max(axis=1), mean[pool.full()]
-    kept = list(dict.fromkeys([*np.argsort(-worth, kind="stable")[: max(1, n // 2)], *np.argsort(expected, kind="stable")[: n // 4]]))
+    kept = list(
+        dict.fromkeys(
+            [*np.argsort(-worth, kind="stable")[: max(1, n // 2)], *np.argsort(expected, kind="stable")[: n // 4]]
+        )
+    )
     rest = np.setdiff1d(np.arange(pool.n), kept)
     kept = np.sort([*kept, *rng.choice(rest, size=min(len(rest), n - len(kept)), replace=False)]).astype(int)
     return (kept[:, None] * k + np.arange(k)).ravel()
@@ -193,7 +218,9 @@ def facts(pool: Pool) -> np.ndarray:
     low, high = (pool.exact[:, :m].min(axis=0), pool.exact[:, :m].max(axis=0)) if m else (0.0, 1.0)
     exact[:, :m] = (pool.exact[:, :m] - low) / np.where(high > low, high - low, 1.0)
     each = np.column_stack([np.eye(len(KINDS))[pool.kind], pool.inherits, np.minimum(pool.distance / 4, 1.0), exact])
-    return np.column_stack([np.tile(fidelity_coordinate(np.array(pool.fidelities)), pool.n), np.repeat(each, k, axis=0)])
+    return np.column_stack(
+        [np.tile(fidelity_coordinate(np.array(pool.fidelities)), pool.n), np.repeat(each, k, axis=0)]
+    )
 
 
 def thresholds(front: np.ndarray, exact: np.ndarray) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Refine members of a run's front: start a refinement, or go on with one, through the run's own engine and record.
 
-    settings = RefineSettings(choose_members(star.Run("runs/first"), "3"), budget=60)
-    refine("runs/first", settings)              # the same call goes on after a kill, to the same trials
-    star.Run("runs/first").refinement()         # what it brought
+settings = RefineSettings(choose_members(star.Run("runs/first"), "3"), budget=60)
+refine("runs/first", settings)              # the same call goes on after a kill, to the same trials
+star.Run("runs/first").refinement()         # what it brought
 """
 
 import contextlib
@@ -72,12 +72,18 @@ def refine(
         parallel = state.settings["parallel"] if state else settings.parallel or engine.slots
         settings = dataclasses.replace(settings, parallel=parallel)
         earlier = [] if state else earlier_of(record, settings.id)
-        learnt = state.earlier if state else [(trial, record.refinements[other].results[trial.id]) for other, trial in earlier]
+        learnt = (
+            state.earlier
+            if state
+            else [(trial, record.refinements[other].results[trial.id]) for other, trial in earlier]
+        )
         planner = Planner(config, found.space, Candidates(config, corpus), settings, known, evidence, learnt)
         refiner = Refiner(run, config, store, record, planner, engine, emit)
         with stop_on_signals(refiner):
             session = {"workers": engine.slots, "star": star.__version__, "packages": packages()}
-            return refiner.run(session, [[id, loss] for id, loss in evidence], [[other, trial.id] for other, trial in earlier])
+            return refiner.run(
+                session, [[id, loss] for id, loss in evidence], [[other, trial.id] for other, trial in earlier]
+            )
 
 
 def choose_members(run: Run, chosen: str = "3") -> tuple[str, ...]:
@@ -106,11 +112,15 @@ def check_members(run: Run, ids: Iterable[str]) -> list[Candidate]:
         raise UserError(f"{run.path} has no front to refine; star status {run.path} shows how far it is")
     for member in members:
         if not member.objectives:
-            raise UserError(f"{run.path}:{member.id} ended as '{member.status}', so there is nothing to refine; give ids of star front {run.path}")
+            raise UserError(
+                f"{run.path}:{member.id} ended as '{member.status}', so there is nothing to refine; give ids of star front {run.path}"
+            )
         try:
             resolve(member.genome)
         except UserError as error:
-            raise UserError(f"{run.path}:{member.id} no longer builds ({error}); refine other members, see star front {run.path}") from None
+            raise UserError(
+                f"{run.path}:{member.id} no longer builds ({error}); refine other members, see star front {run.path}"
+            ) from None
     return members
 
 
@@ -126,20 +136,28 @@ def evidence_of(run: Run, members: Iterable[Candidate]) -> list[tuple[str, float
     """(id, scaled loss) of every measurement of the search that is taken as known, fresh ones of `star rescore` too."""
     loss = next((o for o in run.objectives if not o.cheap), None)
     if loss is None:
-        raise UserError(f"{run.path} has no objective that training decides ({', '.join(o.name for o in run.objectives)}): there is nothing to refine")
+        raise UserError(
+            f"{run.path} has no objective that training decides ({', '.join(o.name for o in run.objectives)}): there is nothing to refine"
+        )
     good = [c for c in run.candidates() if c.objectives and c.order is not None]
     latest = sorted(good, key=lambda c: c.order)[-MOST_EVIDENCE:]
     chosen = {c.id: c for c in [*members, *run.front(), *latest]}
     rows = [(c.id, loss.scaled(c.objectives[loss.name])) for c in chosen.values()]
     for id, repeats in run.repeats().items():
-        rows += [(id, loss.scaled(row["objectives"][loss.name])) for row in repeats if id in chosen and row["objectives"]]
+        rows += [
+            (id, loss.scaled(row["objectives"][loss.name])) for row in repeats if id in chosen and row["objectives"]
+        ]
     return rows
 
 
 def earlier_of(record: Record, id: str) -> list[tuple[str, Trial]]:
     """(refinement, trial) of the latest good trials of other refinements of this run: what a new one learns from."""
     found = [(other.id, trial) for other in record.refinements.values() if other.id != id for trial in other.trials]
-    good = [(other, trial) for other, trial in found if (r := record.refinements[other].results.get(trial.id)) is not None and r.objectives]
+    good = [
+        (other, trial)
+        for other, trial in found
+        if (r := record.refinements[other].results.get(trial.id)) is not None and r.objectives
+    ]
     return good[-MOST_EARLIER:]
 
 
@@ -152,7 +170,16 @@ class Refiner:
     progress: spent, budget (full trainings), trials, elapsed (seconds), eta_seconds.
     """
 
-    def __init__(self, run: Path, config: RunConfig, store: Store, record: Record, planner: Planner, engine: Engine, emit: Callable):
+    def __init__(
+        self,
+        run: Path,
+        config: RunConfig,
+        store: Store,
+        record: Record,
+        planner: Planner,
+        engine: Engine,
+        emit: Callable,
+    ):
         self.path, self.config, self.store, self.record = run, config, store, record
         self.planner, self.engine, self.emit, self.settings = planner, engine, emit, planner.settings
         self.files = CandidateFiles(run, "refined")
@@ -172,7 +199,17 @@ class Refiner:
         resumed = self.settings.id in self.record.refinements
         events = [("session", session)]
         if not resumed or self.state.settings != self.settings.to_json():
-            events.append(("refinement", {"id": self.settings.id, "settings": self.settings.to_json(), "evidence": evidence, "earlier": earlier}))
+            events.append(
+                (
+                    "refinement",
+                    {
+                        "id": self.settings.id,
+                        "settings": self.settings.to_json(),
+                        "evidence": evidence,
+                        "earlier": earlier,
+                    },
+                )
+            )
         self._commit(events)
         self.emit(
             "refine_start", run=str(self.path), refinement=self.settings.id, resumed=resumed, members=list(self.settings.members),
@@ -193,7 +230,13 @@ class Refiner:
         done = sum(t.share for t in self.state.trials if t.id in self.state.results)
         per = sum(seconds) / done if done else None
         left = None if per is None else per * max(0.0, self.settings.budget - done) / max(1, self.engine.slots)
-        return {"spent": spent, "budget": self.settings.budget, "trials": len(self.state.trials), "elapsed": elapsed, "eta_seconds": left}
+        return {
+            "spent": spent,
+            "budget": self.settings.budget,
+            "trials": len(self.state.trials),
+            "elapsed": elapsed,
+            "eta_seconds": left,
+        }
 
     def _work(self) -> bool:
         """Whether everything is done."""
@@ -226,9 +269,16 @@ class Refiner:
     def _watch_clock(self) -> None:
         """The time is up: recorded, since what follows from it must not depend on when it is looked at again."""
         minutes = self.settings.minutes
-        if minutes and not self.state.closed and self.progress()["elapsed"] > 60 * minutes and len(self.state.trials) >= len(self.planner.design):
+        if (
+            minutes
+            and not self.state.closed
+            and self.progress()["elapsed"] > 60 * minutes
+            and len(self.state.trials) >= len(self.planner.design)
+        ):
             self._commit([("closed", {"refinement": self.settings.id, "reason": f"{minutes:g} minutes are over"})])
-            self.emit("message", level="info", text=f"{minutes:g} minutes are over: the best are measured with fresh seeds.")
+            self.emit(
+                "message", level="info", text=f"{minutes:g} minutes are over: the best are measured with fresh seeds."
+            )
 
     def _decide(self, trials: list[Trial]) -> None:
         """Record what is to be trained; what another refinement has trained already is taken from there."""
@@ -238,7 +288,11 @@ class Refiner:
             for other in self.record.refinements.values():
                 result = other.results.get(trial.id)
                 if result is not None and other.id != self.settings.id and other.settings["seed"] == self.settings.seed:
-                    data = {"refinement": self.settings.id, "id": trial.id, "final": True, "traceback": None} | vars(result) | {"seconds": 0.0}
+                    data = (
+                        {"refinement": self.settings.id, "id": trial.id, "final": True, "traceback": None}
+                        | vars(result)
+                        | {"seconds": 0.0}
+                    )
                     events.append(("trial_end", data))
                     break
         self._commit(events)
@@ -252,9 +306,21 @@ class Refiner:
         seed = policy.candidate_seed(self.config.seed, f"{self.settings.seed}/{trial.id}", attempt)
         recipe = self.planner.recipes.recipe(trial.settings, trial.share)
         directory = self.files.directory(trial.id)
-        job = self.planner.candidates.job(Proposal(trial.candidate, trial.genome, "refined", costs=trial.costs), (), 0, directory)
-        keep = self.config.keep != "none" and trial.share == 1.0 and (trial.purpose != "confirm" or trial.repeat == self.planner.first_fresh(trial.candidate))
-        own = {"attempt": attempt, "seed": seed, "recipe": dataclasses.asdict(recipe) | {"seed": seed}, "rung": 0, "stop_tokens": None}
+        job = self.planner.candidates.job(
+            Proposal(trial.candidate, trial.genome, "refined", costs=trial.costs), (), 0, directory
+        )
+        keep = (
+            self.config.keep != "none"
+            and trial.share == 1.0
+            and (trial.purpose != "confirm" or trial.repeat == self.planner.first_fresh(trial.candidate))
+        )
+        own = {
+            "attempt": attempt,
+            "seed": seed,
+            "recipe": dataclasses.asdict(recipe) | {"seed": seed},
+            "rung": 0,
+            "stop_tokens": None,
+        }
         return job | own | {"checkpoint": None, "keep_weights": keep}
 
     def _left_behind(self) -> list[Outcome]:
@@ -266,7 +332,9 @@ class Refiner:
             if result is not None:
                 self.running[trial.id] = trial
                 seconds = (result.get("metrics") or {}).get("seconds") or 0.0
-                found.append(Outcome(trial.id, result.get("status", "ok"), result, result.get("reason", ""), seconds=seconds))
+                found.append(
+                    Outcome(trial.id, result.get("status", "ok"), result, result.get("reason", ""), seconds=seconds)
+                )
         return found
 
     def _collect(self, outcomes: Iterable[Outcome]) -> None:
@@ -306,12 +374,24 @@ class Refiner:
 
     def _clean(self) -> None:
         """Remove results that are in the record, and weights of all but the best of each member."""
-        good = {t.id: (t, r) for t in self.state.trials if t.share == 1.0 and (r := self.state.results.get(t.id)) and r.objectives}
+        good = {
+            t.id: (t, r)
+            for t in self.state.trials
+            if t.share == 1.0 and (r := self.state.results.get(t.id)) and r.objectives
+        }
         keep = {"all": set(good), "none": set()}.get(self.config.keep)
         if keep is None:
-            keep = {id for id, (trial, _) in good.items() if trial.purpose == "confirm" and trial.repeat == self.planner.first_fresh(trial.candidate)}
+            keep = {
+                id
+                for id, (trial, _) in good.items()
+                if trial.purpose == "confirm" and trial.repeat == self.planner.first_fresh(trial.candidate)
+            }
             for member in self.settings.members:
-                mine = [(r.objectives[self.planner.loss.name], id) for id, (t, r) in good.items() if t.member == member and t.purpose != "confirm"]
+                mine = [
+                    (r.objectives[self.planner.loss.name], id)
+                    for id, (t, r) in good.items()
+                    if t.member == member and t.purpose != "confirm"
+                ]
                 keep |= {id for _, id in sorted(mine)[:KEPT]}
         for other in self.record.refinements.values():
             if other.id != self.settings.id:
@@ -326,4 +406,8 @@ class Refiner:
 
     def _about(self, trial: Trial) -> Mapping:
         fields = ("id", "candidate", "member", "edits", "share", "repeat", "purpose", "predicted", "source")
-        return {name: getattr(trial, name) for name in fields} | {"changed": self.planner.recipes.changed(trial.settings), "edit": trial.kind, "acts": trial.log.get("acts")}
+        return {name: getattr(trial, name) for name in fields} | {
+            "changed": self.planner.recipes.changed(trial.settings),
+            "edit": trial.kind,
+            "acts": trial.log.get("acts"),
+        }

@@ -77,7 +77,13 @@ class Refined:
 
     def summary(self) -> dict:
         """How far it is, and what it brought: id, trials, spent and budget (full trainings), finished, perplexity (ratio, by member)."""
-        facts = {"id": self.id, "trials": len(self.trials), "spent": self.spent, "budget": self.settings.budget, "finished": self.finished}
+        facts = {
+            "id": self.id,
+            "trials": len(self.trials),
+            "spent": self.spent,
+            "budget": self.settings.budget,
+            "finished": self.finished,
+        }
         return facts | {"perplexity": {row.member: row.perplexity for row in self.members()}}
 
     def value(self, result: TrialResult | None) -> float | None:
@@ -86,13 +92,19 @@ class Refined:
 
     def measured(self, candidate: str) -> Measured | None:
         """At full length; of a member also its fresh measurements by `star rescore`."""
-        every = [(t, v) for t, r in self.trials if t.candidate == candidate and t.share == 1.0 and (v := self.value(r)) is not None]
+        every = [
+            (t, v)
+            for t, r in self.trials
+            if t.candidate == candidate and t.share == 1.0 and (v := self.value(r)) is not None
+        ]
         fresh = [v for t, v in every if t.purpose in ("confirm", "member")] + self._rescored(candidate)
         values = fresh or [v for _, v in every]
         if not values:
             return None
         noise = self.noise
-        return Measured(float(np.mean(values)), noise.sd / math.sqrt(len(values)) if noise else math.nan, len(values), bool(fresh))
+        return Measured(
+            float(np.mean(values)), noise.sd / math.sqrt(len(values)) if noise else math.nan, len(values), bool(fresh)
+        )
 
     @property
     def noise(self) -> Noise | None:
@@ -120,7 +132,19 @@ class Refined:
             if noise and loss.fresh:
                 half = float(student.ppf(0.975, noise.degrees)) * noise.sd * math.sqrt(1 / loss.n + 1 / refined.n)
             ends = (None, None) if math.isnan(half) else (difference - half, difference + half)
-            rows.append(MemberRow(id, searched, loss, best, trial.edits, self.space.changed(trial.settings), refined, difference, *ends))
+            rows.append(
+                MemberRow(
+                    id,
+                    searched,
+                    loss,
+                    best,
+                    trial.edits,
+                    self.space.changed(trial.settings),
+                    refined,
+                    difference,
+                    *ends,
+                )
+            )
         return rows
 
     def candidates(self) -> list["Candidate"]:
@@ -134,21 +158,56 @@ class Refined:
             if measured is None:
                 continue
             exact = {o.name: trial.costs[o.name] for o in self.run.objectives if o.cheap}
-            others = next((r.objectives for t, r in self.trials if t.candidate == trial.candidate and t.share == 1.0 and r and r.objectives), {})
+            others = next(
+                (
+                    r.objectives
+                    for t, r in self.trials
+                    if t.candidate == trial.candidate and t.share == 1.0 and r and r.objectives
+                ),
+                {},
+            )
             objectives = {**others, **exact, self.loss.name: self.loss.unscaled(measured.mean)}
             metrics = {"trainings": measured.n, "fresh": measured.fresh, "tokens": self.run.config.training.tokens}
-            sparsity = next((r.metrics["sparsity"] for t, r in self.trials if t.candidate == trial.candidate and t.share == 1 and r and r.metrics.get("sparsity")), None)
+            sparsity = next(
+                (
+                    r.metrics["sparsity"]
+                    for t, r in self.trials
+                    if t.candidate == trial.candidate and t.share == 1 and r and r.metrics.get("sparsity")
+                ),
+                None,
+            )
             metrics |= {"sparsity": sparsity} if sparsity else {}
             recipe = self.space.recipe(trial.settings)
             genome = from_json(trial.genome, where=f"{self.run.path}: candidate {trial.candidate}")
             values = {o.name: float(objectives[o.name]) for o in self.run.objectives}
-            about = {"origin": "refined", "name": None, "parents": [trial.member], "operators": list(trial.edits), "repaired": False, "status": "ok"}
-            found.append(Candidate(trial.candidate, genome, 0, **about, objectives=values, metrics=metrics, costs=trial.costs, recipe=recipe))
+            about = {
+                "origin": "refined",
+                "name": None,
+                "parents": [trial.member],
+                "operators": list(trial.edits),
+                "repaired": False,
+                "status": "ok",
+            }
+            found.append(
+                Candidate(
+                    trial.candidate,
+                    genome,
+                    0,
+                    **about,
+                    objectives=values,
+                    metrics=metrics,
+                    costs=trial.costs,
+                    recipe=recipe,
+                )
+            )
         return found
 
     def front(self) -> list["Candidate"]:
         """The front of the search and of all that was measured afresh, best loss first: members with their fresh losses where known."""
-        found = {c.id: c for c in [*map(self._as_measured, self.run.front()), *(c for c in self.candidates() if c.metrics["fresh"])]}
+        found = {
+            c.id: c
+            for c in [*map(self._as_measured, self.run.front()), *(c for c in self.candidates() if c.metrics["fresh"])]
+        }
         front = Front(self.run.objectives)
         for candidate in found.values():
             front.add(candidate.id, candidate.objectives)
@@ -201,7 +260,10 @@ class Refined:
             if value is not None:
                 best[key] = min(best.get(key, math.inf), value)
             if trial.purpose == "proposal":
-                rows.append({"id": trial.id, "source": trial.source, "share": trial.share, "kind": trial.kind, "realised": gain} | trial.log)
+                rows.append(
+                    {"id": trial.id, "source": trial.source, "share": trial.share, "kind": trial.kind, "realised": gain}
+                    | trial.log
+                )
         return rows
 
     def _as_measured(self, candidate: "Candidate") -> "Candidate":
@@ -210,10 +272,16 @@ class Refined:
         measured = self.measured(candidate.id)
         if measured is None:
             return candidate
-        return replace(candidate, objectives={**candidate.objectives, self.loss.name: self.loss.unscaled(measured.mean)})
+        return replace(
+            candidate, objectives={**candidate.objectives, self.loss.name: self.loss.unscaled(measured.mean)}
+        )
 
     def _rescored(self, candidate: str) -> list[float]:
-        return [self.loss.scaled(row["objectives"][self.loss.name]) for row in self.run.repeats().get(candidate, ()) if row["objectives"]]
+        return [
+            self.loss.scaled(row["objectives"][self.loss.name])
+            for row in self.run.repeats().get(candidate, ())
+            if row["objectives"]
+        ]
 
     def _no_larger(self, candidate: "Candidate", member: "Candidate") -> bool:
         names: Sequence[str] = [o.name for o in self.run.objectives if o.cheap]

@@ -47,7 +47,9 @@ class RefineSettings:
             raise UserError(f"the aim is {self.aim!r}; it must be one of {', '.join(AIMS)}")
         rungs = self.fidelities
         if not rungs or list(rungs) != sorted(set(rungs)) or rungs[-1] != 1.0 or rungs[0] < 0.01:
-            raise UserError(f"the fidelities are {', '.join(f'{share:g}' for share in rungs)}; give rising shares from 0.01 that end at 1, such as 0.25,1")
+            raise UserError(
+                f"the fidelities are {', '.join(f'{share:g}' for share in rungs)}; give rising shares from 0.01 that end at 1, such as 0.25,1"
+            )
         for name, least in (("design", 0), ("confirm", 1), ("parallel", 0), ("minutes", 0), ("budget", 0)):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= least):

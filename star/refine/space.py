@@ -56,7 +56,11 @@ class Dimension:
     def columns(self) -> tuple[str, ...]:
         """Names of the inputs that this setting is for a Gaussian process."""
         if self.choices:
-            return tuple(f"{self.name}={choice}" for choice in self.choices) if len(self.choices) > 2 else (f"{self.name}={self.choices[-1]}",)
+            return (
+                tuple(f"{self.name}={choice}" for choice in self.choices)
+                if len(self.choices) > 2
+                else (f"{self.name}={self.choices[-1]}",)
+            )
         return (f"{self.name} on", self.name) if self.off else (self.name,)
 
     def encode(self, value: float | str) -> list[float]:
@@ -104,7 +108,9 @@ class RecipeSpace:
         """What is not as in the search's recipe."""
         return {name: value for name, value in settings.items() if value != self.base[name]}
 
-    def sample(self, n: int, rng: np.random.Generator, around: Mapping[str, float | str] | None = None, width: float = 1.0) -> list[Settings]:
+    def sample(
+        self, n: int, rng: np.random.Generator, around: Mapping[str, float | str] | None = None, width: float = 1.0
+    ) -> list[Settings]:
         """n settings that fill a box of this share of every range evenly (a Latin hypercube; McKay et al., 1979).
 
         The box lies around some settings, by default those of the search; a choice is drawn again with probability `width`.
@@ -207,7 +213,16 @@ PORTFOLIO: tuple[dict[str, float | str], ...] = (
     {"learning_rate": 3.0, "beta1_half_life": 0.5},
 )
 
-DIRECT = ("embedding_multiplier", "head_multiplier", "vector_multiplier", "layer_decay", "warmup", "schedule", "optimizer", "sparsify")
+DIRECT = (
+    "embedding_multiplier",
+    "head_multiplier",
+    "vector_multiplier",
+    "layer_decay",
+    "warmup",
+    "schedule",
+    "optimizer",
+    "sparsify",
+)
 
 
 def recipe_space(around: Recipe, ranges: Mapping[str, str] | None = None) -> RecipeSpace:
@@ -218,7 +233,9 @@ def recipe_space(around: Recipe, ranges: Mapping[str, str] | None = None) -> Rec
     table = {d.name: d for d in dimensions(around)}
     for name, text in (ranges or {}).items():
         if name not in table:
-            raise UserError(f"--range {name}={text}: there is no setting {name!r} to refine; settings are {', '.join(table)}")
+            raise UserError(
+                f"--range {name}={text}: there is no setting {name!r} to refine; settings are {', '.join(table)}"
+            )
         table[name] = _ranged(table[name], str(text).strip())
     space = RecipeSpace(around, tuple(table.values()))
     for d in space.dimensions:
@@ -242,19 +259,60 @@ def dimensions(around: Recipe) -> tuple[Dimension, ...]:
     most = around.tokens / 4  # tokens; longer averages would span the run
     return (
         number("learning_rate", rate, rate / 4, rate * 4, "peak, of hidden matrices, at the search's batch"),
-        number("embedding_multiplier", around.embedding_multiplier, 0.5, 16, "learning rate of the embedding over the hidden one"),
-        number("head_multiplier", around.head_multiplier, around.head_multiplier, around.head_multiplier, "of a head of its own; a run's heads are tied"),
-        number("vector_multiplier", around.vector_multiplier, 0.25, 4, "learning rate of norms, gates and filters over the hidden one"),
+        number(
+            "embedding_multiplier",
+            around.embedding_multiplier,
+            0.5,
+            16,
+            "learning rate of the embedding over the hidden one",
+        ),
+        number(
+            "head_multiplier",
+            around.head_multiplier,
+            around.head_multiplier,
+            around.head_multiplier,
+            "of a head of its own; a run's heads are tied",
+        ),
+        number(
+            "vector_multiplier",
+            around.vector_multiplier,
+            0.25,
+            4,
+            "learning rate of norms, gates and filters over the hidden one",
+        ),
         number("layer_decay", around.layer_decay, 0.3, 3, "gamma of the layer-wise rate gamma^(l / L)"),
         number("weight_decay", decay, 0.01, 0.3, "of matrices, at the search's batch", off=not decay),
-        number("warmup", around.warmup, 0.005, 0.2, "share of the tokens over which the rate rises", off=not around.warmup),
+        number(
+            "warmup", around.warmup, 0.005, 0.2, "share of the tokens over which the rate rises", off=not around.warmup
+        ),
         Dimension("schedule", "shape of the learning rate", around.schedule, choices=SCHEDULES),
         number("batch_tokens", step, max(around.seq_len, step / 4), step * 4, "tokens of an optimizer step"),
-        number("beta1_half_life", lives[0], lives[0] / 4, max(lives[0], min(lives[0] * 4, most)), "of Adam's first average, tokens"),
-        number("beta2_half_life", lives[1], lives[1] / 8, max(lives[1], min(lives[1] * 8, most)), "of Adam's second average, tokens"),
+        number(
+            "beta1_half_life",
+            lives[0],
+            lives[0] / 4,
+            max(lives[0], min(lives[0] * 4, most)),
+            "of Adam's first average, tokens",
+        ),
+        number(
+            "beta2_half_life",
+            lives[1],
+            lives[1] / 8,
+            max(lives[1], min(lives[1] * 8, most)),
+            "of Adam's second average, tokens",
+        ),
         Dimension("optimizer", "of hidden matrices", around.optimizer, choices=OPTIMIZERS),
-        number("precision", around.precision if around.adaptive else 0.0, 0.3, 3, "eps of adaptive accumulation", off=True),
-        number("sparsify", around.sparsify, 0.0, 0.0, "tau of structured attention sparsification; the smaller cache is not counted", off=True),
+        number(
+            "precision", around.precision if around.adaptive else 0.0, 0.3, 3, "eps of adaptive accumulation", off=True
+        ),
+        number(
+            "sparsify",
+            around.sparsify,
+            0.0,
+            0.0,
+            "tau of structured attention sparsification; the smaller cache is not counted",
+            off=True,
+        ),
     )
 
 
@@ -279,11 +337,23 @@ def _ranged(d: Dimension, text: str) -> Dimension:
     except ValueError:
         low = high = math.nan
     if not 1 <= len(parts) <= 2 or not (math.isfinite(low) and math.isfinite(high)):
-        raise UserError(f"{where}: write LOW:HIGH in numbers, such as {d.name}={d.low or 0.005:g}:{d.high or 0.05:g}, or one value to keep it fixed")
+        raise UserError(
+            f"{where}: write LOW:HIGH in numbers, such as {d.name}={d.low or 0.005:g}:{d.high or 0.05:g}, or one value to keep it fixed"
+        )
     if low <= 0 or (len(parts) == 2 and low >= high):
-        what = "must lie above 0" if low <= 0 else "is inverted: the first number must be the smaller one" if low > high else "is empty: its two ends are equal"
+        what = (
+            "must lie above 0"
+            if low <= 0
+            else "is inverted: the first number must be the smaller one"
+            if low > high
+            else "is empty: its two ends are equal"
+        )
         raise UserError(f"{where}: this range {what}")
-    return Dimension(**fields, low=low, high=high) if len(parts) == 2 else Dimension(**fields | {"off": False}, low=low, high=low)
+    return (
+        Dimension(**fields, low=low, high=high)
+        if len(parts) == 2
+        else Dimension(**fields | {"off": False}, low=low, high=low)
+    )
 
 
 def _sequences(around: Recipe, ratio: float) -> int:
@@ -310,4 +380,7 @@ def _beta(step_tokens: int, half_life: float) -> float:
 def settings_text(settings: Mapping[str, float | str], names: Sequence[str] | None = None) -> str:
     """learning_rate 0.008, schedule wsd, precision off"""
     parts = [(name, settings[name]) for name in (settings if names is None else names)]
-    return ", ".join(f"{name} {value if isinstance(value, str) else 'off' if name in ('precision', 'sparsify') and not value else f'{value:g}'}" for name, value in parts)
+    return ", ".join(
+        f"{name} {value if isinstance(value, str) else 'off' if name in ('precision', 'sparsify') and not value else f'{value:g}'}"
+        for name, value in parts
+    )

@@ -35,7 +35,11 @@ def contextual(seen: Observations, sources: Sequence[Source], fidelity: bool) ->
     kept = list(range(len(sources)))
     if len(seen.y) >= LEAST:
         alone = _left_out(seen, [], fidelity)
-        kept = [i for i in kept if _left_out(seen, [sources[i]], fidelity) >= alone or _ranks(seen, sources[i], fidelity) >= RANKS]
+        kept = [
+            i
+            for i in kept
+            if _left_out(seen, [sources[i]], fidelity) >= alone or _ranks(seen, sources[i], fidelity) >= RANKS
+        ]
     return _joined(seen, [sources[i] for i in kept], fidelity), kept
 
 

@@ -47,13 +47,27 @@ def learning_curves(run: Run) -> Figure:
         else:
             axes.plot(x, y, color=colors(c.generation), linewidth=1.1, alpha=0.85, zorder=2 + c.generation / 1000)
         if c.status == "ok":
-            axes.plot(x[-1:], y[-1:], marker="o", markersize=2.5, color="black" if c.origin == "baseline" else colors(c.generation), zorder=4)
+            axes.plot(
+                x[-1:],
+                y[-1:],
+                marker="o",
+                markersize=2.5,
+                color="black" if c.origin == "baseline" else colors(c.generation),
+                zorder=4,
+            )
         else:
             axes.plot(x[-1:], y[-1:], marker="x", markersize=6, color=VERMILION, zorder=5)
     _limits(axes, [p["val_loss"] for points in curves.values() for p in points], ends, references)
     _references(axes, references)
-    handles = [Line2D([], [], color=colors(n), linewidth=1.6, label=_generation(n)) for n in range(colors.N)] if colors.N <= 8 else []
-    handles += [Line2D([], [], color="black", linestyle=DASHES[n % len(DASHES)], linewidth=1.3, label=c.name) for n, c in enumerate(baselines)]
+    handles = (
+        [Line2D([], [], color=colors(n), linewidth=1.6, label=_generation(n)) for n in range(colors.N)]
+        if colors.N <= 8
+        else []
+    )
+    handles += [
+        Line2D([], [], color="black", linestyle=DASHES[n % len(DASHES)], linewidth=1.3, label=c.name)
+        for n, c in enumerate(baselines)
+    ]
     if any(c.status != "ok" for c in shown):
         handles.append(Line2D([], [], color=VERMILION, linestyle="", marker="x", label="stopped early"))
     if colors.N > 8:

@@ -43,12 +43,28 @@ def genome_diagram(genome: Genome, vocab_size: int = 256, seq_len: int = 4096, n
     sides = {kind: _side(links, kind) for kind in (WEIGHTS, FEATURES)}
     left = MARGIN + NUMBER + sides[WEIGHTS][0]  # left edge of the boxes
     bars = left + BOX + sides[FEATURES][0] + 0.2  # left edge of the bars
-    _title(axes, genome, name, vocab_size, seq_len, {genome.family(gene).name for gene in genome.canonical().backbone}, links)
+    _title(
+        axes,
+        genome,
+        name,
+        vocab_size,
+        seq_len,
+        {genome.family(gene).name for gene in genome.canonical().backbone},
+        links,
+    )
     middles = [header + (index + 0.5) * row for index in range(depth)]
     families = list(FAMILIES)
     for gene, layer, y in zip(genome.canonical().backbone, plan.layers, middles):
         color = FAMILY_COLORS[families.index(genome.family(gene).name) % len(FAMILY_COLORS)]
-        shape = FancyBboxPatch((left, y - 0.4 * row), BOX, 0.8 * row, boxstyle="round,pad=0,rounding_size=0.05", facecolor=color + "66", edgecolor=color, linewidth=1)
+        shape = FancyBboxPatch(
+            (left, y - 0.4 * row),
+            BOX,
+            0.8 * row,
+            boxstyle="round,pad=0,rounding_size=0.05",
+            facecolor=color + "66",
+            edgecolor=color,
+            linewidth=1,
+        )
         axes.add_patch(shape)
         axes.text(left + BOX / 2, y, layer.name, ha="center", va="center", fontsize=8.5)
         axes.text(MARGIN + NUMBER - 0.08, y, str(layer.index + 1), ha="right", va="center", fontsize=8, color="#555555")
@@ -76,7 +92,10 @@ def _side(links: list[Link], kind: str) -> tuple[float, float, float]:
     lanes = n_lanes(links, kind)
     if not lanes:
         return 0.0, 0.0, LANE
-    text = LETTER * max(len(_label(groups)) for link in links if link.kind == kind for groups in link.consumers.values()) + 0.16
+    text = (
+        LETTER * max(len(_label(groups)) for link in links if link.kind == kind for groups in link.consumers.values())
+        + 0.16
+    )
     spacing = min(LANE, 1.6 / lanes)
     return text + lanes * spacing, text, spacing
 
@@ -102,7 +121,16 @@ def _draw_link(axes: Axes, link: Link, edge: float, lane: float, heights: dict[i
     top, bottom = heights[link.owner], heights[link.last]
     radius = 0.06 if lane > edge else -0.06
     turn = min(abs(radius), (bottom - top) / 3)
-    vertices = [(edge, top), (lane - radius, top), (lane, top), (lane, top + turn), (lane, bottom - turn), (lane, bottom), (lane - radius, bottom), (edge, bottom)]
+    vertices = [
+        (edge, top),
+        (lane - radius, top),
+        (lane, top),
+        (lane, top + turn),
+        (lane, bottom - turn),
+        (lane, bottom),
+        (lane - radius, bottom),
+        (edge, bottom),
+    ]
     codes = [Path.MOVETO, Path.LINETO, Path.CURVE3, Path.CURVE3, Path.LINETO, Path.CURVE3, Path.CURVE3, Path.LINETO]
     axes.add_patch(PathPatch(Path(vertices, codes), facecolor="none", edgecolor=color, linewidth=1.1, capstyle="round"))
     axes.plot([edge], [top], marker="o", markersize=3.6, color=color, clip_on=False, zorder=5)
@@ -114,10 +142,14 @@ def _draw_link(axes: Axes, link: Link, edge: float, lane: float, heights: dict[i
         tip = edge + (0.035 if lane > edge else -0.035)
         axes.plot([tip], [y], marker=head, markersize=4.2, color=color, zorder=5)
         x = edge + (0.09 if lane > edge else -0.09)
-        axes.text(x, y - 0.012, _label(groups), fontsize=6.5, color=color, va="bottom", ha="left" if lane > edge else "right")
+        axes.text(
+            x, y - 0.012, _label(groups), fontsize=6.5, color=color, va="bottom", ha="left" if lane > edge else "right"
+        )
 
 
-def _bars(axes: Axes, x: float, width: float, row: float, title: str, values: list[int], form, middles: list[float]) -> None:
+def _bars(
+    axes: Axes, x: float, width: float, row: float, title: str, values: list[int], form, middles: list[float]
+) -> None:
     text, top = 0.62, middles[0] - row / 2  # room for the number right of the longest bar
     axes.text(x, top - 0.08, title, fontsize=8, color="#333333", va="bottom")
     axes.plot([x, x], [top, middles[-1] + row / 2], color="#BBBBBB", linewidth=0.8)
@@ -127,7 +159,9 @@ def _bars(axes: Axes, x: float, width: float, row: float, title: str, values: li
         axes.text(x + length + 0.05, y, form(value) if value else "–", fontsize=7.5, va="center", color="#222222")
 
 
-def _title(axes: Axes, genome: Genome, name: str, vocab_size: int, seq_len: int, families: set[str], links: list[Link]) -> None:
+def _title(
+    axes: Axes, genome: Genome, name: str, vocab_size: int, seq_len: int, families: set[str], links: list[Link]
+) -> None:
     total = costs(genome, vocab_size, seq_len)
     axes.text(MARGIN, 0.2, name or f"genome {genome.id}", fontsize=10.5, fontweight="bold", va="center")
     facts = f"{genome.depth} LIVs, width {genome.d_model}: {format_count(total.parameters)} parameters with embedding, {format_bytes(total.cache_bytes)} cache"

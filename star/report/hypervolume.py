@@ -37,11 +37,37 @@ def hypervolume(run: Run) -> Figure:
         axes.axvspan(start, end, color="#EEF2F6" if count % 2 else "white", zorder=0, linewidth=0)
         if room or count % 5 == 0:
             name = "initial" if generation == 0 and room else str(generation)
-            axes.text((start + end) / 2, 0.985, name, transform=axes.get_xaxis_transform(), ha="center", va="top", fontsize=8, color="#555555")
+            axes.text(
+                (start + end) / 2,
+                0.985,
+                name,
+                transform=axes.get_xaxis_transform(),
+                ha="center",
+                va="top",
+                fontsize=8,
+                color="#555555",
+            )
         start = end
     axes.text(0, 1.02, "generation", transform=axes.transAxes, fontsize=8, color="#555555")
     initial = max((p["hypervolume"] for p in points if p["generation"] == 0), default=y[0])
-    axes.axhline(initial, color=VERMILION, linewidth=1.1, linestyle=(0, (5, 3)), zorder=2, label=f"initial population: {initial:.3f}")
-    axes.plot([0, *x], [0, *y], drawstyle="steps-post", color=BLUE, linewidth=1.8, zorder=3, label=f"front so far: {y[-1]:.3f}")
-    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0, ncols=2)  # above: a front may reach any corner
+    axes.axhline(
+        initial,
+        color=VERMILION,
+        linewidth=1.1,
+        linestyle=(0, (5, 3)),
+        zorder=2,
+        label=f"initial population: {initial:.3f}",
+    )
+    axes.plot(
+        [0, *x],
+        [0, *y],
+        drawstyle="steps-post",
+        color=BLUE,
+        linewidth=1.8,
+        zorder=3,
+        label=f"front so far: {y[-1]:.3f}",
+    )
+    axes.legend(
+        loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0, ncols=2
+    )  # above: a front may reach any corner
     return figure

@@ -14,7 +14,11 @@ DIRECTIONS = [2 * math.pi * n / 12 for n in (0, 1, 11, 3, 9, 2, 10, 5, 7, 4, 8, 
 
 
 def place_labels(
-    axes: Axes, points: Sequence[tuple[float, float, str]], obstacles: Sequence[tuple[float, float]], color: str = "#222222", size: float = 8.0
+    axes: Axes,
+    points: Sequence[tuple[float, float, str]],
+    obstacles: Sequence[tuple[float, float]],
+    color: str = "#222222",
+    size: float = 8.0,
 ) -> None:
     """Write the names of `points` (x, y, name). Call it when the limits of the axes are final.
 
@@ -28,7 +32,9 @@ def place_labels(
     markers = [_square(axes.transData.transform(xy), 4 * scale) for xy in [*obstacles, *((x, y) for x, y, _ in points)]]
     taken: list[Bbox] = []
     for x, y, name in points:
-        text = axes.annotate(name, (x, y), xytext=(0, 0), textcoords="offset points", fontsize=size, color=color, zorder=6)
+        text = axes.annotate(
+            name, (x, y), xytext=(0, 0), textcoords="offset points", fontsize=size, color=color, zorder=6
+        )
         extent = text.get_window_extent(renderer)
         width, height = extent.width / scale, extent.height / scale
         best, best_cost = None, math.inf

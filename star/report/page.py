@@ -46,7 +46,11 @@ def write_page(run: Run, path: Path, plots: tuple[Plot, ...] = PLOTS) -> Path:
     ]
     for plot in plots:
         words = plot.__name__.replace("_", " ").capitalize()
-        parts += [f"<h2>{words}</h2>", f"<p>{escape((plot.__doc__ or '').strip().splitlines()[0])}</p>", _picture(plot(run), words)]
+        parts += [
+            f"<h2>{words}</h2>",
+            f"<p>{escape((plot.__doc__ or '').strip().splitlines()[0])}</p>",
+            _picture(plot(run), words),
+        ]
     for refined in run.refinements():
         parts += [f"<h2>Refinement {refined.id}</h2>", *_refinement(refined)]
     parts += ["<h2>Members of the front</h2>", *_members(run)]
@@ -68,10 +72,16 @@ def _front(run: Run, knee: str) -> str:
         for c in candidates:
             if not c.objectives:
                 continue
-            values = "".join(f'<td class="number">{escape(format_value(o, c.objectives[o.name]))}</td>' for o in run.objectives)
+            values = "".join(
+                f'<td class="number">{escape(format_value(o, c.objectives[o.name]))}</td>' for o in run.objectives
+            )
             name = c.name if kind else c.genome.text
-            rows.append(f'<tr class="{"knee" if c.id == knee else kind}"><td><code>{c.id}</code></td>{values}<td><code>{escape(name or "")}</code></td></tr>')
-    return f"<table><tr>{''.join(heads)}<th>genome; the knee in bold, baselines in grey</th></tr>{''.join(rows)}</table>"
+            rows.append(
+                f'<tr class="{"knee" if c.id == knee else kind}"><td><code>{c.id}</code></td>{values}<td><code>{escape(name or "")}</code></td></tr>'
+            )
+    return (
+        f"<table><tr>{''.join(heads)}<th>genome; the knee in bold, baselines in grey</th></tr>{''.join(rows)}</table>"
+    )
 
 
 def _refinement(refined: Refined) -> Iterable[str]:
@@ -80,10 +90,20 @@ def _refinement(refined: Refined) -> Iterable[str]:
     heads = "".join(f'<th class="number">{escape(heading(o))}</th>' for o in run.objectives)
     trials = {t.candidate: t for t, _ in reversed(refined.trials)}
     for c in refined.front():
-        values = "".join(f'<td class="number">{escape(format_value(o, c.objectives[o.name]))}</td>' for o in run.objectives)
+        values = "".join(
+            f'<td class="number">{escape(format_value(o, c.objectives[o.name]))}</td>' for o in run.objectives
+        )
         trial = trials.get(c.id) if c.recipe is not None else None
-        made = "as searched" if trial is None else "; ".join([f"from {trial.member}", *trial.edits, settings_text(refined.space.changed(trial.settings))]).strip("; ")
-        rows.append(f'<tr class="{"" if trial else "baseline"}"><td><code>{c.id}</code></td>{values}<td>{escape(made)}</td></tr>')
+        made = (
+            "as searched"
+            if trial is None
+            else "; ".join(
+                [f"from {trial.member}", *trial.edits, settings_text(refined.space.changed(trial.settings))]
+            ).strip("; ")
+        )
+        rows.append(
+            f'<tr class="{"" if trial else "baseline"}"><td><code>{c.id}</code></td>{values}<td>{escape(made)}</td></tr>'
+        )
     yield f"<table><tr><th>id</th>{heads}<th>what was changed</th></tr>{''.join(rows)}</table>"
     yield _paragraphs(line for line in refinement_lines(refined) if line)
     for plot in REFINEMENT_PLOTS:
@@ -116,6 +136,8 @@ def _configuration(run: Run) -> str:
         value = settings
         for key in row["key"].split("."):
             value = value[key]
-        rows.append(f"<tr><td><code>{escape(row['key'])}</code></td><td>{escape(str(value))}</td><td>{escape(row['doc'])}</td></tr>")
+        rows.append(
+            f"<tr><td><code>{escape(row['key'])}</code></td><td>{escape(str(value))}</td><td>{escape(row['doc'])}</td></tr>"
+        )
     made = ", ".join(f"{name} {version}" for name, version in run.versions.items())
     return f"<p>Made with {escape(made)}.</p><table><tr><th>setting</th><th>value</th><th>meaning</th></tr>{''.join(rows)}</table>"

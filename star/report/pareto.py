@@ -40,7 +40,9 @@ def pareto_fronts(run: Run) -> Figure:
     handles, labels = grid[0].get_legend_handles_labels()
     if len(grid) > len(pairs):
         grid[-1].set_axis_off()
-        grid[-1].legend(handles, labels, loc="center left", bbox_to_anchor=(0.05, 0.5), labelspacing=0.9, borderaxespad=0)
+        grid[-1].legend(
+            handles, labels, loc="center left", bbox_to_anchor=(0.05, 0.5), labelspacing=0.9, borderaxespad=0
+        )
     else:
         figure.legend(handles, labels, loc="outside lower center", ncols=3)
     for axes, pair in zip(grid, pairs):
@@ -55,7 +57,14 @@ def _pairs(objectives: Sequence[Objective]) -> list[tuple[Objective, Objective]]
     return [(b, a) for a, b in itertools.combinations(objectives, 2)]
 
 
-def _panel(axes: Axes, pair: tuple[Objective, Objective], evolved: list[Candidate], front: list[Candidate], knee: Candidate | None, baselines: list[Candidate]) -> None:
+def _panel(
+    axes: Axes,
+    pair: tuple[Objective, Objective],
+    evolved: list[Candidate],
+    front: list[Candidate],
+    knee: Candidate | None,
+    baselines: list[Candidate],
+) -> None:
     x, y = pair
     members = {c.id for c in front}
     rest = [_at(c, pair) for c in evolved if c.id not in members]
@@ -72,16 +81,52 @@ def _panel(axes: Axes, pair: tuple[Objective, Objective], evolved: list[Candidat
     axes.scatter(*_columns(rest), s=16, color=FAINT, zorder=2, label=f"dominated ({len(rest)})")
     if stairs:
         line = [(stairs[0][0], axes.get_ylim()[1]), *stairs, (axes.get_xlim()[1], stairs[-1][1])]
-        axes.plot(*_columns(line), drawstyle="steps-post", color=BLUE, linewidth=1.4, alpha=0.75, zorder=3, label="best found in these two objectives")
-    axes.scatter(*_columns(best), s=30, color=BLUE, edgecolor="white", linewidth=0.6, zorder=4, label=f"Pareto front ({len(best)})")
+        axes.plot(
+            *_columns(line),
+            drawstyle="steps-post",
+            color=BLUE,
+            linewidth=1.4,
+            alpha=0.75,
+            zorder=3,
+            label="best found in these two objectives",
+        )
+    axes.scatter(
+        *_columns(best),
+        s=30,
+        color=BLUE,
+        edgecolor="white",
+        linewidth=0.6,
+        zorder=4,
+        label=f"Pareto front ({len(best)})",
+    )
     if baselines:
         marks = [_at(c, pair) for c in baselines]
-        axes.scatter(*_columns(marks), s=38, marker="D", color="white", edgecolor="#222222", linewidth=1.2, zorder=4, label="baseline, trained alike")
+        axes.scatter(
+            *_columns(marks),
+            s=38,
+            marker="D",
+            color="white",
+            edgecolor="#222222",
+            linewidth=1.2,
+            zorder=4,
+            label="baseline, trained alike",
+        )
     if knee is not None:
-        axes.scatter(*_columns([_at(knee, pair)]), s=150, marker="*", color=VERMILION, edgecolor="white", linewidth=0.7, zorder=5, label="knee of the front")
+        axes.scatter(
+            *_columns([_at(knee, pair)]),
+            s=150,
+            marker="*",
+            color=VERMILION,
+            edgecolor="white",
+            linewidth=0.7,
+            zorder=5,
+            label="knee of the front",
+        )
 
 
-def _name_baselines(axes: Axes, pair: tuple[Objective, Objective], evolved: list[Candidate], baselines: list[Candidate]) -> None:
+def _name_baselines(
+    axes: Axes, pair: tuple[Objective, Objective], evolved: list[Candidate], baselines: list[Candidate]
+) -> None:
     names = [(*_at(c, pair), c.name or c.id[:6]) for c in baselines]
     place_labels(axes, names, [_at(c, pair) for c in evolved] + _along(axes))
 

@@ -30,7 +30,15 @@ def refinement_progress(refined: Refined) -> Figure:
         best = np.array([start, *(row["best"][id] for row in rows)])
         left.plot(cost, best - start, drawstyle="steps-post", color=COLORS[i % len(COLORS)], linewidth=1.6, label=id)
     left.axhline(0.0, color=GREY, linewidth=0.9, linestyle="--")
-    left.legend(fontsize=7.5, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, borderaxespad=0.2, columnspacing=1.2)
+    left.legend(
+        fontsize=7.5,
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=3,
+        frameon=False,
+        borderaxespad=0.2,
+        columnspacing=1.2,
+    )
     volumes = [row["hypervolume"] for row in rows]
     if volumes[0] is not None:
         right.plot(cost[1:], volumes, drawstyle="steps-post", color=BLUE, linewidth=1.6)
@@ -39,7 +47,16 @@ def refinement_progress(refined: Refined) -> Figure:
         axes.set_xlim(left=0)
         if first is not None:
             axes.axvline(first, color=GREY, linewidth=0.9, linestyle=(0, (1, 2)))
-            axes.annotate("fresh seeds", (first, 1), xycoords=("data", "axes fraction"), xytext=(3, -3), textcoords="offset points", va="top", fontsize=7.5, color="#555555")
+            axes.annotate(
+                "fresh seeds",
+                (first, 1),
+                xycoords=("data", "axes fraction"),
+                xytext=(3, -3),
+                textcoords="offset points",
+                va="top",
+                fontsize=7.5,
+                color="#555555",
+            )
     return figure
 
 
@@ -60,7 +77,13 @@ def calibration_panels(refined: Refined) -> Figure:
     low, high = (binom.ppf(q, n, levels) / n for q in (0.025, 0.975))
     coverage.fill_between(levels, low, high, color="#E4EAF0", linewidth=0, label="95 % band")
     coverage.plot([0, 1], [0, 1], color=GREY, linewidth=0.9, linestyle="--")
-    coverage.plot(levels, [(np.abs(z) <= norm.ppf(0.5 + level / 2)).mean() for level in levels], color=BLUE, linewidth=1.6, label=f"{n} trials")
+    coverage.plot(
+        levels,
+        [(np.abs(z) <= norm.ppf(0.5 + level / 2)).mean() for level in levels],
+        color=BLUE,
+        linewidth=1.6,
+        label=f"{n} trials",
+    )
     for axis in (coverage.xaxis, coverage.yaxis):
         axis.set_major_formatter(PercentFormatter(1.0))
     coverage.legend(loc="upper left", fontsize=7.5)
@@ -91,10 +114,27 @@ def convergence(refined: Refined) -> Figure:
     left.plot(x, [row["entropy"] for row in rows], color=BLUE, linewidth=1.5, label="entropy of the policy")
     left.plot(x, [row["kl"] for row in rows], color=VERMILION, linewidth=1.5, label="KL to Bayesian optimization")
     left.legend(fontsize=7.5)
-    right.plot(x, [row["gain"] for row in rows], color=PURPLE, linewidth=1.2, label="imagined, over Bayesian optimization")
-    right.bar(x, [row["realised"] for row in rows], color="#BFD7EA", width=0.9, zorder=0, label="realised: below the best so far")
+    right.plot(
+        x, [row["gain"] for row in rows], color=PURPLE, linewidth=1.2, label="imagined, over Bayesian optimization"
+    )
+    right.bar(
+        x,
+        [row["realised"] for row in rows],
+        color="#BFD7EA",
+        width=0.9,
+        zorder=0,
+        label="realised: below the best so far",
+    )
     acts = [i for i, row in zip(x, rows, strict=True) if row.get("acts")]
-    right.plot(acts, [rows[i - 1]["gain"] for i in acts], linestyle="", marker="o", markersize=3.5, color=PURPLE, label="the gate let it act")
+    right.plot(
+        acts,
+        [rows[i - 1]["gain"] for i in acts],
+        linestyle="",
+        marker="o",
+        markersize=3.5,
+        color=PURPLE,
+        label="the gate let it act",
+    )
     right.legend(fontsize=7.5)
     return figure
 

@@ -41,7 +41,9 @@ def sharing_links(plan: Plan) -> list[Link]:
             edges.setdefault((WEIGHTS, owner), {})[layer.index] = _in_order(layer, groups)
     links = []
     for (kind, owner), consumers in sorted(edges.items(), key=lambda edge: (max(edge[1]) - edge[0][1], edge[0][1])):
-        busy = {link.lane for link in links if link.kind == kind and link.owner <= max(consumers) and owner <= link.last}
+        busy = {
+            link.lane for link in links if link.kind == kind and link.owner <= max(consumers) and owner <= link.last
+        }
         lane = next(n for n in range(len(links) + 1) if n not in busy)
         links.append(Link(kind, owner, consumers, lane))
     return links

@@ -16,10 +16,14 @@ from star.report.sharing import FEATURES, WEIGHTS, Link, layer_cache, layer_para
 from star.report.units import format_bytes, format_count
 
 
-def show_genome(genome: Genome, name: str = "", description: str = "", vocab_size: int = 256, seq_len: int = 4096) -> Iterator[RenderableType]:
+def show_genome(
+    genome: Genome, name: str = "", description: str = "", vocab_size: int = 256, seq_len: int = 4096
+) -> Iterator[RenderableType]:
     """What `star show GENOME` prints. vocab_size, seq_len: of the costs."""
     genome = genome.canonical()
-    yield Text(f"{printable(name) or 'genome'} {genome.id}: {genome.depth} LIVs of width {genome.d_model}", style="bold")
+    yield Text(
+        f"{printable(name) or 'genome'} {genome.id}: {genome.depth} LIVs of width {genome.d_model}", style="bold"
+    )
     if description:
         yield Text(printable(description))
     yield Text(genome.text, style="dim", overflow="fold")
@@ -63,7 +67,14 @@ def _backbone(genome: Genome, seq_len: int) -> Table:
         digits = "".join(map(str, gene)) if max(gene) < 10 else ".".join(map(str, gene))
         cache = layer_cache(layer, seq_len)
         row = [format_count(layer_parameters(layer)), format_bytes(cache) if cache else "-"]
-        table.add_row(str(layer.index + 1), digits, layer.name, _lanes(links, layer.index), sharing_text(genome, gene, layer), *row)
+        table.add_row(
+            str(layer.index + 1),
+            digits,
+            layer.name,
+            _lanes(links, layer.index),
+            sharing_text(genome, gene, layer),
+            *row,
+        )
     return table
 
 
@@ -104,10 +115,15 @@ def _operator(operator: Operator) -> Table:
     """The operator genome and the featurizer genome of one class."""
     family = FAMILIES[operator.family]
     table = _table("part", "genes", "meaning")
-    meanings = ", ".join(f"{gene} mixing {text}" if gene in ("token", "channel") else f"{gene} {text}" for gene, text in _operator_words(operator))
+    meanings = ", ".join(
+        f"{gene} mixing {text}" if gene in ("token", "channel") else f"{gene} {text}"
+        for gene, text in _operator_words(operator)
+    )
     digits = "".join(map(str, operator.genes)) if max(operator.genes) < 10 else ".".join(map(str, operator.genes))
     differential = "; two branches, subtracted" if operator.differential else ""
-    table.add_row("operator", digits, f"featurizer {operator.genes.featurizer} ({operator.family}), {meanings}{differential}")
+    table.add_row(
+        "operator", digits, f"featurizer {operator.genes.featurizer} ({operator.family}), {meanings}{differential}"
+    )
     for group, row in operator.features:
         spec = family.groups[group]
         expansion = f"; expansion {row.expansion}: {spec.expansion_means}" if len(spec.expansion) > 1 else ""
@@ -125,7 +141,10 @@ def _layers(genome: Genome) -> Table:
     table = _table("LIV", "class", "weights", "decode state", right=("LIV",))
     for layer in resolve(genome).layers:
         weights = ", ".join(f"{name} {list(weight.shape)}" for name, weight in layer.weights().items())
-        state = ", ".join(f"{name} {list(entry.shape)}" + (" per token" if entry.cap is not None else "") for name, entry in layer.state().items())
+        state = ", ".join(
+            f"{name} {list(entry.shape)}" + (" per token" if entry.cap is not None else "")
+            for name, entry in layer.state().items()
+        )
         table.add_row(str(layer.index + 1), layer.name, weights, state or "-")
     return table
 

@@ -113,9 +113,19 @@ def log_ticks(low: float, high: float, base: int, gap: float) -> list[float]:
     if base == 2:
         dense = [[1, 1.125, 1.25, 1.375, 1.5, 1.625, 1.75, 1.875], [1, 1.25, 1.5, 1.75], [1, 1.5], [1]]
     else:
-        dense = [[1 + 0.1 * n for n in range(90)], [1 + 0.5 * n for n in range(18)], list(range(1, 10)), [1, 1.5, 2, 3, 5, 7], [1, 2, 5], [1, 3], [1]]
+        dense = [
+            [1 + 0.1 * n for n in range(90)],
+            [1 + 0.5 * n for n in range(18)],
+            list(range(1, 10)),
+            [1, 1.5, 2, 3, 5, 7],
+            [1, 2, 5],
+            [1, 3],
+            [1],
+        ]
     powers = range(math.floor(math.log(low, base)), math.ceil(math.log(high, base)) + 1)
     room = gap * math.log(high / low)
-    choices = [[round(m * base**p, 12) for p in powers for m in multiples if low <= m * base**p <= high] for multiples in dense]
+    choices = [
+        [round(m * base**p, 12) for p in powers for m in multiples if low <= m * base**p <= high] for multiples in dense
+    ]
     apart = [ticks for ticks in choices if all(math.log(b / a) >= room for a, b in itertools.pairwise(ticks))]
     return max(apart, key=len) if apart else choices[-1][:: max(1, math.ceil(room / math.log(base)))]

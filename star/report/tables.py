@@ -37,7 +37,9 @@ def front_table(run: Run) -> Table:
     if members and baselines:
         table.add_section()
     for baseline in baselines:
-        table.add_row(baseline.id, *_values(run, baseline), "baseline", baseline.name or _classes(baseline), style="dim")
+        table.add_row(
+            baseline.id, *_values(run, baseline), "baseline", baseline.name or _classes(baseline), style="dim"
+        )
     return table
 
 
@@ -63,12 +65,16 @@ def rescore_rows(run: Run) -> list[dict]:
     objective; on_front; non_dominated and its probability among all front members (None for one that is not on the front).
     """
     repeats, front = run.repeats(), run.front()
-    chosen = front + [c for c in run.candidates() if c.id in repeats and c.objectives and c.id not in {m.id for m in front}]
+    chosen = front + [
+        c for c in run.candidates() if c.id in repeats and c.objectives and c.id not in {m.id for m in front}
+    ]
     scaled = np.array([[o.scaled(c.objectives[o.name]) for o in run.objectives] for c in chosen])
     noisy = [k for k, o in enumerate(run.objectives) if not o.cheap]
     good = {c.id: [row["objectives"] for row in repeats.get(c.id, ()) if row["objectives"]] for c in chosen}
     fresh = {
-        i: {k: [run.objectives[k].scaled(row[run.objectives[k].name]) for row in good[c.id]] for k in noisy} for i, c in enumerate(chosen) if good[c.id]
+        i: {k: [run.objectives[k].scaled(row[run.objectives[k].name]) for row in good[c.id]] for k in noisy}
+        for i, c in enumerate(chosen)
+        if good[c.id]
     }
     pooled = {k: noise_sd([values[k] for values in fresh.values()]) for k in noisy}
     sd = {k: noise.sd for k, noise in pooled.items() if noise is not None}
@@ -115,14 +121,24 @@ def rescore_table(run: Run) -> tuple[Table, list[str]]:
             searched, fresh, se, luck = values
             cells += [f"{searched:.4f}", f"{fresh:.4f} +- {se:.4f}", f"{luck:+.4f}"]
         stays = {True: "yes", False: "no", None: "not on it"}[row["non_dominated"]]
-        table.add_row(row["id"], *cells, str(row["seeds"]), stays, "" if row["probability"] is None else f"{row['probability']:.2f}")
+        table.add_row(
+            row["id"],
+            *cells,
+            str(row["seeds"]),
+            stays,
+            "" if row["probability"] is None else f"{row['probability']:.2f}",
+        )
     lines = []
     for objective in noisy:
-        groups = [[r["objectives"][objective.name] for r in rows_ if r["objectives"]] for rows_ in run.repeats().values()]
+        groups = [
+            [r["objectives"][objective.name] for r in rows_ if r["objectives"]] for rows_ in run.repeats().values()
+        ]
         noise = noise_sd(groups)
         lucks = [row["luck"][objective.name] for row in rows if row["on_front"]]
         if noise is not None:
-            lines.append(f"noise of {objective.name} between seeds: sd {noise.sd:.4f} (95 % interval {noise.low:.4f} to {noise.high:.4f}, {noise.degrees} degrees of freedom)")
+            lines.append(
+                f"noise of {objective.name} between seeds: sd {noise.sd:.4f} (95 % interval {noise.low:.4f} to {noise.high:.4f}, {noise.degrees} degrees of freedom)"
+            )
         if lucks:
             lines.append(f"front members were measured {np.mean(lucks):+.4f} {objective.unit} too well on average")
     failed = sum(row["failed"] for row in rows)
@@ -160,7 +176,8 @@ def status_lines(run: Run) -> list[str]:
         f"{run.path}: {state}",
         f"generation {status['generation']} of {status['generations'] - 1} (0 is the initial population)",
         f"{status['done']} of {status['total']} candidates done, {status['running']} running, {status['failed']} failed",
-        f"corpus {status['corpus']}" + "".join(f", byte {name} {loss:.3f} nats/byte" for name, loss in status["baselines"].items()),
+        f"corpus {status['corpus']}"
+        + "".join(f", byte {name} {loss:.3f} nats/byte" for name, loss in status["baselines"].items()),
     ]
     for id, progress in status["progress"].items():
         loss = "unknown yet" if progress.get("val_loss") is None else f"{progress['val_loss']:.3f}"
@@ -169,7 +186,9 @@ def status_lines(run: Run) -> list[str]:
         lines.append(f"about {format_seconds(status['eta_seconds'])} left")
     stopped = status["counts"].get("stopped", 0)
     if stopped:
-        lines.append(f"{stopped} candidates were stopped at a rung, the budget cut at {', '.join(f'{r:.0%}' for r in run.config.search.rungs)}")
+        lines.append(
+            f"{stopped} candidates were stopped at a rung, the budget cut at {', '.join(f'{r:.0%}' for r in run.config.search.rungs)}"
+        )
     if status["idle"] is not None:
         lines.append(f"workers were idle {status['idle']:.0%} of the time ({status['workers']} workers)")
     for name, found in status["surrogate"].items():
@@ -187,16 +206,23 @@ def _surrogate_line(name: str, found: dict) -> str:
     """How well the surrogate ranks what it chose, and whether its intervals are honest."""
     text = f"surrogate of {name}: {found['n']} predicted and measured"
     if found["spearman"] is not None:
-        text += f"; rank correlation {found['spearman']:.2f} [{found['spearman_low']:.2f}, {found['spearman_high']:.2f}]"
+        text += (
+            f"; rank correlation {found['spearman']:.2f} [{found['spearman_low']:.2f}, {found['spearman_high']:.2f}]"
+        )
         if found["proxy_spearman"] is not None:
             text += f" (size alone {found['proxy_spearman']:.2f})"
-    return text + f"; 90 % intervals hold {found['coverage_90']:.0%} [{found['coverage_90_low']:.0%}, {found['coverage_90_high']:.0%}]"
+    return (
+        text
+        + f"; 90 % intervals hold {found['coverage_90']:.0%} [{found['coverage_90_low']:.0%}, {found['coverage_90_high']:.0%}]"
+    )
 
 
 def _refinement_line(run: Run, found: dict, active: bool) -> str:
     """How far a refinement is, and what it brought."""
     state = "finished" if found["finished"] else "running" if active else "stopped"
-    gains = ", ".join(f"{member[:6]} {100 * (ratio - 1):+.1f} %" for member, ratio in found["perplexity"].items() if ratio is not None)
+    gains = ", ".join(
+        f"{member[:6]} {100 * (ratio - 1):+.1f} %" for member, ratio in found["perplexity"].items() if ratio is not None
+    )
     text = f"refinement {found['id']}: {state}, {found['trials']} trials, {found['spent']:.4g} of {found['budget']:g} full trainings"
     return text + (f"; perplexity {gains}" if gains else "") + f"; star refine {run.path} --report says more"
 
@@ -223,7 +249,9 @@ def summary_lines(run: Run) -> list[str]:
     references = run.status()["baselines"]
     if losses and references:
         below = {name: sum(loss < level for loss in losses) for name, level in references.items()}
-        counted = ", ".join(f"byte {name} {level:.3f} (beaten by {below[name]} of {len(losses)})" for name, level in references.items())
+        counted = ", ".join(
+            f"byte {name} {level:.3f} (beaten by {below[name]} of {len(losses)})" for name, level in references.items()
+        )
         lines.append(f"loss of the front: {min(losses):.3f} to {max(losses):.3f} nats/byte; {counted}")
     volumes = run.hypervolume()
     initial = [row["hypervolume"] for row in volumes if row["generation"] == 0]

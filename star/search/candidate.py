@@ -76,13 +76,25 @@ class Candidates:
         objectives = self.measure(proposal, metrics) if status == "ok" else None
         if status == "ok" and objectives is None:
             status, reason = "diverged", "an objective is not finite"
-        broken = {k: by for k, by in measured_violations(metrics, self.config.objectives).items() if by > 0} if status == "ok" else {}
+        broken = (
+            {k: by for k, by in measured_violations(metrics, self.config.objectives).items() if by > 0}
+            if status == "ok"
+            else {}
+        )
         if broken and proposal.origin != "baseline":
             limits = measured_bounds(self.config.objectives)
             status = "infeasible"
-            reason = " and ".join(f"{name} is {objectives.get(name, limits[name] * (1 + by)):.3g}, above {limits[name]:g}" for name, by in broken.items())
+            reason = " and ".join(
+                f"{name} is {objectives.get(name, limits[name] * (1 + by)):.3g}, above {limits[name]:g}"
+                for name, by in broken.items()
+            )
             objectives = None
-        facts = {"id": proposal.id, "attempt": policy.attempt_number(tries), "metrics": metrics, "objectives": objectives}
+        facts = {
+            "id": proposal.id,
+            "attempt": policy.attempt_number(tries),
+            "metrics": metrics,
+            "objectives": objectives,
+        }
         facts |= {"seconds": outcome.seconds, "worker": outcome.worker}
         rungs = () if proposal.origin == "baseline" else self.config.search.rungs
         if status == "ok" and stage < len(rungs):
@@ -115,7 +127,13 @@ class Candidates:
 def infeasible(proposal: Proposal) -> dict:
     """Data of the "finish" event of a genome that is not trained because it breaks a bound."""
     broken = [f"{name} is {proposal.costs[name]:,.0f}" for name, by in proposal.violations.items() if by > 0]
-    fields = {"id": proposal.id, "attempt": 0, "status": "infeasible", "reason": " and ".join(broken), "traceback": None}
+    fields = {
+        "id": proposal.id,
+        "attempt": 0,
+        "status": "infeasible",
+        "reason": " and ".join(broken),
+        "traceback": None,
+    }
     return fields | {"metrics": {}, "objectives": None, "seconds": 0.0, "worker": "", "final": True}
 
 

@@ -43,12 +43,22 @@ def _parts(genome: Genome, cost: Costs) -> tuple[list[float], ...]:
     order += list(pairs.ravel())
 
     size = [depth, math.log(depth), math.log(genome.d_model)]
-    size += [math.log10(1.0 + value) for value in (cost.backbone_parameters, cost.cache_bytes, cost.train_flops_per_token)]
+    size += [
+        math.log10(1.0 + value) for value in (cost.backbone_parameters, cost.cache_bytes, cost.train_flops_per_token)
+    ]
 
     weights = [gene.featurizer_group for gene in genes if gene.shares_weights]
     features = [gene.feature_group for gene in genes if gene.shares_features]
-    tied = [operator.family for gene, operator in zip(genes, operators, strict=True) if gene.shares_weights or gene.shares_features]
-    sharing = [len(weights) - len(set(weights)), len(features) - len(set(features)), *(tied.count(name) for name in FAMILY_NAMES)]
+    tied = [
+        operator.family
+        for gene, operator in zip(genes, operators, strict=True)
+        if gene.shares_weights or gene.shares_features
+    ]
+    sharing = [
+        len(weights) - len(set(weights)),
+        len(features) - len(set(features)),
+        *(tied.count(name) for name in FAMILY_NAMES),
+    ]
     scheme = [float(genome.norm == k) for k in (1, 2, 3)] + [float(genome.residual == k) for k in (1, 2)]
     return composition, order, size, sharing + scheme
 
@@ -57,7 +67,10 @@ def _parts(genome: Genome, cost: Costs) -> tuple[list[float], ...]:
 def _attributes(operator: Operator) -> tuple[float, ...]:
     """Of one LIV: its family, and the integers that its family's members differ in, on log scales where they are sizes."""
     rows = dict(operator.features)
-    repeat, expansion = (max((math.log2(max(1, getattr(row, name))) for row in rows.values()), default=0.0) for name in ("repeat", "expansion"))
+    repeat, expansion = (
+        max((math.log2(max(1, getattr(row, name))) for row in rows.values()), default=0.0)
+        for name in ("repeat", "expansion")
+    )
     filtered = any(row.token == 3 for row in rows.values())
     window = 0.0 if operator.window is None else 1.0 / math.log2(operator.window)
     optional = [float(name in rows) for name in ("norm", "gate", "delta", "beta", "skip", "poles")]

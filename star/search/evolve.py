@@ -39,7 +39,9 @@ class Ending:
     text: str
 
 
-def evolve(run: str | Path, config: RunConfig, engine: Engine | None = None, callbacks: Iterable[Callback] = ()) -> Ending:
+def evolve(
+    run: str | Path, config: RunConfig, engine: Engine | None = None, callbacks: Iterable[Callback] = ()
+) -> Ending:
     """Evolve a population in the directory `run`, or go on where an earlier call, however it ended, had come to.
 
     engine: by default the one that `config.engine` describes. callbacks: see `star.search.events`.
@@ -72,7 +74,9 @@ def evolve(run: str | Path, config: RunConfig, engine: Engine | None = None, cal
         events = store.events()
         replay(algorithm, events, run, stored)
         if engine is None:
-            engine = make_engine(config, f"{evaluation.__name__}:assess", run, functools.partial(emit, "message", level="info"))
+            engine = make_engine(
+                config, f"{evaluation.__name__}:assess", run, functools.partial(emit, "message", level="info")
+            )
             stack.callback(engine.close)
         record = Record(events)
         loop = Loop(run, config, corpus, store, record, algorithm, engine, emit)
@@ -130,7 +134,9 @@ def check_bounds(space: Space, config: RunConfig, vocab_size: int) -> None:
     The cheapest genome has as few LIVs as the space allows, all of one class; several bounds that each can be met but
     not together are not noticed here: the run then reports that its genomes break them.
     """
-    if not bounds(config.objectives) or isinstance(space, OperatorSpace):  # the cheapest operator is not known beforehand
+    if not bounds(config.objectives) or isinstance(
+        space, OperatorSpace
+    ):  # the cheapest operator is not known beforehand
         return
     least = 1 if 0 in space.classes else space.n_slots
     cheapest = [
@@ -158,7 +164,9 @@ def make_baselines(space: Space, config: RunConfig) -> list[tuple[str, Genome]]:
         named = find_genome(name)
         genome = space.fit(named.genome)
         if not genome.fits:
-            raise UserError(f"search.baselines: {name} does not fit a width of {genome.d_model}; leave it out or change the width")
+            raise UserError(
+                f"search.baselines: {name} does not fit a width of {genome.d_model}; leave it out or change the width"
+            )
         found.setdefault(genome.id, (named.name or Path(name).stem, genome))
     return list(found.values())
 
@@ -182,7 +190,9 @@ def make_engine(config: RunConfig, function: str, run: Path, say: Callable = lam
         wanted = min(settings.workers, busy)
         engine = Ray(function, wanted, run, settings.address, timeout, settings.threads, per_gpu, threads)
         if engine.slots < wanted:
-            say(text=f"engine.workers is {settings.workers}, but the Ray cluster holds {engine.slots} at one time: those are used.")
+            say(
+                text=f"engine.workers is {settings.workers}, but the Ray cluster holds {engine.slots} at one time: those are used."
+            )
         engine.slots = slots = min(engine.slots, busy)
     else:
         gpus *= workers_on_gpu(config, len(gpus), cores)
@@ -190,7 +200,9 @@ def make_engine(config: RunConfig, function: str, run: Path, say: Callable = lam
         slots = min(settings.workers or len(gpus) or max(1, cores // settings.threads), busy)
         engine = ProcessPool(function, slots, run / "progress", timeout, environments)
     if settings.workers > busy:
-        say(text=f"engine.workers is {settings.workers}, but a generation has {busy} candidates: {slots} workers are used.")
+        say(
+            text=f"engine.workers is {settings.workers}, but a generation has {busy} candidates: {slots} workers are used."
+        )
     if slots > config.offspring and config.search.generations > 1 and not config.search.asynchronous:
         text = f"{slots} workers, but a generation after the first has {config.offspring} candidates: raise search.offspring or use --async."
         say(text=text)
@@ -201,7 +213,9 @@ def workers_on_gpu(config: RunConfig, n_gpus: int, cores: int) -> int:
     """`engine.workers_per_gpu`, or where that is 0 what suits the largest genome of the space on the GPUs of this machine."""
     if config.engine.workers_per_gpu or not n_gpus:
         return config.engine.workers_per_gpu or 1
-    return packing.workers_per_gpu(largest_step(config), packing.visible_gpu(), max(1, cores // config.engine.threads // n_gpus))
+    return packing.workers_per_gpu(
+        largest_step(config), packing.visible_gpu(), max(1, cores // config.engine.threads // n_gpus)
+    )
 
 
 def largest_step(config: RunConfig, vocab_size: int = 256) -> packing.Step:
@@ -209,7 +223,14 @@ def largest_step(config: RunConfig, vocab_size: int = 256) -> packing.Step:
     space, recipe = make_space(config), config.training
     steps = []
     for class_id in filter(None, space.classes):
-        genome = Genome((Gene(class_id),) * space.n_slots, max(space.d_models), space.head_dim, space.norms[0], space.residuals[0], space.rope_theta)
+        genome = Genome(
+            (Gene(class_id),) * space.n_slots,
+            max(space.d_models),
+            space.head_dim,
+            space.norms[0],
+            space.residuals[0],
+            space.rope_theta,
+        )
         with contextlib.suppress(UserError):  # a class that does not fit this width
             costs = costs_of(genome, vocab_size=vocab_size, seq_len=recipe.seq_len)
             steps.append(packing.step_of(costs, recipe, genome.d_model, space.n_slots, vocab_size))
@@ -234,7 +255,10 @@ def replay(algorithm: Algorithm, events: Sequence[Event], run: Path, meta: dict)
             batch = algorithm.ask(data["wanted"])
             same = batch is not None and [child.id for child in batch.offspring] == [p["id"] for p in data["proposals"]]
         elif event.kind == "tell":
-            told = [(id, tuple(F), tuple(G), fidelity, tuple(map(tuple, rungs))) for id, F, G, fidelity, rungs in data["told"]]
+            told = [
+                (id, tuple(F), tuple(G), fidelity, tuple(map(tuple, rungs)))
+                for id, F, G, fidelity, rungs in data["told"]
+            ]
             algorithm.tell([Told(*row) for row in told])
             same = True
         elif event.kind == "exhausted":

@@ -96,7 +96,12 @@ class Posterior:
     """The posterior of the log hyperparameters given y [n] at X [n, p]: of the free ones, which are those with a prior sd above 0."""
 
     def __init__(
-        self, X: np.ndarray, y: np.ndarray, groups: np.ndarray, assumptions: Assumptions = SEARCH, scales: dict[int, tuple[float, float]] | None = None
+        self,
+        X: np.ndarray,
+        y: np.ndarray,
+        groups: np.ndarray,
+        assumptions: Assumptions = SEARCH,
+        scales: dict[int, tuple[float, float]] | None = None,
     ):
         """scales: priors (median, sd of the log) of the length scales of some groups, other than the assumptions'."""
         varying = X.std(axis=0) > 1e-9
@@ -122,7 +127,9 @@ class Posterior:
             low[:n_groups] = np.maximum(low[:n_groups], np.log(a.least_scale))
             low[-1] = max(low[-1], np.log(a.least_noise))
         self.low, self.high = low, np.maximum(high, low)
-        self.squares = np.stack([_squares(self.Z[:, groups == g], self.Z[:, groups == g]) for g in range(n_groups)])  # [G, n, n]
+        self.squares = np.stack(
+            [_squares(self.Z[:, groups == g], self.Z[:, groups == g]) for g in range(n_groups)]
+        )  # [G, n, n]
         self.linear = self.Z @ self.Z.T / max(1, varying.sum())
 
     def loss(self, theta: np.ndarray) -> tuple[float, np.ndarray]:
@@ -133,7 +140,9 @@ class Posterior:
             r = np.sqrt(per_group.sum(axis=0))
             decay = np.exp(-ROOT5 * r)
             smooth = (1 + ROOT5 * r + 5 / 3 * r * r) * decay
-            steepness = 5 / 3 * amplitude * (1 + ROOT5 * r) * decay  # dK/dlog scale_g = 5/3 a (1 + root5 r) e^-root5r d_g^2/l_g^2
+            steepness = (
+                5 / 3 * amplitude * (1 + ROOT5 * r) * decay
+            )  # dK/dlog scale_g = 5/3 a (1 + root5 r) e^-root5r d_g^2/l_g^2
         else:
             smooth = np.exp(-0.5 * per_group.sum(axis=0))
             steepness = amplitude * smooth
@@ -143,21 +152,30 @@ class Posterior:
         except LinAlgError:
             return 1e10, np.zeros_like(theta)
         alpha, inverse = cho_solve(factor, self.z), cho_solve(factor, np.eye(len(self.z)))
-        off = np.where(self.free, theta - np.where(self.free, self.prior, 0.0), 0.0) if not self.free.all() else theta - self.prior
+        off = (
+            np.where(self.free, theta - np.where(self.free, self.prior, 0.0), 0.0)
+            if not self.free.all()
+            else theta - self.prior
+        )
         spread = np.where(self.free, self.spread, 1.0)
         off = off / spread
         value = 0.5 * self.z @ alpha + np.log(np.diag(factor[0])).sum() + 0.5 * off @ off
         W = inverse - np.outer(alpha, alpha)
         steep = W * steepness
         gradient = [0.5 * (steep * part).sum() for part in per_group]
-        gradient += [0.5 * (W * part).sum() for part in (amplitude * smooth, slope * self.linear)] + [0.5 * noise * np.trace(W)]
+        gradient += [0.5 * (W * part).sum() for part in (amplitude * smooth, slope * self.linear)] + [
+            0.5 * noise * np.trace(W)
+        ]
         return float(value), np.where(self.free, np.array(gradient) + off / spread, 0.0)
 
     def mode(self, start: np.ndarray | None = None) -> np.ndarray:
         """theta [G + 3] of the highest posterior found from the starts, or from one given."""
         a, free = self.assumptions, self.free
         if start is None or len(start) != len(self.prior):
-            begins = [np.where(np.arange(len(self.prior)) < self.n_groups, self.prior + np.log(s), self.prior) for s in a.starts]
+            begins = [
+                np.where(np.arange(len(self.prior)) < self.n_groups, self.prior + np.log(s), self.prior)
+                for s in a.starts
+            ]
         else:
             begins = [start]
 
@@ -169,17 +187,24 @@ class Posterior:
 
         bounds = list(zip(self.low[free], self.high[free], strict=True))
         clipped = [np.clip(begin[free], self.low[free], self.high[free]) for begin in begins]
-        found = [minimize(loss, begin, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 60}) for begin in clipped]
+        found = [
+            minimize(loss, begin, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 60})
+            for begin in clipped
+        ]
         theta = self.prior.copy()
         theta[free] = min(found, key=lambda result: result.fun).x
         return theta
 
     def process(self, theta: np.ndarray) -> GaussianProcess:
         """The Gaussian process with these hyperparameters."""
-        K = _kernel(self.Z, self.Z, self.groups, theta, self.assumptions.kernel) + np.exp(theta[-1]) * np.eye(len(self.z))
+        K = _kernel(self.Z, self.Z, self.groups, theta, self.assumptions.kernel) + np.exp(theta[-1]) * np.eye(
+            len(self.z)
+        )
         factor = np.linalg.cholesky(K + 1e-8 * np.eye(len(self.z)))
         alpha = cho_solve((factor, True), self.z)
-        return GaussianProcess(self.Z, self.groups, self.center, self.level, theta, factor, alpha, self.assumptions.kernel)
+        return GaussianProcess(
+            self.Z, self.groups, self.center, self.level, theta, factor, alpha, self.assumptions.kernel
+        )
 
 
 def fit(

@@ -134,7 +134,13 @@ class Loop:
         return [("promote", {"ids": good}), *(("finish", finish) for finish in stopped)]
 
     def _tell(self, due: Sequence[str], complete: int | None) -> list[tuple[str, dict]]:
-        told = policy.told([self.proposals[id] for id in due], self.record.results, self.record.rungs, self.objectives, self.config.objectives)
+        told = policy.told(
+            [self.proposals[id] for id in due],
+            self.record.results,
+            self.record.rungs,
+            self.objectives,
+            self.config.objectives,
+        )
         self.algorithm.tell(told)
         rows = [[t.id, t.F, t.G, t.fidelity, t.rungs] for t in told]
         events = [("tell", {"generation": complete, "told": rows, "digest": self.algorithm.digest()})]
@@ -170,9 +176,13 @@ class Loop:
 
     def _remark(self, proposed: int, broken: int, wanted: int) -> None:
         if proposed < wanted:
-            self.emit("message", level="info", text=f"The search space is almost used up: {proposed} new genomes found.")
+            self.emit(
+                "message", level="info", text=f"The search space is almost used up: {proposed} new genomes found."
+            )
         if broken:
-            self.emit("message", level="info", text=f"{broken} of {proposed} genomes break a bound and are not trained.")
+            self.emit(
+                "message", level="info", text=f"{broken} of {proposed} genomes break a bound and are not trained."
+            )
         if shutil.disk_usage(self.run_path).free < LOW_DISK:
             self.emit("message", level="warning", text=f"The disk that holds {self.run_path} is almost full.")
 
@@ -182,7 +192,9 @@ class Loop:
         """To be run, in order. Baselines last: they fill workers that would idle at the end of a generation."""
         ids = [*self.record.asked, *(p.id for p in self.proposals.values() if p.origin == "baseline")]
         done = self.record.results
-        return [self.proposals[id] for id in ids if id not in done and id not in self.running and not self.record.waits(id)]
+        return [
+            self.proposals[id] for id in ids if id not in done and id not in self.running and not self.record.waits(id)
+        ]
 
     def _job(self, proposal: Proposal) -> dict:
         tries = self.record.tries.get(proposal.id, [])

@@ -35,7 +35,12 @@ class Variation:
 
     def mating(self, selection) -> "TracedMating":
         return TracedMating(
-            selection, self.crossover(), Mutations(self.space, self.config), self, repair=self.repair, eliminate_duplicates=self.unseen
+            selection,
+            self.crossover(),
+            Mutations(self.space, self.config),
+            self,
+            repair=self.repair,
+            eliminate_duplicates=self.unseen,
         )
 
     def crossover(self) -> Crossover:
@@ -68,7 +73,10 @@ class Counts:
         self.by_operator: dict[str, dict[str, int]] = {}
 
     def add(self, key: str, operators: Sequence[str]) -> None:
-        for row in (self.total, *(self.by_operator.setdefault(name, dict.fromkeys(self.total, 0)) for name in operators)):
+        for row in (
+            self.total,
+            *(self.by_operator.setdefault(name, dict.fromkeys(self.total, 0)) for name in operators),
+        ):
             row[key] += 1
 
 
@@ -80,14 +88,22 @@ class Mutations:
     """
 
     def __init__(self, space: Space, config: SearchConfig):
-        slots = {name: SlotMutation(space, name, getattr(config, f"{name}_probability")) for name in ("insert", "delete", "swap")}
-        genes, links = GeneMutation(space.values, config.mutation_probability), LinkMutation(space, config.link_probability)
+        slots = {
+            name: SlotMutation(space, name, getattr(config, f"{name}_probability"))
+            for name in ("insert", "delete", "swap")
+        }
+        genes, links = (
+            GeneMutation(space.values, config.mutation_probability),
+            LinkMutation(space, config.link_probability),
+        )
         every = slots | {"mutation": genes, "link": links}
         self.first = self.then = {name: mutation for name, mutation in every.items() if mutation.probability}
         self.n_first = 0  # genomes that are asked in the first stage
         if isinstance(space, OperatorSpace) and config.operator_generations:
             operators = range(space.sections[0].start, space.offset)
-            self.n_first = config.population + (config.operator_generations - 1) * (config.offspring or config.population)
+            self.n_first = config.population + (config.operator_generations - 1) * (
+                config.offspring or config.population
+            )
             self.first = {"mutation": GeneMutation(space.values, config.mutation_probability, operators)}
             backbone = [p for p in range(space.n_var) if p not in operators]
             self.then = self.then | {"mutation": GeneMutation(space.values, config.mutation_probability, backbone)}
@@ -220,7 +236,9 @@ class TracedMating(Mating):
     def do(self, problem, pop, n_offsprings, random_state=None, **kwargs):
         wider = self.variation.wider()
         offspring = super().do(problem, pop, n_offsprings * wider, random_state=random_state, **kwargs)
-        return self.variation.screen(offspring, n_offsprings, random_state) if len(offspring) > n_offsprings else offspring
+        return (
+            self.variation.screen(offspring, n_offsprings, random_state) if len(offspring) > n_offsprings else offspring
+        )
 
     def _do(self, problem, pop, n_offsprings, parents=None, random_state=None, **kwargs):
         n_matings = math.ceil(n_offsprings / self.crossover.n_offsprings)
@@ -234,7 +252,11 @@ class TracedMating(Mating):
         for i, child in enumerate(children):
             pair = parents[i % n_matings]  # children are ordered: all first ones, then all second ones
             same = [parent for parent in pair if np.array_equal(parent.X, stages[0][i])]
-            changed = [name for name, before, after in zip(mutations, stages, stages[1:], strict=False) if (before[i] != after[i]).any()]
+            changed = [
+                name
+                for name, before, after in zip(mutations, stages, stages[1:], strict=False)
+                if (before[i] != after[i]).any()
+            ]
             child.set("origin", "offspring")
             child.set("parents", list(dict.fromkeys(parent.get("id") for parent in same[:1] or pair)))
             child.set("operators", ([] if same else ["crossover"]) + changed)

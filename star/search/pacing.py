@@ -99,7 +99,9 @@ class SteadyState:
         if waiting is None:
             return [], []
         rung = record.stage(waiting)
-        earlier = [id for id, rungs in record.rungs.items() if id != waiting and len(rungs) > rung and not record.waits(id)]
+        earlier = [
+            id for id, rungs in record.rungs.items() if id != waiting and len(rungs) > rung and not record.waits(id)
+        ]
         return [waiting], earlier[-2 * self.config.search.population :]
 
     def _generation_of(self, n: int) -> int:

@@ -72,7 +72,10 @@ class PlainAlgorithm:
                 break
             if first:
                 origins = ["seed"] * len(self.seeds) if not found else []
-                rows = [*(self.seeds if not found else ()), *self.space.sample(self.rng, max(0, missing - len(origins)))]
+                rows = [
+                    *(self.seeds if not found else ()),
+                    *self.space.sample(self.rng, max(0, missing - len(origins))),
+                ]
                 drafts = [Draft(x) for x in rows]
                 origins += ["initial"] * (len(drafts) - len(origins))
             else:
@@ -87,7 +90,9 @@ class PlainAlgorithm:
                     if happened:
                         counts.add(key, draft.operators)
                 if not known and not lost and (origin == "seed" or len(found) < n * wider):
-                    found[genome.id] = Offspring(genome.id, genome, origin, draft.parents, draft.operators, bool(repaired))
+                    found[genome.id] = Offspring(
+                        genome.id, genome, origin, draft.parents, draft.operators, bool(repaired)
+                    )
                     vectors[genome.id] = x
         chosen = list(found.values())
         if len(chosen) > n and wider > 1:

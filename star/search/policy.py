@@ -109,6 +109,8 @@ def scaled_objectives(rung: Rung, objectives: Sequence[Objective]) -> tuple[floa
 
 def _scaled(proposal: Proposal, result: Result, objectives: Sequence[Objective]) -> list[float | None]:
     """By objective; of one that was stopped, what it measured at its rung."""
-    measured = {o.name: o.measure(result.metrics) for o in objectives if not o.cheap} if result.status == "stopped" else {}
+    measured = (
+        {o.name: o.measure(result.metrics) for o in objectives if not o.cheap} if result.status == "stopped" else {}
+    )
     values = result.objectives or {**proposal.costs, **measured}
     return [objective.scaled(values[objective.name]) if objective.name in values else None for objective in objectives]

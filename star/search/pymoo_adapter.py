@@ -69,7 +69,9 @@ class PymooAlgorithm:
     def promising(self, ids: Sequence[str], F: Sequence[Sequence[float]], rung: int) -> Sequence[float] | None:
         if self.variation.surrogate is None:
             return None
-        return self.variation.surrogate.promising([self.space.decode(self.pending[id].X) for id in ids], np.array(F), rung)
+        return self.variation.surrogate.promising(
+            [self.space.decode(self.pending[id].X) for id in ids], np.array(F), rung
+        )
 
     def digest(self) -> str:
         """Of population (X, F, G, rank, crowding), pending genomes, number of genomes seen, and generator."""

@@ -57,7 +57,9 @@ def rescore(
             raise UserError(f"{run} has no front to measure again; star status {run} shows how far it is")
         for member in members:
             if not member.objectives:
-                raise UserError(f"{run}:{member.id} ended as '{member.status}', so there is nothing to measure again; give ids of star front {run}")
+                raise UserError(
+                    f"{run}:{member.id} ended as '{member.status}', so there is nothing to measure again; give ids of star front {run}"
+                )
         if engine is None:
             engine = make_engine(config, f"{evaluation.__name__}:assess", run)
             stack.callback(engine.close)
@@ -73,7 +75,9 @@ def _measured(record: Record, id: str) -> set[int]:
     return {data["repeat"] for data in record.repeats.get(id, ())}
 
 
-def _work(todo: list[tuple[Proposal, int]], candidates: Candidates, store: Store, engine: Engine, emit: Emitter) -> None:
+def _work(
+    todo: list[tuple[Proposal, int]], candidates: Candidates, store: Store, engine: Engine, emit: Emitter
+) -> None:
     queue, lost, done, total = deque(todo), {}, 0, len(todo)
     running: dict[str, tuple[Proposal, int]] = {}
     while queue or running:

@@ -81,7 +81,9 @@ class AlignedCrossover(Crossover):
                 elif not swapped and i is not None:
                     child.append((0, a[i]))
         head_x, head_y = (x, y) if rng.random() < 0.5 else (y, x)  # width and block scheme
-        return np.stack([with_livs(self.space, head, self._apart(child)) for head, child in ((head_x, first), (head_y, second))])
+        return np.stack(
+            [with_livs(self.space, head, self._apart(child)) for head, child in ((head_x, first), (head_y, second))]
+        )
 
     def _apart(self, rows: list[tuple[int, np.ndarray]]) -> list[np.ndarray]:
         """The LIVs with sharing groups renamed so that those of different parents differ; more than there are names: no group."""

@@ -41,7 +41,9 @@ class Surrogate:
         self.stopped: list[tuple[int, np.ndarray, np.ndarray]] = []  # rung, inputs, values there
         self.fresh = False  # whether the models have seen all results
 
-    def tell(self, genomes: Sequence, F: np.ndarray, good: np.ndarray, rungs: Sequence[Sequence[Sequence[float]]] = ()) -> None:
+    def tell(
+        self, genomes: Sequence, F: np.ndarray, good: np.ndarray, rungs: Sequence[Sequence[Sequence[float]]] = ()
+    ) -> None:
         """Results F [n, m], scaled. good [n]: trained to the end and within all bounds.
 
         rungs: of each, the objectives that it had at the rungs it came to [r, m]. Those that were stopped at one teach
@@ -74,7 +76,9 @@ class Surrogate:
             F[:, k], covariances[k] = model.predict(X)
         return F, covariances
 
-    def choose(self, genomes: Sequence, n: int, rng: np.random.Generator) -> tuple[list[int], list[dict[str, list[float]]]]:
+    def choose(
+        self, genomes: Sequence, n: int, rng: np.random.Generator
+    ) -> tuple[list[int], list[dict[str, list[float]]]]:
         """Indices of n genomes to train, and what is predicted of each: {objective: [mean, sd]}, scaled, noise included."""
         F, covariances = self.predict(genomes)
         told = np.array(self.F)[:, : self.seen]
@@ -94,7 +98,9 @@ class Surrogate:
                 pick = int(gain.argmax()) if gain.max() > 1e-12 else int(np.where(open, sd, -1.0).argmax())
             chosen.append(pick)
             open[pick] = False
-            front = _non_dominated(np.vstack([front, points[pick]]))  # as if it came out as predicted (Kriging believer)
+            front = _non_dominated(
+                np.vstack([front, points[pick]])
+            )  # as if it came out as predicted (Kriging believer)
             column = covariance[:, pick]
             covariance = covariance - np.outer(column, column) / (column[pick] + 1e-9)
         predictions = []
@@ -115,7 +121,9 @@ class Surrogate:
         low, high = told.min(axis=0), told.max(axis=0)
         span = np.where(high > low, high - low, 1.0)
         first = self.modelled[0]
-        return expected_gain((points - low) / span, sd[:, first] / span[first], first, (_non_dominated(told) - low) / span)
+        return expected_gain(
+            (points - low) / span, sd[:, first] / span[first], first, (_non_dominated(told) - low) / span
+        )
 
     def _fit(self) -> None:
         if self.fresh:
@@ -165,7 +173,9 @@ class Curves:
         if self.models is None:
             known, ends = np.array(self.at), np.array(self.end)
             inputs = np.array(self.X)
-            self.models = {k: fit(np.column_stack([inputs, known[:, k]]), ends[:, k] - known[:, k], wider) for k in self.modelled}
+            self.models = {
+                k: fit(np.column_stack([inputs, known[:, k]]), ends[:, k] - known[:, k], wider) for k in self.modelled
+            }
         mean, sd = np.array(at, float), np.zeros(np.shape(at))
         for k, model in self.models.items():
             change, covariance = model.predict(np.column_stack([X, mean[:, k]]))
@@ -188,7 +198,9 @@ def make_surrogate(config: RunConfig, vocab_size: int) -> Surrogate | None:
     return Surrogate(objectives, describe_genomes)
 
 
-def expected_gain(points: np.ndarray, sd: np.ndarray, first: int, front: np.ndarray, reference: float = 1.1) -> np.ndarray:
+def expected_gain(
+    points: np.ndarray, sd: np.ndarray, first: int, front: np.ndarray, reference: float = 1.1
+) -> np.ndarray:
     """Expected gain in hypervolume [n] of points [n, m], normal in objective `first` with these sd [n], exact in the others.
 
     front [k, m]: non-dominated points. The volume that a point with value t gains is the integral from t to the reference
@@ -206,7 +218,9 @@ def expected_gain(points: np.ndarray, sd: np.ndarray, first: int, front: np.ndar
     return total
 
 
-def first_covered(points: np.ndarray, first: int, front: np.ndarray, reference: float = 1.1) -> tuple[np.ndarray, np.ndarray]:
+def first_covered(
+    points: np.ndarray, first: int, front: np.ndarray, reference: float = 1.1
+) -> tuple[np.ndarray, np.ndarray]:
     """Of the area that each point [n, m] covers in all objectives but `first`: how much of it each front member is the first to cover.
 
     Areas [n, k + 1], members in the order of their value in `first`, the last for what none of them covers; and these values,
@@ -221,7 +235,9 @@ def first_covered(points: np.ndarray, first: int, front: np.ndarray, reference: 
     shape = [len(edge) for edge in edges]
     covered = np.full(shape, len(front))
     for i in range(len(front) - 1, -1, -1):
-        covered[tuple(slice(int(np.searchsorted(edge, front[i, k])), None) for edge, k in zip(edges, others, strict=True))] = i
+        covered[
+            tuple(slice(int(np.searchsorted(edge, front[i, k])), None) for edge, k in zip(edges, others, strict=True))
+        ] = i
     # Cell j of an edge lies between its entries j and j + 1; everything before the first entry is one more cell, covered by none.
     covered = np.pad(covered, [(1, 0)] * len(others), constant_values=len(front)) if others else covered.reshape(1)
     weights = np.ones((n, 1))
@@ -230,7 +246,9 @@ def first_covered(points: np.ndarray, first: int, front: np.ndarray, reference: 
         low = np.maximum(bounds[:-1][None], points[:, k : k + 1])
         width = np.clip(np.minimum(bounds[1:][None], reference) - low, 0.0, None)  # [n, cells]
         weights = (weights[:, :, None] * width[:, None, :]).reshape(n, -1)
-    by_member = weights @ (covered.ravel()[:, None] == np.arange(len(front) + 1))  # [n, k + 1] area that each member takes first
+    by_member = weights @ (
+        covered.ravel()[:, None] == np.arange(len(front) + 1)
+    )  # [n, k + 1] area that each member takes first
     return by_member, np.append(front[:, first], reference)
 
 

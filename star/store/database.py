@@ -63,7 +63,9 @@ class Store:
             return
         with plain_errors(self.path), self._transaction():
             if self._last_seq() != self.last_seq:
-                raise UserError(f"{self.path} was written by another process: let only one at a time evolve a run, then run the command again")
+                raise UserError(
+                    f"{self.path} was written by another process: let only one at a time evolve a run, then run the command again"
+                )
             self.connection.executemany("INSERT INTO event (time, kind, data) VALUES (?, ?, ?)", rows)
         self.last_seq += len(rows)
 
@@ -138,7 +140,9 @@ def read_events(run: Path, after: int = 0, curves: bool = False) -> list[Event]:
 def read_curves(run: Path, id: str) -> list[dict]:
     """The "curve" events' data of one candidate, oldest first."""
     with _reader(run) as connection:
-        rows = connection.execute("SELECT data FROM event WHERE kind = 'curve' AND json_extract(data, '$.id') = ? ORDER BY seq", (id,))
+        rows = connection.execute(
+            "SELECT data FROM event WHERE kind = 'curve' AND json_extract(data, '$.id') = ? ORDER BY seq", (id,)
+        )
         return [json.loads(data) for (data,) in rows]
 
 
@@ -187,13 +191,17 @@ def plain_errors(path: Path) -> Iterator[None]:
         if code == sqlite3.SQLITE_FULL:
             raise RunFailed(disk_full(path)) from error
         if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
-            raise UserError(f"{path} is damaged or no SQLite file ({error}): restore a copy or use another directory") from error
+            raise UserError(
+                f"{path} is damaged or no SQLite file ({error}): restore a copy or use another directory"
+            ) from error
         if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
             raise UserError(f"{path} cannot be opened or written ({error}): check its permissions") from error
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             raise UserError(f"{path} is locked by another program ({error}): close it and try again") from error
         if code == sqlite3.SQLITE_IOERR:
-            raise RunFailed(f"{path} could not be read or written ({error}): see to its disk; every finished candidate is kept") from error
+            raise RunFailed(
+                f"{path} could not be read or written ({error}): see to its disk; every finished candidate is kept"
+            ) from error
         raise
     except OSError as error:
         if error.errno == errno.ENOSPC:

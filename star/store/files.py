@@ -47,7 +47,11 @@ class CandidateFiles:
             data = json.loads((self.root / id / RESULT).read_text())
         except (OSError, ValueError):  # missing, or torn by something other than us: the attempt is run again
             return None
-        if not isinstance(data, dict) or (data.get("attempt"), data.get("seed"), data.get("rung", 0)) != (attempt, seed, rung):
+        if not isinstance(data, dict) or (data.get("attempt"), data.get("seed"), data.get("rung", 0)) != (
+            attempt,
+            seed,
+            rung,
+        ):
             return None
         return data
 

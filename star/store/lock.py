@@ -27,14 +27,18 @@ class RunLock:
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise
-            raise UserError(f"{run} cannot be written ({error.strerror}): change its permissions, or copy the run and go on with the copy") from None
+            raise UserError(
+                f"{run} cannot be written ({error.strerror}): change its permissions, or copy the run and go on with the copy"
+            ) from None
         deadline = time.monotonic() + patience
         while not _try(self.file, fcntl.LOCK_EX):
             if time.monotonic() > deadline:
                 self.file.seek(0)
                 holder = self.file.read().strip() or "another process"
                 self.file.close()
-                raise UserError(f"{run} is being evolved by {holder}: wait for it, stop it, or use another run directory")
+                raise UserError(
+                    f"{run} is being evolved by {holder}: wait for it, stop it, or use another run directory"
+                )
             time.sleep(0.05)
         self.file.truncate(0)
         self.file.write(f"process {os.getpid()} on {socket.gethostname()}")

@@ -1,12 +1,12 @@
 """Refinements of a run, folded from their events: what was to be tried, and what came of it.
 
-    refinement  id, settings, evidence, earlier         a refinement began, or goes on with another budget (settings: `star.refine.settings`;
-                evidence: [[candidate of the search, loss], ...] and earlier: [[another refinement, trial], ...], what it takes as known)
-    trial       refinement, id, candidate, member, genome, settings, kind, edits, share, repeat, purpose, costs, predicted?, source?, log
-                this was decided to be trained; predicted: [mean, sd] of its loss, before anything of it was known
-    trial_end   refinement, id, attempt, status, reason, traceback?, metrics, objectives?, seconds, worker, final
-                an attempt ended; final: the trial is settled, otherwise it will be attempted again
-    closed      refinement, reason                      no more proposals: what is left is to measure the best afresh
+refinement  id, settings, evidence, earlier         a refinement began, or goes on with another budget (settings: `star.refine.settings`;
+            evidence: [[candidate of the search, loss], ...] and earlier: [[another refinement, trial], ...], what it takes as known)
+trial       refinement, id, candidate, member, genome, settings, kind, edits, share, repeat, purpose, costs, predicted?, source?, log
+            this was decided to be trained; predicted: [mean, sd] of its loss, before anything of it was known
+trial_end   refinement, id, attempt, status, reason, traceback?, metrics, objectives?, seconds, worker, final
+            an attempt ended; final: the trial is settled, otherwise it will be attempted again
+closed      refinement, reason                      no more proposals: what is left is to measure the best afresh
 """
 
 from dataclasses import dataclass, field
@@ -54,7 +54,9 @@ class TrialResult:
 class Refinement:
     """The state of one refinement."""
 
-    def __init__(self, id: str, settings: dict, evidence: list, earlier: "list[tuple[Trial, TrialResult]] | None" = None):
+    def __init__(
+        self, id: str, settings: dict, evidence: list, earlier: "list[tuple[Trial, TrialResult]] | None" = None
+    ):
         self.id, self.settings, self.evidence, self.earlier = id, settings, evidence, earlier or []
         self.trials: list[Trial] = []  # in the order in which they were decided
         self.results: dict[str, TrialResult] = {}  # settled trials
@@ -72,7 +74,9 @@ class Refinement:
     def take_trial(self, data: dict) -> None:
         fields = {key: value for key, value in data.items() if key != "refinement"}
         predicted = fields.get("predicted")
-        self.trials.append(Trial(**fields | {"edits": tuple(fields["edits"]), "predicted": predicted and tuple(predicted)}))
+        self.trials.append(
+            Trial(**fields | {"edits": tuple(fields["edits"]), "predicted": predicted and tuple(predicted)})
+        )
 
     def take_end(self, data: dict) -> None:
         if not data["final"]:
@@ -89,7 +93,10 @@ class Refinements(dict):
         if kind == "refinement":
             known = self.get(data["id"])
             if known is None:
-                others = [(next(t for t in self[other].trials if t.id == trial), self[other].results[trial]) for other, trial in data.get("earlier", ())]
+                others = [
+                    (next(t for t in self[other].trials if t.id == trial), self[other].results[trial])
+                    for other, trial in data.get("earlier", ())
+                ]
                 self[data["id"]] = Refinement(data["id"], data["settings"], data["evidence"], others)
             else:
                 known.settings, known.closed = data["settings"], ""

@@ -18,4 +18,15 @@ from star.training.result import TrainingResult
 from star.training.schedule import learning_rate_factor
 from star.training.train import train
 
-__all__ = ["LAPTOP", "CheckpointError", "Logger", "Recipe", "TrainingResult", "evaluate", "learning_rate_factor", "open_logger", "train", "train_many"]
+__all__ = [
+    "LAPTOP",
+    "CheckpointError",
+    "Logger",
+    "Recipe",
+    "TrainingResult",
+    "evaluate",
+    "learning_rate_factor",
+    "open_logger",
+    "train",
+    "train_many",
+]

@@ -61,7 +61,9 @@ class Accumulation:
         square = self.recipe.precision**2 * (self.signal if self.recipe.precision_of == "relative" else self.weight)
         return max(float(math.ceil(self.recipe.confidence * self.variance / square)), 1.0)
 
-    def observe(self, step: int, progress: float, mean_square: float, square_of_mean: float, k: int, share: float = 1.0) -> None:
+    def observe(
+        self, step: int, progress: float, mean_square: float, square_of_mean: float, k: int, share: float = 1.0
+    ) -> None:
         """Take in one estimate, and decide. progress: share of the tokens so far; share: of a micro-batch that each gradient is of."""
         if not (math.isfinite(mean_square) and math.isfinite(square_of_mean)):
             return

@@ -47,8 +47,16 @@ class HeadLimits:
         mixed = groups = None
         if len(set(windows)) > 1:
             mixed = torch.tensor([w or FULL for w in windows], device=device)
-            groups = [(own, torch.tensor([h for h, w in enumerate(windows) if w == own], device=device)) for own in dict.fromkeys(windows)]
-        return cls(list(windows), mixed, groups, None if set(gains) == {1} else torch.tensor(gains, dtype=torch.float32, device=device))
+            groups = [
+                (own, torch.tensor([h for h, w in enumerate(windows) if w == own], device=device))
+                for own in dict.fromkeys(windows)
+            ]
+        return cls(
+            list(windows),
+            mixed,
+            groups,
+            None if set(gains) == {1} else torch.tensor(gains, dtype=torch.float32, device=device),
+        )
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
         """Arguments and result as of `softmax_attention`; `window` is the LIV's."""
@@ -69,7 +77,10 @@ class HeadLimits:
     def by_window(self, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
         """The heads of one window after those of another, each set as fast as in a LIV of that window: no dense mask is made."""
         repeat = q.shape[1] // k.shape[1]
-        parts = [softmax_attention(q[:, h], k[:, h // repeat], v[:, h // repeat], smaller(own, window)) for own, h in self.groups]
+        parts = [
+            softmax_attention(q[:, h], k[:, h // repeat], v[:, h // repeat], smaller(own, window))
+            for own, h in self.groups
+        ]
         return torch.cat(parts, 1)[:, torch.cat([heads for _, heads in self.groups]).argsort()]
 
 
@@ -101,7 +112,9 @@ def scores(q: Tensor, k: Tensor, v: Tensor, grad: Tensor, windows: Tensor | None
         stop = min(start + block, seq_len)
         first, last = max(0, past + start + 1 - reach), past + stop  # keys that any query of the block sees
         keys, values = (spread(t[:, :, first:last].to(wide), n_heads) for t in (k, v))  # [B, H, s, d]
-        distance = torch.arange(past + start, past + stop, device=q.device)[:, None] - torch.arange(first, last, device=q.device)  # [b, s]
+        distance = torch.arange(past + start, past + stop, device=q.device)[:, None] - torch.arange(
+            first, last, device=q.device
+        )  # [b, s]
         hidden = distance < 0 if windows is None else (distance < 0) | (distance >= windows[:, None, None])
         logits = q[:, :, start:stop].to(wide) @ keys.transpose(-1, -2) * width**-0.5  # [B, H, b, s]
         weight = logits.masked_fill_(hidden, -torch.inf).softmax(-1)
@@ -125,7 +138,9 @@ def sample_scores(model: nn.Module, inputs: Tensor, targets: Tensor) -> dict[int
     """
     with recorded(model) as records, torch.enable_grad(), eager():
         loss = model.loss(inputs, targets)
-        kept = {layer: record.kept for layer, record in records.items()}  # now: recomputed activations would be recorded again
+        kept = {
+            layer: record.kept for layer, record in records.items()
+        }  # now: recomputed activations would be recorded again
         grads = torch.autograd.grad(loss, [y for *_, y in kept.values()])
     result = {}
     for (layer, (q, k, v, _)), grad in zip(kept.items(), grads, strict=True):

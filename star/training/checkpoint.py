@@ -36,7 +36,9 @@ def save_checkpoint(path: Path, model: nn.Module, optimizer: Optimizers, identit
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"Cannot write the checkpoint {path}: {error}; make room there or choose another place.") from error
+        raise UserError(
+            f"Cannot write the checkpoint {path}: {error}; make room there or choose another place."
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -54,15 +56,21 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizers, identit
                         f"The checkpoint {path} is of another run: its {key} is {found}, not {wanted}; remove it to start afresh."
                     )
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-            weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
+            weights = {
+                name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")
+            }
             model.load_state_dict(weights | {name: weights[owner] for name, owner in _aliases(model).items()})
             for index, (param, state) in enumerate(optimizer.states()):
                 prefix = f"optimizer.{index}."
-                found = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+                found = {
+                    name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)
+                }
                 state.update({key: tensor.to(param.device) for key, tensor in found.items()})
             return facts["progress"]
     except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"The checkpoint {path} cannot be read ({str(error).splitlines()[0]}); remove it to start afresh.") from error
+        raise CheckpointError(
+            f"The checkpoint {path} cannot be read ({str(error).splitlines()[0]}); remove it to start afresh."
+        ) from error
 
 
 def _aliases(model: nn.Module) -> dict[str, str]:

@@ -41,7 +41,9 @@ def compile_blocks(model: LanguageModel, backend: str | Callable = "inductor") -
         if key not in VARIANTS:
             with torch.device("meta"):  # the code of the variant, without weights
                 prototype = Block(model.plan.block, layer.config.build(layer.given))
-            VARIANTS[key] = torch.compile(_variant(prototype, layer.provides, len(VARIANTS)), dynamic=False, backend=backend)
+            VARIANTS[key] = torch.compile(
+                _variant(prototype, layer.provides, len(VARIANTS)), dynamic=False, backend=backend
+            )
         block.forward = partial(_compiled_forward, block, VARIANTS[key])
     return model
 
@@ -89,7 +91,11 @@ def _prepare_compiler() -> None:
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 16 * RECOMPILE_LIMIT)
     # Compiled code is good for one torch and one kind of GPU.
     device = torch.cuda.get_device_name().replace(" ", "-") if torch.cuda.is_available() else "cpu"
-    folder = Path(os.environ.get("STAR_CACHE") or platformdirs.user_cache_dir("star")).expanduser() / "compiled" / f"torch-{torch.__version__}-{device}"
+    folder = (
+        Path(os.environ.get("STAR_CACHE") or platformdirs.user_cache_dir("star")).expanduser()
+        / "compiled"
+        / f"torch-{torch.__version__}-{device}"
+    )
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
     os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "1")
 
@@ -114,7 +120,9 @@ class CapturedBackward:
     def __init__(self, model: nn.Module, batch_size: int, seq_len: int):
         device = next(model.parameters()).device
         self.params = [param for param in model.parameters() if param.requires_grad]
-        self.inputs, self.targets = (torch.zeros(batch_size, seq_len, dtype=torch.int64, device=device) for _ in range(2))
+        self.inputs, self.targets = (
+            torch.zeros(batch_size, seq_len, dtype=torch.int64, device=device) for _ in range(2)
+        )
         side = torch.cuda.Stream(device)
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):

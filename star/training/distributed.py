@@ -39,7 +39,9 @@ def local_device(device: torch.device) -> torch.device:
         return device
     local = int(os.environ["LOCAL_RANK"])
     if local >= torch.cuda.device_count():
-        raise UserError(f"There are {torch.cuda.device_count()} GPUs and at least {local + 1} processes; start as many processes as there are GPUs.")
+        raise UserError(
+            f"There are {torch.cuda.device_count()} GPUs and at least {local + 1} processes; start as many processes as there are GPUs."
+        )
     return torch.device("cuda", local)
 
 
@@ -65,7 +67,9 @@ class Loss(nn.Module):
 
 def shared_loss(model: nn.Module, device: torch.device) -> DistributedDataParallel:
     """A callable that gives the loss of this process's share; its backward averages the gradients of all, unless under `no_sync`."""
-    return DistributedDataParallel(Loss(model), device_ids=[device.index] if device.type == "cuda" else None, broadcast_buffers=False)
+    return DistributedDataParallel(
+        Loss(model), device_ids=[device.index] if device.type == "cuda" else None, broadcast_buffers=False
+    )
 
 
 def average(tensors: Sequence[Tensor]) -> None:

@@ -49,23 +49,32 @@ def train_many(
     those of all models together, and so is the memory. Raises UserError for what cannot be batched (`why_not`).
     """
     if len(models) != len(recipes) or not models:
-        raise ValueError(f"{len(models)} models and {len(recipes)} recipes; give one recipe for each model, and at least one")
+        raise ValueError(
+            f"{len(models)} models and {len(recipes)} recipes; give one recipe for each model, and at least one"
+        )
     if reason := why_not(models, recipes):
         raise UserError(reason)
     corpus.check_context(recipes[0].seq_len)
     if (vocab_size := getattr(models[0], "vocab_size", corpus.vocab_size)) != corpus.vocab_size:
-        raise UserError(f'the models have {vocab_size} tokens and the corpus "{corpus.name}" has {corpus.vocab_size}; build them with vocab_size={corpus.vocab_size}')
+        raise UserError(
+            f'the models have {vocab_size} tokens and the corpus "{corpus.name}" has {corpus.vocab_size}; build them with vocab_size={corpus.vocab_size}'
+        )
     device = resolve_device(recipes[0].device)
     reset_peak_memory(device)
     # Blocks stay eager: compiled ones cannot be batched.
-    runs = [TrainingRun(model, corpus, recipe.replace(compile="off"), device, stop_tokens) for model, recipe in zip(models, recipes)]
+    runs = [
+        TrainingRun(model, corpus, recipe.replace(compile="off"), device, stop_tokens)
+        for model, recipe in zip(models, recipes)
+    ]
     ensemble = Ensemble(runs)
     try:
         return _train(ensemble, on_progress, deadline)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        error.add_note(f"while training {len(models)} models at the same time on {device}; peak {peak_memory(device) / 2**20:.0f} MiB")
+        error.add_note(
+            f"while training {len(models)} models at the same time on {device}; peak {peak_memory(device) / 2**20:.0f} MiB"
+        )
         raise
     finally:
         ensemble.release()
@@ -76,7 +85,10 @@ def train_many(
 def why_not(models: Sequence[nn.Module], recipes: Sequence[Recipe]) -> str:
     """One sentence that says why these cannot train as one program; "" where they can."""
     shapes = [[(name, param.shape) for name, param in model.named_parameters()] for model in models]
-    if any(other != shapes[0] for other in shapes[1:]) or len({getattr(getattr(m, "genome", None), "id", None) for m in models}) > 1:
+    if (
+        any(other != shapes[0] for other in shapes[1:])
+        or len({getattr(getattr(m, "genome", None), "id", None) for m in models}) > 1
+    ):
         return "the models are of several genomes, and only models of one can train at the same time; train them one by one"
     if len({id(model) for model in models}) < len(models):
         return "one model is given several times, and each run needs a model of its own; build one for each recipe"
@@ -91,7 +103,9 @@ def why_not(models: Sequence[nn.Module], recipes: Sequence[Recipe]) -> str:
     return ""
 
 
-def _train(ensemble: "Ensemble", on_progress: Callable[[dict], None] | None, deadline: float | None) -> list[TrainingResult]:
+def _train(
+    ensemble: "Ensemble", on_progress: Callable[[dict], None] | None, deadline: float | None
+) -> list[TrainingResult]:
     results: list[TrainingResult | None] = [None] * len(ensemble.runs)
     lead, reported = ensemble.runs[0], time.monotonic()
 
@@ -114,7 +128,10 @@ def _train(ensemble: "Ensemble", on_progress: Callable[[dict], None] | None, dea
         if on_progress and now - reported >= PROGRESS_SECONDS:
             reported = now
             on_progress(lead.progress(losses.mean().item()))
-    if any(result is None and (not run.curve or run.curve[-1]["tokens"] != run.tokens) for result, run in zip(results, ensemble.runs)):
+    if any(
+        result is None and (not run.curve or run.curve[-1]["tokens"] != run.tokens)
+        for result, run in zip(results, ensemble.runs)
+    ):
         judge()
     return [result or run.result("ok") for result, run in zip(results, ensemble.runs)]
 
@@ -126,7 +143,9 @@ class Ensemble:
         self.runs = runs
         self.recipe = runs[0].recipe
         models = [run.model for run in runs]
-        self.stacks, _ = stack_module_state(models)  # {name: [K, ...]}, a leaf each; a weight that LIVs share comes once
+        self.stacks, _ = stack_module_state(
+            models
+        )  # {name: [K, ...]}, a leaf each; a weight that LIVs share comes once
         self.params = [dict(model.named_parameters()) for model in models]
         for name, stack in self.stacks.items():
             for k, params in enumerate(self.params):
@@ -148,7 +167,9 @@ class Ensemble:
         n = min(recipe.accumulate, lead.total - lead.done)
         for run in self.runs:
             own = run.recipe
-            factor = learning_rate_factor(own.schedule, (run.done + n / 2) / run.total, 1.0, own.warmup, own.cooldown, own.floor)
+            factor = learning_rate_factor(
+                own.schedule, (run.done + n / 2) / run.total, 1.0, own.warmup, own.cooldown, own.floor
+            )
             run.optimizer.set(factor, n / own.accumulate)
         losses = self.gradients(n)
         self.clip()
@@ -172,9 +193,13 @@ class Ensemble:
         named = {f"model.{name}": stack for name, stack in self.stacks.items()}
         for piece in range(n):
             drawn = [run.batches.sequences((run.done + piece) * rows, rows) for run in self.runs]
-            inputs, targets = (torch.stack(part).to(self.limits.device, non_blocking=True) for part in zip(*drawn))  # [K, B, T]
+            inputs, targets = (
+                torch.stack(part).to(self.limits.device, non_blocking=True) for part in zip(*drawn)
+            )  # [K, B, T]
             losses = vmap(lambda weights, x, y: functional_call(self.loss, weights, (x, y)))(named, inputs, targets)
-            (losses.sum() if n == 1 else losses.sum() / n).backward()  # models share no weight: each gets the gradient of its own loss
+            (
+                losses.sum() if n == 1 else losses.sum() / n
+            ).backward()  # models share no weight: each gets the gradient of its own loss
             total = losses.detach() if total is None else total + losses.detach()
         return total / n
 
@@ -202,7 +227,9 @@ def merged(optimizers: Sequence[Optimizers]) -> Optimizers:
             parts.setdefault((type(part), getattr(part, "scale", None)), []).append(part)
     together = []
     for same in parts.values():
-        groups = [group for part in same for group in part.param_groups]  # the same dicts: a model's `Optimizers.set` still reaches them
+        groups = [
+            group for part in same for group in part.param_groups
+        ]  # the same dicts: a model's `Optimizers.set` still reaches them
         if isinstance(same[0], Muon):
             together.append(Muon(groups))
             together[-1].scale = same[0].scale

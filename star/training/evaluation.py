@@ -17,7 +17,8 @@ def evaluate(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> t
     """
     at_once = max(1, TOKENS_AT_ONCE // inputs.shape[1])
     means = [
-        model.loss(x, y, reduction="none").double().mean(dim=1) for x, y in zip(inputs.split(at_once), targets.split(at_once), strict=True)
+        model.loss(x, y, reduction="none").double().mean(dim=1)
+        for x, y in zip(inputs.split(at_once), targets.split(at_once), strict=True)
     ]
     blocks = torch.cat(means)  # [n]
     return blocks.mean().item(), blocks.std().item() / math.sqrt(len(blocks))

@@ -1,8 +1,8 @@
 """Where the progress of a training run can go besides the screen: TensorBoard or Weights & Biases, both optional.
 
-    logger = open_logger("tensorboard:logs/a")       # or "wandb:PROJECT"; needs the extra of that name
-    train(model, corpus, recipe, on_progress=logger)
-    logger.finish(result)
+logger = open_logger("tensorboard:logs/a")       # or "wandb:PROJECT"; needs the extra of that name
+train(model, corpus, recipe, on_progress=logger)
+logger.finish(result)
 """
 
 from collections.abc import Callable
@@ -26,7 +26,10 @@ class Logger:
 
     def finish(self, result: TrainingResult) -> None:
         for point in result.curve:
-            self.write({f"curve/{name}": point[name] for name in ("train_loss", "val_loss") if point[name] is not None}, point["tokens"])
+            self.write(
+                {f"curve/{name}": point[name] for name in ("train_loss", "val_loss") if point[name] is not None},
+                point["tokens"],
+            )
         self.close()
 
 
@@ -38,7 +41,9 @@ def open_logger(spec: str, recipe: Recipe, name: str = "") -> Logger:
     try:
         return (_tensorboard if kind == "tensorboard" else _wandb)(place, recipe, name)
     except ImportError as error:
-        raise UserError(f"logging to {kind} needs a package that is not installed ({error.name}); run: pip install 'star[{kind}]'") from None
+        raise UserError(
+            f"logging to {kind} needs a package that is not installed ({error.name}); run: pip install 'star[{kind}]'"
+        ) from None
 
 
 def _tensorboard(folder: str, recipe: Recipe, name: str) -> Logger:

@@ -42,7 +42,9 @@ class Muon(torch.optim.Optimizer):
     base_width: where a square matrix gets steps as large as AdamW's, see above.
     """
 
-    def __init__(self, params, lr: float = 1e-3, weight_decay: float = 0.0, momentum: float = 0.95, base_width: int = 64):
+    def __init__(
+        self, params, lr: float = 1e-3, weight_decay: float = 0.0, momentum: float = 0.95, base_width: int = 64
+    ):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
         self.scale = RMS * base_width**0.5
         for group in self.param_groups:
@@ -61,12 +63,20 @@ class Muon(torch.optim.Optimizer):
                 if "momentum" not in self.state[param]:
                     self.state[param]["momentum"] = torch.zeros_like(param)
                 by_shape[param.shape, param.device].append((param, group))
-            torch._foreach_lerp_([self.state[param]["momentum"] for param in params], [param.grad for param in params], 1 - group["momentum"])
+            torch._foreach_lerp_(
+                [self.state[param]["momentum"] for param in params],
+                [param.grad for param in params],
+                1 - group["momentum"],
+            )
             if group["weight_decay"]:
                 torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         for (shape, _), members in by_shape.items():
-            looked_ahead = [param.grad.lerp(self.state[param]["momentum"], group["momentum"]) for param, group in members]
+            looked_ahead = [
+                param.grad.lerp(self.state[param]["momentum"], group["momentum"]) for param, group in members
+            ]
             steps = orthogonal_part(torch.stack(looked_ahead))
             factor = self.scale * max(1.0, shape[0] / shape[1]) ** 0.5
             rates = [group["lr"] * factor for _, group in members]
-            torch._foreach_sub_([param for param, _ in members], [step * rate for step, rate in zip(steps.unbind(), rates, strict=True)])
+            torch._foreach_sub_(
+                [param for param, _ in members], [step * rate for step, rate in zip(steps.unbind(), rates, strict=True)]
+            )

@@ -57,7 +57,9 @@ class Optimizers:
         """Parameters beside the model's, trained by AdamW without decay."""
         adamw = self.parts[0]
         group = {"params": params, "lr": rate, "peak": rate, "weight_decay": 0.0, "decay": 0.0}
-        adamw.add_param_group(group | {"kind": "other", "muon": False, "batch": 1.0, "per_step": adamw.defaults["betas"]})
+        adamw.add_param_group(
+            group | {"kind": "other", "muon": False, "batch": 1.0, "per_step": adamw.defaults["betas"]}
+        )
 
     def step(self) -> None:
         for part in self.parts:
@@ -73,14 +75,21 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> Optimizers:
     groups: dict[tuple, dict] = {}
     for given in model.parameter_groups():
         kind, rate = given["kind"], recipe.learning_rate * given.get("scale", 1.0)
-        rate *= {"embedding": recipe.embedding_multiplier, "head": recipe.head_multiplier, "vector": recipe.vector_multiplier}.get(kind, 1.0)
+        rate *= {
+            "embedding": recipe.embedding_multiplier,
+            "head": recipe.head_multiplier,
+            "vector": recipe.vector_multiplier,
+        }.get(kind, 1.0)
         rate *= layer_factor(recipe.layer_decay, given["layer"], given.get("n_layers", 1))
         decay = 0.0 if kind == "vector" else recipe.weight_decay
         muon = kind == "hidden" and recipe.optimizer == "muon"
         if kind == "hidden" and not muon and recipe.base_width:
             narrow = recipe.base_width / given.get("width", recipe.base_width)
             rate, decay = rate * narrow, decay / narrow
-        group = groups.setdefault((kind, rate), {"kind": kind, "muon": muon, "params": [], "peak": rate, "lr": rate, "weight_decay": decay, "decay": decay})
+        group = groups.setdefault(
+            (kind, rate),
+            {"kind": kind, "muon": muon, "params": [], "peak": rate, "lr": rate, "weight_decay": decay, "decay": decay},
+        )
         group["params"] += given["params"]
     covered = {id(param) for group in groups.values() for param in group["params"]}
     forgotten = [name for name, param in model.named_parameters() if id(param) not in covered]

@@ -23,7 +23,12 @@ from star.training.recipe import Recipe
 
 LIV_SECONDS = 1.0e-3  # to start forward, backward and optimizer of one LIV: about 100 operations of 10 microseconds
 EFFICIENCY = 0.3  # of the peak, that matrix products of candidates reach
-PEAK = {7: 1.5e12, 8: 2.5e12, 9: 7.5e12, 10: 15e12}  # FLOP/s of one multiprocessor in half precision, by compute capability; data sheets
+PEAK = {
+    7: 1.5e12,
+    8: 2.5e12,
+    9: 7.5e12,
+    10: 15e12,
+}  # FLOP/s of one multiprocessor in half precision, by compute capability; data sheets
 CONTEXT = 600 * 2**20  # bytes that each process with CUDA takes for itself
 MEMORY_SHARE = 0.85  # of a device's memory, that candidates may plan for
 MOST_PER_GPU = 8
@@ -70,7 +75,9 @@ def workers_per_gpu(step: Step, gpu: Gpu, cores_per_gpu: int) -> int:
 def together(step: Step, n_models: int, gpu: Gpu | None = None) -> int:
     """Into how large groups to batch `n_models` runs of one genome (`train_many`); 1: train them one by one. gpu: None on a CPU."""
     if gpu is not None:
-        most = min(steps_at_a_time(step, gpu), math.floor((MEMORY_SHARE * gpu.memory - CONTEXT) / step.memory), MOST_TOGETHER)
+        most = min(
+            steps_at_a_time(step, gpu), math.floor((MEMORY_SHARE * gpu.memory - CONTEXT) / step.memory), MOST_TOGETHER
+        )
     else:
         most = MOST_TOGETHER if n_models >= LEAST_TOGETHER_CPU and step.flops <= SMALL_STEP_CPU else 1
     most = max(1, most)

@@ -28,9 +28,15 @@ class Recipe:
     )
     head_multiplier: float = setting(1.0, "learning rate of an output head of its own over `learning_rate`", 0)
     vector_multiplier: float = setting(1.0, "learning rate of norms, gates, biases and filters over `learning_rate`", 0)
-    layer_decay: float = setting(1.0, "gamma of the layer-wise rate gamma^(l / L) of LIV l of L; 1: the same for all", 0.01, 100)
-    base_width: int = setting(64, "width at which `learning_rate` was tuned; it is carried over to others. 0: used as it is", 0)
-    betas: tuple[float, float] = setting((0.9, 0.98), "decay of Adam's two averages per step of `accumulate` micro-batches", 0, 0.999999)
+    layer_decay: float = setting(
+        1.0, "gamma of the layer-wise rate gamma^(l / L) of LIV l of L; 1: the same for all", 0.01, 100
+    )
+    base_width: int = setting(
+        64, "width at which `learning_rate` was tuned; it is carried over to others. 0: used as it is", 0
+    )
+    betas: tuple[float, float] = setting(
+        (0.9, 0.98), "decay of Adam's two averages per step of `accumulate` micro-batches", 0, 0.999999
+    )
     momentum: float = setting(0.95, "decay of Muon's average per step of `accumulate` micro-batches", 0, 0.999999)
     weight_decay: float = setting(0.1, "on matrices, relative to their learning rate; vectors have none", 0)
     clip: float = setting(1.0, "largest norm of the gradient; 0: any", 0)
@@ -39,20 +45,34 @@ class Recipe:
     cooldown: float = setting(0.2, "fraction over which the schedule wsd falls", 0, 1)
     floor: float = setting(0.0, "what the schedule ends at, over the peak", 0, 1)
 
-    adaptive: bool = setting(False, "adapt the micro-batches per step to the noise of the gradient, up to `accumulate_max`")
+    adaptive: bool = setting(
+        False, "adapt the micro-batches per step to the noise of the gradient, up to `accumulate_max`"
+    )
     accumulate_max: int = setting(16, "most micro-batches per step, where they adapt", 1, 65_536)
     precision: float = setting(1.0, "eps: the error that the mean gradient may have; small means large batches", 1e-9)
-    precision_of: str = setting("relative", "relative: eps is a share of the gradient's norm; absolute: eps as it is", choices=("relative", "absolute"))
+    precision_of: str = setting(
+        "relative",
+        "relative: eps is a share of the gradient's norm; absolute: eps as it is",
+        choices=("relative", "absolute"),
+    )
     confidence: float = setting(1.0, "alpha: squared standard errors that must fit into eps squared", 1e-9)
 
-    sparsify: float = setting(0.0, "tau: share of its attention score that a head may lose to a shorter window, such as 0.5; 0: dense", 0, 0.9)
-    sparsify_heads: float = setting(0.03, "heads that score below this share of their layer's mean are dropped; 0: none", 0, 0.5)
+    sparsify: float = setting(
+        0.0, "tau: share of its attention score that a head may lose to a shorter window, such as 0.5; 0: dense", 0, 0.9
+    )
+    sparsify_heads: float = setting(
+        0.03, "heads that score below this share of their layer's mean are dropped; 0: none", 0, 0.5
+    )
 
     eval_interval: float = setting(0.2, "fraction between two points of the learning curve", 1e-6, 1)
     eval_tokens: int = setting(32_768, "size of the fixed validation sample", 1)
-    dtype: str = setting("auto", "of activations; auto: bfloat16 on CUDA, else float32. Weights are always float32", choices=DTYPES)
+    dtype: str = setting(
+        "auto", "of activations; auto: bfloat16 on CUDA, else float32. Weights are always float32", choices=DTYPES
+    )
     compile: str = setting(
-        "auto", "blocks: compile every kind of block once; graph: also capture the step, for the smallest models; auto: blocks on CUDA", choices=COMPILE
+        "auto",
+        "blocks: compile every kind of block once; graph: also capture the step, for the smallest models; auto: blocks on CUDA",
+        choices=COMPILE,
     )
     device: str = setting("auto", "cpu, cuda or cuda:N; auto: CUDA where there is one")
     seed: int = setting(0, "order of the batches", 0)
@@ -70,7 +90,9 @@ class Recipe:
                     legal = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
                     raise UserError(f"the training recipe's {f.name} is {value}; it must be {legal}")
         if self.adaptive and self.accumulate_max < self.accumulate:
-            raise UserError(f"the training recipe's accumulate_max is {self.accumulate_max}; it must be at least accumulate, {self.accumulate}")
+            raise UserError(
+                f"the training recipe's accumulate_max is {self.accumulate_max}; it must be at least accumulate, {self.accumulate}"
+            )
 
     @property
     def micro_batch(self) -> int:

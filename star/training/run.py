@@ -32,7 +32,9 @@ FEWEST_UPDATES, MICRO_BATCHES_PER_UPDATE = 5, 40  # of the scores of attention h
 class TrainingRun:
     """`done` counts micro-batches and `step` steps of the optimizer, which take several micro-batches where they accumulate."""
 
-    def __init__(self, model: nn.Module, corpus: Corpus, recipe: Recipe, device: torch.device, stop_tokens: int | None = None):
+    def __init__(
+        self, model: nn.Module, corpus: Corpus, recipe: Recipe, device: torch.device, stop_tokens: int | None = None
+    ):
         if recipe.batch_size % world_size():
             raise UserError(
                 f"the training recipe's batch_size is {recipe.batch_size}, which {world_size()} processes cannot share alike; "
@@ -41,10 +43,14 @@ class TrainingRun:
         self.model = model.to(device).train()
         self.model.compute_dtype = resolve_dtype(recipe.dtype, device)  # of activations; parameters stay float32
         self.recipe, self.device, self.total = recipe, device, recipe.micro_batches
-        self.stop = self.total if stop_tokens is None else min(self.total, max(1, -(-stop_tokens // recipe.micro_batch)))
+        self.stop = (
+            self.total if stop_tokens is None else min(self.total, max(1, -(-stop_tokens // recipe.micro_batch)))
+        )
         self.params = [param for param in model.parameters() if param.requires_grad]
         # The noise of embeddings is that of rare tokens, and says nothing about the batch that the rest needs.
-        self.watched = [p for group in model.parameter_groups() if group["kind"] in ("hidden", "vector") for p in group["params"]]
+        self.watched = [
+            p for group in model.parameter_groups() if group["kind"] in ("hidden", "vector") for p in group["params"]
+        ]
         self.optimizer = build_optimizer(model, recipe)
         self.accumulation = Accumulation(recipe)
         self.sparsifier = self.make_sparsifier() if recipe.sparsify else None
@@ -56,10 +62,14 @@ class TrainingRun:
             compile_blocks(model)
         if recipe.compile == "graph":
             self.check_graph()
-        self.sample = [part.to(device) for part in validation_blocks(corpus.validation, recipe.seq_len, recipe.eval_tokens)]
+        self.sample = [
+            part.to(device) for part in validation_blocks(corpus.validation, recipe.seq_len, recipe.eval_tokens)
+        ]
         self.unigram, self.uniform = corpus.baselines()["unigram"], math.log(corpus.vocab_size)
         n_evaluations = math.ceil(1 / recipe.eval_interval)
-        self.evaluations = [math.ceil(self.total * min(1.0, k * recipe.eval_interval)) for k in range(1, n_evaluations + 1)]
+        self.evaluations = [
+            math.ceil(self.total * min(1.0, k * recipe.eval_interval)) for k in range(1, n_evaluations + 1)
+        ]
         genome = getattr(model, "genome", None)
         identity = {"genome": getattr(genome, "id", None), "corpus": corpus.fingerprint, "recipe": asdict(recipe)}
         self.identity = json.loads(json.dumps(identity))
@@ -77,15 +87,29 @@ class TrainingRun:
 
     def check_graph(self) -> None:
         recipe = self.recipe
-        if self.device.type != "cuda" or world_size() > 1 or recipe.adaptive or recipe.sparsify or recipe.accumulate > 1:
+        if (
+            self.device.type != "cuda"
+            or world_size() > 1
+            or recipe.adaptive
+            or recipe.sparsify
+            or recipe.accumulate > 1
+        ):
             raise UserError(
                 'the training recipe\'s compile is "graph", which takes one process on CUDA and steps that are all alike '
                 '(no accumulation, no sparsification); use "blocks" or "auto"'
             )
 
     def make_sparsifier(self) -> Sparsifier:
-        updates = min(UPDATES, max(FEWEST_UPDATES, self.total // MICRO_BATCHES_PER_UPDATE))  # each costs about a micro-batch
-        return Sparsifier(self.model, self.recipe.sparsify, self.recipe.sparsify_heads, self.total * self.recipe.micro_batch, updates=updates)
+        updates = min(
+            UPDATES, max(FEWEST_UPDATES, self.total // MICRO_BATCHES_PER_UPDATE)
+        )  # each costs about a micro-batch
+        return Sparsifier(
+            self.model,
+            self.recipe.sparsify,
+            self.recipe.sparsify_heads,
+            self.total * self.recipe.micro_batch,
+            updates=updates,
+        )
 
     @property
     def tokens(self) -> int:
@@ -114,7 +138,9 @@ class TrainingRun:
         factor = learning_rate_factor(recipe.schedule, progress, 1.0, recipe.warmup, recipe.cooldown, recipe.floor)
         self.optimizer.set(factor, n / recipe.accumulate)
         if self.sparsifier and self.sparsifier.due(self.tokens):
-            batch = self.batches.sequences(self.done * recipe.batch_size, recipe.batch_size)  # the same in every process
+            batch = self.batches.sequences(
+                self.done * recipe.batch_size, recipe.batch_size
+            )  # the same in every process
             self.sparsifier.update(self.model, *(part.to(self.device) for part in batch), self.tokens)
         loss = self.gradients(n)
         if recipe.clip:
@@ -182,7 +208,9 @@ class TrainingRun:
             average([param.grad for param in self.params] + [mean_square])
             k, progress = pieces * world_size(), self.done / self.total
             square_of_mean = _square([p.grad for p in self.watched]).item()
-            self.accumulation.observe(self.step, progress, mean_square.item(), square_of_mean, k, 1 / self.parts / world_size())
+            self.accumulation.observe(
+                self.step, progress, mean_square.item(), square_of_mean, k, 1 / self.parts / world_size()
+            )
         loss = loss_sum if pieces == 1 else loss_sum / pieces
         average([loss])
         return loss
@@ -201,7 +229,13 @@ class TrainingRun:
         val_loss, self.val_loss_se = evaluate(self.model, *self.sample)
         self.model.train()
         self.evaluation_seconds += time.monotonic() - started
-        point = {"step": self.step, "tokens": self.tokens, "train_loss": train_loss, "val_loss": val_loss, "seconds": self.seconds}
+        point = {
+            "step": self.step,
+            "tokens": self.tokens,
+            "train_loss": train_loss,
+            "val_loss": val_loss,
+            "seconds": self.seconds,
+        }
         self.curve.append({key: value if math.isfinite(value) else None for key, value in point.items()})
 
     def diverged(self) -> str:
@@ -233,7 +267,9 @@ class TrainingRun:
             seconds=self.seconds,
             tokens_per_second=self.tokens_per_second,
             peak_memory=max(self.peak_memory, peak_memory(self.device)),
-            sparsity=None if self.sparsifier is None else self.sparsifier.summary() | {"genome": to_json(self.sparsifier.edited_genome())},
+            sparsity=None
+            if self.sparsifier is None
+            else self.sparsifier.summary() | {"genome": to_json(self.sparsifier.edited_genome())},
         )
 
     def close(self) -> None:
@@ -247,15 +283,23 @@ class TrainingRun:
             return
         names = ("step", "done", "parts", "recomputes", "curve", "val_loss_se", "evaluation_seconds", "peak_memory")
         progress = {name: getattr(self, name) for name in names}
-        progress |= {"earlier_seconds": self.seconds, "loss_sum": self.loss_sum.item(), "accumulation": self.accumulation.state()}
+        progress |= {
+            "earlier_seconds": self.seconds,
+            "loss_sum": self.loss_sum.item(),
+            "accumulation": self.accumulation.state(),
+        }
         progress["sparsifier"] = self.sparsifier and self.sparsifier.state()
         save_checkpoint(path, self.model, self.optimizer, self.identity, progress)
 
     def restore(self, path: Path) -> None:
         progress = load_checkpoint(path, self.model, self.optimizer, self.identity)
         if progress["done"] > self.stop:
-            tokens, wanted = (micro_batches * self.recipe.micro_batch for micro_batches in (progress["done"], self.stop))
-            raise CheckpointError(f"The checkpoint {path} is after {tokens:,} tokens, beyond the stop at {wanted:,}; remove it to start afresh.")
+            tokens, wanted = (
+                micro_batches * self.recipe.micro_batch for micro_batches in (progress["done"], self.stop)
+            )
+            raise CheckpointError(
+                f"The checkpoint {path} is after {tokens:,} tokens, beyond the stop at {wanted:,}; remove it to start afresh."
+            )
         self.loss_sum.fill_(progress.pop("loss_sum"))
         self.accumulation.load(progress.pop("accumulation"))
         if state := progress.pop("sparsifier"):

@@ -89,7 +89,9 @@ class HeadScores:
         """Shorter windows and lower gains where the scores allow them. A window of the whole context says nothing: it stays None."""
         if self.share is None:
             return
-        outside = self.share.flip(1).cumsum(1).flip(1)[:, 1:]  # [H, len(WINDOWS)]: the share that each legal window cuts off
+        outside = (
+            self.share.flip(1).cumsum(1).flip(1)[:, 1:]
+        )  # [H, len(WINDOWS)]: the share that each legal window cuts off
         for head, row in enumerate(outside.tolist()):
             enough = next((w for w, cut in zip(WINDOWS, row, strict=True) if cut <= tau and w < seq_len), None)
             self.windows[head] = smaller(self.windows[head], enough)
@@ -117,13 +119,29 @@ class Sparsifier:
     Raises: UserError for a setting out of bounds.
     """
 
-    def __init__(self, model: LanguageModel, tau: float, head_floor: float, total_tokens: int, sequences: int = 2, updates: int = UPDATES):
+    def __init__(
+        self,
+        model: LanguageModel,
+        tau: float,
+        head_floor: float,
+        total_tokens: int,
+        sequences: int = 2,
+        updates: int = UPDATES,
+    ):
         for name, value, high in (("tau", tau, 0.9), ("head_floor", head_floor, 0.5)):
             if not 0 <= value <= high:
                 raise UserError(f"sparsification: {name} is {value}; legal is 0 to {high}")
         if total_tokens < 1 or sequences < 1:
-            raise UserError(f"sparsification: total_tokens is {total_tokens} and sequences {sequences}; both must be at least 1")
-        self.model, self.tau, self.head_floor, self.total_tokens, self.sequences = model, tau, head_floor, total_tokens, sequences
+            raise UserError(
+                f"sparsification: total_tokens is {total_tokens} and sequences {sequences}; both must be at least 1"
+            )
+        self.model, self.tau, self.head_floor, self.total_tokens, self.sequences = (
+            model,
+            tau,
+            head_floor,
+            total_tokens,
+            sequences,
+        )
         self.planned, self.updates, self.frozen, self.seq_len = max(2, updates), 0, False, 0
         self.livs = attention_livs(model)
         n_heads = {layer: liv.config.branches * liv.config.n_heads for layer, liv in self.livs.items()}
@@ -167,10 +185,15 @@ class Sparsifier:
         """Go on from a `state`, limits included."""
         shapes = {str(layer): len(heads.windows) for layer, heads in self.layers.items()}
         if {layer: len(saved["windows"]) for layer, saved in state["layers"].items()} != shapes:
-            raise UserError("sparsification: the saved state is of a model with other attention heads; remove its checkpoint to start afresh")
+            raise UserError(
+                "sparsification: the saved state is of a model with other attention heads; remove its checkpoint to start afresh"
+            )
         self.updates, self.frozen, self.seq_len = state["updates"], state["frozen"], state["seq_len"]
         for layer, saved in state["layers"].items():
-            share, strength = (None if saved[name] is None else torch.tensor(saved[name], dtype=torch.float64) for name in ("share", "strength"))
+            share, strength = (
+                None if saved[name] is None else torch.tensor(saved[name], dtype=torch.float64)
+                for name in ("share", "strength")
+            )
             self.layers[int(layer)] = HeadScores(share, strength, list(saved["windows"]), list(saved["faded"]))
         self._impose()
 
@@ -197,7 +220,10 @@ class Sparsifier:
 
         seq_len: context at which caches are compared, that of training if it is not given.
         """
-        now, then = (costs(genome, seq_len=seq_len or self.seq_len or 1).cache_bytes for genome in (self.model.genome, self.edited_genome()))
+        now, then = (
+            costs(genome, seq_len=seq_len or self.seq_len or 1).cache_bytes
+            for genome in (self.model.genome, self.edited_genome())
+        )
         layers = [
             {
                 "layer": layer,
@@ -207,7 +233,12 @@ class Sparsifier:
             }
             for layer, heads in self.layers.items()
         ]
-        return {"updates": self.updates, "frozen": self.frozen, "layers": layers, "cache_saved": 1 - then / now if now else 0.0}
+        return {
+            "updates": self.updates,
+            "frozen": self.frozen,
+            "layers": layers,
+            "cache_saved": 1 - then / now if now else 0.0,
+        }
 
     def _settle(self) -> None:
         """The last change: heads on their way out are kept, and every LIV gets the window of its edited genome."""

@@ -66,7 +66,9 @@ def train(
         raise
 
 
-def _train(run: TrainingRun, on_progress: Callable[[dict], None] | None, deadline: float | None, checkpoint: Path | None) -> TrainingResult:
+def _train(
+    run: TrainingRun, on_progress: Callable[[dict], None] | None, deadline: float | None, checkpoint: Path | None
+) -> TrainingResult:
     if checkpoint and checkpoint.exists():
         run.restore(checkpoint)
     reported = time.monotonic()
@@ -81,7 +83,9 @@ def _train(run: TrainingRun, on_progress: Callable[[dict], None] | None, deadlin
                 run.save(checkpoint)
         now = time.monotonic()
         if deadline is not None and run.done < run.stop and any_of(now > deadline, run.device):
-            return run.result("timeout", f"out of time after {run.tokens:,} of {run.stop * run.recipe.micro_batch:,} tokens")
+            return run.result(
+                "timeout", f"out of time after {run.tokens:,} of {run.stop * run.recipe.micro_batch:,} tokens"
+            )
         if on_progress and now - reported >= PROGRESS_SECONDS:
             reported = now
             on_progress(run.progress(loss.item()))

@@ -44,7 +44,9 @@ def assess(job: dict, report: Report) -> dict:
 
     def attempt():
         model = build(from_json(job["genome"]), vocab_size=corpus.vocab_size, seed=job["seed"])
-        return model, train(model, corpus, Recipe(**job["recipe"]), report, deadline, checkpoint, job.get("stop_tokens"))
+        return model, train(
+            model, corpus, Recipe(**job["recipe"]), report, deadline, checkpoint, job.get("stop_tokens")
+        )
 
     try:
         model, trained = attempt()
@@ -58,7 +60,9 @@ def assess(job: dict, report: Report) -> dict:
         if scores is None:
             status, reason = "timeout", "out of time on the synthetic tasks"
         else:
-            metrics |= {f"task {name}": score for name, score in scores.items() if name != "mean"} | {"mad": 1.0 - scores["mean"]}
+            metrics |= {f"task {name}": score for name, score in scores.items() if name != "mean"} | {
+                "mad": 1.0 - scores["mean"]
+            }
     result = {"status": status, "reason": reason, "metrics": metrics, "curve": curve}
     if job["directory"]:
         directory = Path(job["directory"])

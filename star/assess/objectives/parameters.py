@@ -2,4 +2,6 @@
 
 from star.assess.objectives import Objective
 
-OBJECTIVE = Objective("parameters", "parameters", "model size", lambda costs: costs.parameters, cheap=True, log_scale=True)
+OBJECTIVE = Objective(
+    "parameters", "parameters", "model size", lambda costs: costs.parameters, cheap=True, log_scale=True
+)

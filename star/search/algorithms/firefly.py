@@ -60,7 +60,9 @@ class Firefly(PlainAlgorithm):
         nearest = int(np.argmin([(m.x != member.x).sum() for m in self.members]))
         old = self.members[nearest]
         dominated = bool((old.F <= member.F).all() and (old.F < member.F).any())
-        if (old.violation, dominated) >= (member.violation, False) and not (old.violation == member.violation and dominated):
+        if (old.violation, dominated) >= (member.violation, False) and not (
+            old.violation == member.violation and dominated
+        ):
             self.members = [*self.members[:nearest], member, *self.members[nearest + 1 :]]
 
     def digest(self) -> str:

@@ -33,7 +33,9 @@ def by_rank_and_crowding(pop, P: np.ndarray, random_state: np.random.Generator, 
     """Winners [n, 1] of tournaments P [n, k]: least violation, then best rank, then least crowded, then by lot."""
     violation = np.array([individual.CV[0] for individual in pop])
     rank = np.array([np.inf if individual.CV[0] > 0 else individual.get("rank") for individual in pop], dtype=float)
-    crowding = np.array([0.0 if individual.CV[0] > 0 else individual.get("crowding") for individual in pop], dtype=float)
+    crowding = np.array(
+        [0.0 if individual.CV[0] > 0 else individual.get("crowding") for individual in pop], dtype=float
+    )
     lot = random_state.random(P.shape)
     order = np.lexsort((lot, -crowding[P], rank[P], violation[P]), axis=1)
     return np.take_along_axis(P, order[:, :1], axis=1)
