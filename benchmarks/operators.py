@@ -262,9 +262,10 @@ def against_calls(setting: Setting, seconds: float) -> list[Row]:
     u = setting.randn(batch, seq_len, d)
     for length in (3, 7):
         weight = setting.randn(d, length)
-        bare = lambda u, w, n=length: F.conv1d(F.pad(u.transpose(1, 2), (n - 1, 0)), w[:, None], groups=d).transpose(
-            1, 2
-        )
+
+        def bare(u, w, n=length):
+            return F.conv1d(F.pad(u.transpose(1, 2), (n - 1, 0)), w[:, None], groups=d).transpose(1, 2)
+
         add(f"GConv k={length} core", "bare F.conv1d", lambda u, w: short_convolution(u, w)[0], bare, u, weight)
     modes = [torch.randn(d, 8, device=setting.device).sub_(1).requires_grad_() for _ in range(4)]
 

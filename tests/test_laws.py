@@ -361,29 +361,3 @@ def test_bfloat16_stays_near_float64(operator):
             assert ((result.double() - exact).square().mean().sqrt() / rms).item() < BFLOAT16_ERROR
         single, _ = liv(x.float())
         assert error(single, exact) < FLOAT32_ERROR
-
-
-@every_operator
-def test_vmap_over_stacked_weights(operator):
-    """Several models of one architecture at once (ensembles of seeds or learning rates): outputs, and gradients of weights and inputs."""
-    livs = [build(operator, seed=seed) for seed in (1, 2)]
-    weights, _ = torch.func.stack_module_state(livs)
-
-    def output(weights, x):
-        return torch.func.functional_call(livs[0], weights, (x,))[0]
-
-    for stacked in (False, True):  # one input for all models, or one for each
-        x = torch.stack([tokens(livs[0], 35), 0.5 * tokens(livs[0], 35)]) if stacked else tokens(livs[0], 35)
-        x.requires_grad_()
-        together = torch.vmap(output, in_dims=(0, 0 if stacked else None))(weights, x)
-        gradients = torch.autograd.grad(together.sin().sum(), [x, *weights.values()])
-        own = x.unbind() if stacked else (x, x)
-        apart = [liv(own_x)[0] for liv, own_x in zip(livs, own)]
-        expected = torch.autograd.grad(
-            sum(y.sin().sum() for y in apart), [x, *(p for liv in livs for p in liv.parameters())]
-        )
-        for y, single in zip(together, apart):
-            assert error(y.detach(), single.detach()) < 1e-12
-        assert error(gradients[0], expected[0]) < 1e-9
-        for i, gradient in enumerate(gradients[1:]):
-            assert error(gradient, torch.stack(expected[1 + i :: len(weights)])) < 1e-9

@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_leaves
 
 import star
 from star.genome import Genome, parse_text
-from star.model.loss import CPU_LOGITS, IGNORED, ChunkedCrossEntropy, cross_entropy, tokens_at_once
+from star.model.loss import CPU_LOGITS, IGNORED, cross_entropy, tokens_at_once
 
 N, D, V = 53, 12, 301
 PLAIN = 10**9  # no chunk is as long
@@ -119,18 +119,3 @@ def test_few_logits_are_made_at_once_and_many_in_chunks():
     assert tokens_at_once(few, torch.empty(256, D)) == 0 < tokens_at_once(many, torch.empty(256, D)) < len(many)
     on_gpu = torch.empty(10**6, D, device="meta")  # any device that is no CPU
     assert tokens_at_once(on_gpu, torch.empty(50_304, D, device="meta")) * 50_304 <= 2**26
-
-
-def test_an_ensemble_under_vmap_has_the_losses_and_gradients_of_its_members():
-    members = [example(seed=seed) for seed in range(3)]
-    xs, heads = (torch.stack([m[i].detach() for m in members]) for i in (0, 1))
-    targets = members[0][2]
-    gradient = torch.func.grad_and_value(
-        lambda x, head: ChunkedCrossEntropy.apply(x, head, targets, 7)[0], argnums=(0, 1)
-    )
-    (dx, dhead), losses = torch.func.vmap(gradient)(xs, heads)
-    for i, (x, head, _) in enumerate(members):
-        expected = reference(x, head, targets, "mean")
-        torch.testing.assert_close(losses[i], expected.detach())
-        for mine, theirs in zip((dx[i], dhead[i]), torch.autograd.grad(expected, (x, head)), strict=True):
-            torch.testing.assert_close(mine, theirs)

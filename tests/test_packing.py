@@ -17,7 +17,6 @@ from star.training.packing import (
     Gpu,
     Step,
     step_of,
-    together,
     workers_per_gpu,
 )
 
@@ -34,19 +33,6 @@ def step(computing: float = 1.0, n_livs: int = 6, memory: int = 2**20) -> Step:
 )
 def test_workers_fill_the_time_in_which_one_leaves_the_gpu_idle(computing, workers):
     assert workers_per_gpu(step(computing), GPU, 64) == workers
-    assert together(step(computing), MOST_PER_GPU, GPU) == workers
-
-
-def test_groups_to_batch_are_nearly_of_one_size():
-    tiny = step(1e-4)
-    assert [together(tiny, n, GPU) for n in (1, 2, 3, 8, 9, 10, 16, 17)] == [1, 2, 3, 8, 5, 5, 8, 6]
-    assert together(step(1e-4, memory=GPU.memory), 8, GPU) == 1
-
-
-def test_on_a_cpu_only_several_small_models_are_batched():
-    small, large = Step(1e8, 2**20, 6), Step(1e9, 2**20, 6)
-    assert [together(small, n) for n in (1, 2, 3, 4, 8, 12)] == [1, 1, 1, 4, 8, 6]
-    assert together(large, 8) == 1
 
 
 def test_workers_fit_memory_and_cores():

@@ -254,9 +254,10 @@ def test_a_neighbourhood_is_the_same_at_every_call_and_within_its_radius():
         Seen(member.edited(edit), 1.0, 1.9),
         Seen(member.with_settings(SPACE.base | {"learning_rate": 0.01}), 0.25, None),
     ]
-    draw = lambda radius, change="both": Neighbourhood(SPACE, GENOMES, change).around(
-        member, seen, [], radius, np.random.default_rng(4)
-    )
+
+    def draw(radius, change="both"):
+        return Neighbourhood(SPACE, GENOMES, change).around(member, seen, [], radius, np.random.default_rng(4))
+
     found = near.around(member, seen, [], 2, np.random.default_rng(4))
     assert [s.key for s in found] == [s.key for s in draw(2)] and len({s.key for s in found}) == len(found)
     assert {s.key for s in found} >= {x.setup.key for x in seen}, "what was tried may go on"

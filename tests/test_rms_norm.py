@@ -36,17 +36,3 @@ def test_value_and_gradients_are_those_of_the_formula(shape, weight_shape, dtype
 
 def test_gradients_by_finite_differences_also_of_a_gradient_that_is_not_contiguous():
     assert torch.autograd.gradcheck(lambda x, w: rms_norm(x, w, EPS).transpose(0, 1).cos(), example((3, 5, 4), (4,)))
-
-
-@pytest.mark.parametrize("in_dims", [(0, 0), (0, None), (None, 0)])
-def test_an_ensemble_under_vmap_has_the_values_and_gradients_of_its_members(in_dims):
-    shapes = [((3,) if d == 0 else ()) + s for d, s in zip(in_dims, ((2, 5, 4), (4,)))]
-    x, weight = (t.detach() for t in example(*shapes))
-    gradient = torch.func.grad_and_value(lambda a, b: rms_norm(a, b, EPS).sin().sum(), argnums=(0, 1))
-    (dx, dweight), values = torch.func.vmap(gradient, in_dims)(x, weight)
-    for i in range(3):
-        a, b = ((t[i] if d == 0 else t).requires_grad_() for t, d in zip((x.clone(), weight.clone()), in_dims))
-        value = reference(a, b).sin().sum()
-        torch.testing.assert_close(values[i], value.detach())
-        for mine, theirs in zip((dx[i], dweight[i]), torch.autograd.grad(value, (a, b)), strict=True):
-            torch.testing.assert_close(mine, theirs)

@@ -23,7 +23,6 @@ from star.errors import UserError
 from star.liv.base import LIV, Features, LIVConfig, State, StateEntry, Weight, constant, matrix, short_filter
 from star.liv.functional import rms_norm
 from star.liv.genes import Family, GroupSpec, Operator, Rule
-from star.liv.vmap import attend
 
 ATTENTION_FILTER = 3  # taps of the optional filters of q, k and v
 # On Hopper cuDNN is the fastest for training shapes (operators.md 4.1; published figures, not measured by us); each falls
@@ -145,11 +144,13 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None = None
         if window is not None and seq_len > 3 * window:  # measured on a CPU: before that a mask is as fast
             return banded_attention(q, k, v, window)
         if seq_len == visible and (window is None or seq_len <= window):
-            return attend(q, k, v, is_causal=seq_len > 1, enable_gqa=gqa)
+            return F.scaled_dot_product_attention(q, k, v, is_causal=seq_len > 1, enable_gqa=gqa)
         if seq_len == 1:  # one query sees all that is kept
             k, v = (k, v) if window is None else (k[:, :, -window:], v[:, :, -window:])
-            return attend(q, k, v, enable_gqa=gqa)
-        return attend(q, k, v, attn_mask=causal_mask(seq_len, visible, window, q.device), enable_gqa=gqa)
+            return F.scaled_dot_product_attention(q, k, v, enable_gqa=gqa)
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=causal_mask(seq_len, visible, window, q.device), enable_gqa=gqa
+        )
 
 
 def banded_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
@@ -171,7 +172,7 @@ def banded_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     band = (key > query) & (key <= query + window)  # [W, 2 W]
     missing = (torch.arange(n_blocks, device=q.device)[:, None] * window + key) < window - past  # [n, 2 W]
     mask = (band & ~missing[:, None]).repeat(batch, 1, 1)[:, None]  # [B n, 1, W, 2 W]
-    y = attend(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
     return y.unflatten(0, (batch, n_blocks)).transpose(1, 2).flatten(2, 3)[:, :, :seq_len]
 
 

@@ -5,8 +5,8 @@ dtype, on a device and with given head widths runs a short sequence through fla'
 and backward (`probe`). fla is used if it agrees; if it is missing, raises or differs, our form is, and `explain()` says
 why. Some of its kernels do raise, or did give wrong gradients, with some versions of the compiler under them.
 
-Our own form also runs under `torch.compile`, which fuses it and would break its graph at fla's kernels, under `torch.func.vmap`,
-and for pieces of a few tokens. `backends.DEVICES = ()` keeps it everywhere, as other transforms on a GPU need.
+Our own form also runs under `torch.compile`, which fuses it and would break its graph at fla's kernels, and for pieces of
+a few tokens. `backends.DEVICES = ()` keeps it everywhere, as function transforms (`torch.func`) on a GPU need.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from star.liv.vmap import vmapped
 
 DEVICES: tuple[str, ...] = ("cuda",)
 MIN_TOKENS = 64
@@ -48,7 +46,6 @@ def fastest(name: str, ours: Callable, b: Tensor, v: Tensor) -> Callable:
     if (
         v.device.type not in DEVICES
         or torch.compiler.is_compiling()
-        or vmapped(v)
         or v.shape[1] < MIN_TOKENS
         or v.dtype not in ALLOWED_ERROR
     ):

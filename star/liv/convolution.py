@@ -22,7 +22,6 @@ from torch import Tensor
 from star.liv.base import LIV, Features, LIVConfig, State, StateEntry, Weight, log_uniform, matrix, normal, short_filter
 from star.liv.functional import short_convolution
 from star.liv.genes import Family, GroupSpec, Operator
-from star.liv.vmap import fold, unfold
 
 CONVOLUTION_FILTER = 3  # taps of the optional filters of b, c and h
 MODAL_CHUNK = 64  # tokens
@@ -197,13 +196,6 @@ class ModeStates(torch.autograd.Function):
 
     a [W, 2, M], added [W, B, n, 2, M], start [W, B, 2, M] -> s [W, B, n + 1, 2, M], chunk after chunk, the backward too.
     """
-
-    @staticmethod
-    def vmap(info, in_dims: tuple, a: Tensor, added: Tensor, start: Tensor) -> tuple[Tensor, int]:
-        """Channels of several models are more channels."""
-        return unfold(
-            info.batch_size, ModeStates.apply(*fold(info.batch_size, in_dims, (a, added, start), (0, 0, 0)))
-        ), 0
 
     @staticmethod
     def forward(a: Tensor, added: Tensor, start: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from star.liv.functional import no_future
-from star.liv.vmap import fold, unfold
 
 DELTA_CHUNK = 64  # tokens
 DELTA_CHUNK_ON = {"cpu": 32}  # measured
@@ -97,12 +96,6 @@ class DeltaChunks(torch.autograd.Function):
     W reads the state before a token's write as C does after it. No exponent is positive. The backward is written out
     because autograd's copies every slice of the loop and solves again for the gradient of the solve: 1.6 times its time.
     """
-
-    @staticmethod
-    def vmap(info, in_dims: tuple, *inputs: Tensor | None) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        batch_dims = (1, 0, 1, 1, 1, 1)  # of the results
-        results = DeltaChunks.apply(*fold(info.batch_size, in_dims, inputs, (1, 1, 1, 1, 1, 0)))
-        return tuple(unfold(info.batch_size, r, dim) for r, dim in zip(results, batch_dims, strict=True)), batch_dims
 
     @staticmethod
     def forward(c: Tensor, w: Tensor, b: Tensor, v: Tensor, sums: Tensor | None, start: Tensor) -> tuple[Tensor, ...]:

@@ -34,7 +34,6 @@ from star.liv.base import (
 )
 from star.liv.functional import activate
 from star.liv.genes import Family, GroupSpec, Operator
-from star.liv.vmap import fold, unfold
 
 ELEMENTWISE_FILTER = 4  # taps of the optional filter of v
 SCAN_BLOCK = 8
@@ -162,10 +161,6 @@ def scan_parallel(u: Tensor, g: Tensor, memory: Tensor | None = None) -> tuple[T
 
 class Scan(torch.autograd.Function):
     """h_t = exp(g_t) h_(t-1) + u_t. The backward is the same recurrence from the other end: d_t = exp(g_(t+1)) d_(t+1) + dh_t."""
-
-    @staticmethod
-    def vmap(info, in_dims: tuple, u: Tensor, g: Tensor, start: Tensor) -> tuple[Tensor, int]:
-        return unfold(info.batch_size, Scan.apply(*fold(info.batch_size, in_dims, (u, g, start), (0, 0, 0)))), 0
 
     @staticmethod
     def forward(u: Tensor, g: Tensor, start: Tensor) -> Tensor:

@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from star.liv.vmap import fold, stacked, unfold, vmapped
-
 
 def activate(x: Tensor, nonlinearity: str) -> Tensor:
     return {"none": lambda h: h, "relu": F.relu, "swish": F.silu, "gelu": lambda h: F.gelu(h, approximate="tanh")}[
@@ -29,21 +27,14 @@ def short_convolution(x: Tensor, weight: Tensor, past: Tensor | None = None) -> 
 
 
 class ShortConvolution(torch.autograd.Function):
-    """y_t = sum_s w_s x_(t + s) of x [B, T + k - 1, C] and w [C, k], or of K models, x [K, B, T + k - 1, C] and w [K, C, k].
+    """y_t = sum_s w_s x_(t + s) of x [B, T + k - 1, C] and w [C, k].
 
     Autograd's own backward makes a padded copy of x for every tap; this one is three to six times faster on a CPU.
     """
 
     @staticmethod
-    def vmap(info, in_dims: tuple, x: Tensor, weight: Tensor) -> tuple[Tensor, int]:
-        return ShortConvolution.apply(
-            *(stacked(info.batch_size, in_dim, tensor) for in_dim, tensor in zip(in_dims, (x, weight)))
-        ), 0
-
-    @staticmethod
     def forward(x: Tensor, weight: Tensor) -> Tensor:
         taps = weight.movedim(-1, 0).contiguous()  # [k, C]
-        taps = taps[:, :, None, None] if weight.dim() == 3 else taps
         seq_len = x.shape[-2] - len(taps) + 1
         y = x[..., :seq_len, :] * taps[0]
         for tap in range(1, len(taps)):
@@ -81,12 +72,6 @@ def carried(log_decay: Tensor, added: Tensor, start: Tensor | None) -> Tensor:
 
 class CarriedStates(torch.autograd.Function):
     """`carried` chunk after chunk, the backward too: on a CPU half the time of a matrix of decays."""
-
-    @staticmethod
-    def vmap(info, in_dims: tuple, decay: Tensor, added: Tensor, start: Tensor) -> tuple[Tensor, int]:
-        return unfold(
-            info.batch_size, CarriedStates.apply(*fold(info.batch_size, in_dims, (decay, added, start), (0, 0, 0)))
-        ), 0
 
     @staticmethod
     def forward(decay: Tensor, added: Tensor, start: Tensor) -> Tensor:
@@ -132,7 +117,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
     `weight` has the shape of the last dimension, or of the last two.
     """
-    if x.device.type != "cpu" and not vmapped(x):
+    if x.device.type != "cpu":
         return (
             F.rms_norm(x, x.shape[-1:], None, eps) * weight.to(x.dtype)
             if weight.dim() > 1
@@ -147,13 +132,6 @@ class RMSNorm(torch.autograd.Function):
     The backward is the fused one of LayerNorm at mean zero, whose only difference is that it also takes the mean of dy * w off:
     that is put back. Against a backward in single operations, a whole training step is 1 to 3 % faster.
     """
-
-    @staticmethod
-    def vmap(info, in_dims: tuple, x: Tensor, weight: Tensor, eps: float) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        x, weight = (stacked(info.batch_size, in_dim, tensor) for in_dim, tensor in zip(in_dims, (x, weight)))
-        if x.dim() > weight.dim():  # one weight for each model: [K, 1, ..., C]
-            weight = weight.view(info.batch_size, *(1,) * (x.dim() - weight.dim()), *weight.shape[1:])
-        return RMSNorm.apply(x, weight, eps), (0, 0)
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -74,8 +74,6 @@ def token_losses(x: Tensor, head: Tensor, targets: Tensor, learns: bool) -> Tens
 class ChunkedCrossEntropy(torch.autograd.Function):
     """The mean loss with its gradients, computed forward: x [N, D], head [V, D], targets [N] -> loss, d loss/dx, d loss/d head."""
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(x: Tensor, head: Tensor, targets: Tensor, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
         weight = head.to(x.dtype)

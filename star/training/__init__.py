@@ -2,7 +2,6 @@
 
     result = train(model, corpus, LAPTOP)
     result.status, result.val_loss, result.val_loss_se, result.curve
-    results = train_many(models, corpus, recipes)     # several models of one genome as one batched program
 
 The recipe says everything that the result depends on; the same model, corpus and recipe give the same bits
 on a CPU with the same number of threads. Imports `star.data`; a model needs `loss` and `parameter_groups`, and to be a
@@ -10,7 +9,6 @@ on a CPU with the same number of threads. Imports `star.data`; a model needs `lo
 """
 
 from star.training.checkpoint import CheckpointError
-from star.training.ensemble import train_many
 from star.training.evaluation import evaluate
 from star.training.loggers import Logger, open_logger
 from star.training.recipe import LAPTOP, Recipe
@@ -28,5 +26,4 @@ __all__ = [
     "learning_rate_factor",
     "open_logger",
     "train",
-    "train_many",
 ]

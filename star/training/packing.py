@@ -7,10 +7,7 @@ A small model leaves a device idle: the host cannot start its short operations a
 the share of a step in which the device works, floor(1 / busy) processes can take turns on it before it is full, as long as
 memory holds a context and a step of each and every process has a CPU core to start operations from.
 
-Batching runs of one genome into one program (`star.training.ensemble`) starts every operation once for all of them. On a CPU
-nothing is started ahead, and a worker with one thread for every core is best; batching saves the fixed cost of operations
-in each worker, and pays for small models and four runs or more (benchmarks/results/packing-cpu.txt). Figures of GPUs are
-estimates and not measured.
+The figures are estimates, not measurements.
 """
 
 import math
@@ -33,11 +30,6 @@ CONTEXT = 600 * 2**20  # bytes that each process with CUDA takes for itself
 MEMORY_SHARE = 0.85  # of a device's memory, that candidates may plan for
 MOST_PER_GPU = 8
 NUMBERS_PER_CHANNEL = 40  # activations that a LIV keeps for its backward, per token and channel of the model
-MOST_TOGETHER = 8  # models in a batched program
-# Measured on one thread, steps for the same CPU time over those of models one after the other. Widths 32 and 64 (up to 3e8 FLOPs):
-# two models 0.85 to 1.0, four 1.2 to 1.5, eight 1.2 to 1.8; whole runs of three 1.03 to 1.08. Width 128 (1e9): 1.0 to 1.25; 256: 1.0.
-LEAST_TOGETHER_CPU = 4
-SMALL_STEP_CPU = 4e8  # FLOPs
 
 
 @dataclass(frozen=True)
@@ -70,18 +62,6 @@ def workers_per_gpu(step: Step, gpu: Gpu, cores_per_gpu: int) -> int:
     """How many processes train such candidates on one GPU at the same time, at least one."""
     by_memory = math.floor(MEMORY_SHARE * gpu.memory / (CONTEXT + step.memory))
     return max(1, min(steps_at_a_time(step, gpu), by_memory, cores_per_gpu, MOST_PER_GPU))
-
-
-def together(step: Step, n_models: int, gpu: Gpu | None = None) -> int:
-    """Into how large groups to batch `n_models` runs of one genome (`train_many`); 1: train them one by one. gpu: None on a CPU."""
-    if gpu is not None:
-        most = min(
-            steps_at_a_time(step, gpu), math.floor((MEMORY_SHARE * gpu.memory - CONTEXT) / step.memory), MOST_TOGETHER
-        )
-    else:
-        most = MOST_TOGETHER if n_models >= LEAST_TOGETHER_CPU and step.flops <= SMALL_STEP_CPU else 1
-    most = max(1, most)
-    return math.ceil(n_models / math.ceil(n_models / most))  # groups of nearly one size
 
 
 def steps_at_a_time(step: Step, gpu: Gpu) -> int:
