@@ -35,12 +35,13 @@ import numpy as np
 import torch
 from tasks import PRICE, SHARED, TASKS, Task, load
 
-from star.assess.calibration import inflation
-from star.refine import Observations, Pool, fidelity_coordinate
+from star.refine import Pool, fidelity_coordinate
 from star.refine.policy import PolicySettings
 from star.refine.pretrain import pretrained
 from star.refine.propose import Settings, propose
 from star.refine.transfer import Source, contextual
+from star.surrogate.calibration import inflation
+from star.surrogate.posterior import Observations
 
 RESULTS = Path(__file__).parent / "results"
 FIRST = 4  # initial configurations, common to all arms of a seed

@@ -5,7 +5,7 @@
     python benchmarks/refine_real.py runs/first --cache real.jsonl --report
 
 Every pair of a member of the front and a seed is one task: lower this member's loss, at no more parameters and cache, with so many full
-trainings. Arms get the same member, the same settings and edits to choose from (`star.refine.space`, `star.refine.edits`), the same
+trainings. Arms get the same member, the same settings and edits to choose from (`star.refine.recipe_space`, `star.refine.edits`), the same
 budget, and their own random numbers:
 
     random               a recipe from all over the space, and one edit or none
@@ -43,15 +43,15 @@ import torch
 import star
 from star.assess.evaluations import load_evaluation
 from star.engine.worker import run_job
+from star.refine.coordinator import choose_members, evidence_of
 from star.refine.edits import Edit
 from star.refine.encode import Setup
 from star.refine.neighbourhood import all_edits
-from star.refine.plan import Planner
+from star.refine.planner import Planner
 from star.refine.propose import Settings as ProposalSettings
-from star.refine.refine import choose_members, evidence_of
 from star.refine.settings import RefineSettings
-from star.search import policy
-from star.search.candidate import Candidates
+from star.search import outcomes
+from star.search.jobs import Candidates
 from star.store import Proposal, Refinement, Trial, TrialResult
 
 RESULTS = Path(__file__).parent / "results"
@@ -95,7 +95,7 @@ class Lab:
         if key not in self.known:
             self._read()
         if key not in self.known:
-            seed = policy.candidate_seed(self.config.seed, f"{planner.settings.seed}/{trial.id}", 0)
+            seed = outcomes.candidate_seed(self.config.seed, f"{planner.settings.seed}/{trial.id}", 0)
             recipe = dataclasses.asdict(planner.recipes.recipe(trial.settings, trial.share)) | {"seed": seed}
             proposal = Proposal(trial.candidate, trial.genome, "refined", costs=trial.costs)
             job = self.candidates.job(proposal, (), 0, Path()) | {

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from paired import anova, bca, holm, mean_difference
 
-from star.assess.calibration import calibration
+from star.surrogate.calibration import calibration
 
 STAR, ALONE, LEARNT = "BO + RL gated", "BO", "BO + earlier"
 GOAL = math.log(0.97)  # 3 % lower perplexity, per unit of the loss

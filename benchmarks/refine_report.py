@@ -10,7 +10,7 @@ import numpy as np
 from paired import anova, bca, holm, interquartile_mean, mean_difference, probability_of_improvement, ratio
 from tasks import PRICE, TASKS, load
 
-from star.assess.calibration import calibration
+from star.surrogate.calibration import calibration
 
 PEERS = ("random", "TPE", "GPSampler", "ASHA")
 STAR = "STAR"  # what this package does by default with all that is there: transfer if it can, else the rule if there is one, else BO; full trainings

@@ -270,7 +270,7 @@ def run_algorithm(settings: dict, seed: int, budget: float) -> list[tuple[float,
     from star.assess import load_objectives
     from star.config import load_config
     from star.search.algorithm import Told, load_algorithm
-    from star.search.surrogate import Surrogate
+    from star.surrogate.screening import Surrogate
 
     config = load_config(
         "laptop", overrides=PAPER | {"seed": seed} | {k: v for k, v in settings.items() if k not in DEPTH}

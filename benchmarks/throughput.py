@@ -39,7 +39,7 @@ from torch.utils._pytree import tree_leaves
 
 import star
 from star.genome import load_genome
-from star.model.loss import cross_entropy, plain_cross_entropy
+from star.model.cross_entropy import cross_entropy, plain_cross_entropy
 
 HEAD_DIM = 64
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}  # dense bfloat16 FLOP/s

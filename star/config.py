@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from star.errors import UserError
-from star.settings import setting
+from star.fields import setting
 from star.training.recipe import Recipe
 
 

@@ -8,60 +8,22 @@ Nothing here writes.
 
 import math
 import time
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from star.assess import Frame, Front, load_objectives
+from star.candidate import Candidate
 from star.config import RunConfig, load_config
 from star.engine.progress import read_progress
 from star.errors import UserError
-from star.genome import Genome, Space, from_json
+from star.genome import from_json, space_from_json
 from star.store import CandidateFiles, Proposal, Record, read_events, read_meta
 from star.store.database import exists, read_curves
 from star.store.lock import is_held
-from star.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from star.refine.results import Refined
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One genome of a run and what is known of it.
-
-    origin: "initial", "seed", "offspring" or "baseline". name: of a baseline or seed. parents: ids of candidates.
-    operators: what changed it ("crossover", "mutation"). repaired: whether variation had left it invalid.
-    status: "pending", "running", or how it ended: "ok", "infeasible", "stopped" (not promoted from a rung), "oom",
-        "diverged", "timeout", "failed", "lost".
-    objectives: by name, None unless ok. metrics: val_loss_se, tokens, seconds, tokens_per_second, peak_memory, ...
-    costs: what the plan alone tells. order: place in the order of completion, None until then.
-    A refined one has origin "refined" and the member that it came from as its parent; recipe: its own, None: that of the run.
-    """
-
-    id: str
-    genome: Genome
-    generation: int
-    origin: str
-    name: str | None
-    parents: list[str]
-    operators: list[str]
-    repaired: bool
-    status: str
-    reason: str = ""
-    objectives: dict[str, float] | None = None
-    metrics: dict = field(default_factory=dict)
-    costs: dict = field(default_factory=dict)
-    order: int | None = None
-    traceback: str | None = None
-    recipe: Recipe | None = None
-
-    @property
-    def trained_genome(self) -> Genome:
-        """The genome that its weights belong to: with the windows that sparsification has found, if it was at work."""
-        edited = (self.metrics.get("sparsity") or {}).get("genome")
-        return self.genome if edited is None else from_json(edited)
 
 
 class Run:
@@ -71,7 +33,7 @@ class Run:
         self.path = Path(path)
         meta = read_meta(self.path)
         self.config = RunConfig.from_json(meta["config"])
-        self.space = Space.from_json(meta["space"])
+        self.space = space_from_json(meta["space"])
         self.corpus: dict = meta["corpus"]
         self.versions: dict = meta["packages"]
         self.objectives = load_objectives(self.config.objectives.names)
@@ -155,7 +117,7 @@ class Run:
         """What `star refine` did with this run, oldest first."""
         if not self._record.refinements:
             return []
-        from star.refine.results import Refined  # here: it reads runs
+        from star.refine.results import Refined  # here: scipy.stats takes a second to import
 
         return [Refined(self, state) for state in self._record.refinements.values()]
 
@@ -206,11 +168,11 @@ class Run:
         return list(rows.values())
 
     def surrogate(self) -> dict[str, dict]:
-        """How well the surrogate foretold those that it chose, by objective: see `star.assess.calibration.report`.
+        """How well the surrogate foretold those that it chose, by objective: see `star.surrogate.calibration.report`.
 
         The proxy, of which it must be better, is the number of parameters: larger models are better on the whole.
         """
-        from star.assess.calibration import report  # here: scipy.stats takes a second to import
+        from star.surrogate.calibration import report  # here: scipy.stats takes a second to import
 
         proposals = {p.id: p for p in self._record.proposals if p.predicted}
         found = {}

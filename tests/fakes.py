@@ -1,5 +1,6 @@
 """Small runs of free candidates, reliable or not, for the tests of store and search."""
 
+import random
 import time
 
 from star.assess.evaluations import tabular
@@ -62,3 +63,34 @@ def history(path) -> list[tuple]:
                 (event.kind, event.data["digest"], repr(event.data.get("told")), repr(event.data.get("proposals")))
             )
     return told
+
+
+class Shuffled(InProcess):
+    """Ends jobs in a random order, several at a time or none."""
+
+    def __init__(self, function, slots, seed):
+        super().__init__(function, slots)
+        self.rng, self.held = random.Random(seed), []
+
+    def poll(self, timeout):
+        self.held += super().poll(timeout)
+        self.rng.shuffle(self.held)
+        n = self.rng.randint(0, len(self.held))
+        out, self.held = self.held[:n], self.held[n:]
+        return out
+
+
+class Interrupted(InProcess):
+    """Stops after some outcomes, as if its coordinator had been killed there."""
+
+    def __init__(self, function, slots, seed, left):
+        super().__init__(function, slots)
+        self.rng, self.left = random.Random(seed), left
+
+    def poll(self, timeout):
+        if self.left <= 0:
+            raise ConnectionError("killed")
+        outcomes = super().poll(timeout)
+        self.left -= len(outcomes)
+        self.rng.shuffle(outcomes)
+        return outcomes

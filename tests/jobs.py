@@ -99,3 +99,45 @@ def running(directory: Path) -> dict[str, int]:
             continue
         found[path.name] = pid
     return found
+
+
+ENDINGS = {
+    "ok": "ok",
+    "exit": "failed",
+    "raise": "failed",
+    "object": "failed",
+    "memory": "oom",
+    "torch memory": "oom",
+    "diverge": "diverged",
+    "full": "disk_full",
+}
+
+
+def drive(engine, jobs: dict[str, dict]) -> dict:
+    """All outcomes by job id, never holding more jobs than the engine has slots."""
+    waiting, outcomes, running = list(jobs.items()), {}, set()
+    while waiting or running:
+        while waiting and len(running) < engine.slots:
+            id, job = waiting.pop(0)
+            engine.submit(id, job)
+            running.add(id)
+        for outcome in engine.poll(1.0):
+            assert outcome.job_id in running, "an outcome came twice"
+            running.discard(outcome.job_id)
+            outcomes[outcome.job_id] = outcome
+    return outcomes
+
+
+def wait_for(condition, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 from fakes import config, run
-from test_kills import child, everything, session
+from kills import child, everything, session
 
 from star.engine import InProcess, ProcessPool
 from star.errors import RunFailed, UserError
 from star.run import Run
 from star.search import evolve
-from star.search.evolve import make_engine
+from star.search.workers import make_engine
 from star.store import Store, read_events
 from star.store.database import NAME
 

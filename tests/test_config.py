@@ -6,7 +6,7 @@ import pytest
 
 from star.config import PRESETS, RunConfig, describe, diff, load_config
 from star.errors import UserError
-from star.search.evolve import make_baselines, make_space
+from star.search.spaces import make_baselines, make_space
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -76,7 +76,7 @@ def evolve(
              star evolve runs/tiny-cache --objectives loss,cache --max-parameters 1e5
     Ctrl-C stops cleanly; the same command goes on from there.
     """
-    from star.cli.progress import EvolveDisplay
+    from star.cli.display import EvolveDisplay
     from star.run import config_for
     from star.search import evolve as search
 

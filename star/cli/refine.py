@@ -71,8 +71,8 @@ def refine(
              star refine runs/first --report
     The same command goes on after a kill, and takes a finished refinement further with a larger --budget.
     """
-    from star.refine.refine import choose_members
-    from star.refine.refine import refine as tune
+    from star.refine.coordinator import choose_members
+    from star.refine.coordinator import refine as tune
     from star.refine.settings import RefineSettings
     from star.report.refinement import (
         refinement_json,
@@ -134,7 +134,7 @@ def shares_of(text: str) -> tuple[float, ...]:
 
 
 class RefineDisplay:
-    """A callback for `star.refine.refine` and a context to use it in: a line for each trial, bars of running ones on a terminal."""
+    """A callback for `star.refine.coordinator` and a context to use it in: a line for each trial, bars of running ones on a terminal."""
 
     def __init__(self, quiet: bool = False):
         self.quiet, self.progress, self.tasks = quiet, None, {}
@@ -165,7 +165,7 @@ class RefineDisplay:
             say(text)
 
     def __call__(self, event: dict) -> None:
-        from star.cli.progress import left, loss_of
+        from star.cli.display import left, loss_of
 
         kind = event["kind"]
         if kind == "refine_start":
@@ -199,7 +199,7 @@ class RefineDisplay:
 
 def describe_trial(event: dict) -> str:
     """proposal r3f..., 25 %: loss 2.371, foreseen 2.38 +- 0.02; muon; LIV 2: GMemless -> SA-1"""
-    from star.refine.space import settings_text
+    from star.refine.recipe_space import settings_text
 
     name = {"member": "member", "confirm": f"again, seed {event['repeat']}:"}.get(event["purpose"], event["purpose"])
     where = f"{name} {event['candidate']}" + (f", {event['share']:.0%} of the tokens" if event["share"] < 1 else "")

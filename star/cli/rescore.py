@@ -33,7 +33,7 @@ def rescore(
     """
     from star.report.tables import rescore_rows, rescore_table
     from star.run import Run
-    from star.search.rescore import rescore as measure_again
+    from star.search.repeats import rescore as measure_again
 
     def show(event: dict) -> None:
         loss = (event["objectives"] or {}).get("loss")

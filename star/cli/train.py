@@ -59,8 +59,8 @@ def train(
              torchrun --nproc-per-node 2 -m star train lfm2-350m --tokens 1e9
     """
     from star.cli.arguments import choose_genome
+    from star.cli.display import TrainingDisplay
     from star.cli.evolve import overrides_of
-    from star.cli.progress import TrainingDisplay
     from star.config import load_config
     from star.data import open_corpus
     from star.errors import RunFailed

@@ -5,7 +5,7 @@ to the job. The engine knows nothing of genomes, training or searches. Imports `
 """
 
 from star.engine.inprocess import InProcess
-from star.engine.pool import ProcessPool
+from star.engine.processes import ProcessPool
 from star.engine.protocol import Engine, Outcome
 from star.engine.ray import Ray
 

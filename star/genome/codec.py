@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from star.errors import UserError
+from star.genome.classes import POOL, PoolClass, operator
 from star.genome.genome import Gene, Genome
-from star.genome.pool import POOL, PoolClass, operator
 
 FORMAT = "star-genome"
 VERSION = 1

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from star.genome.classes import PoolClass
 from star.genome.genome import Genome
 from star.genome.plan import resolve
-from star.genome.pool import PoolClass
 from star.liv import Operator
 from star.liv.genes import SPARSITY, WINDOW_UNIT
 

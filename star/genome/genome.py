@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from star.errors import UserError
-from star.genome.pool import POOL, PoolClass
+from star.genome.classes import POOL, PoolClass
 from star.liv import FAMILIES, Family, Operator
 
 MAX_DEPTH = 1024

@@ -14,12 +14,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from star.errors import UserError
+from star.genome.classes import FEATURIZERS, POOL, PoolClass, random_operator
 from star.genome.genome import Gene, Genome
-from star.genome.pool import FEATURIZERS, POOL, PoolClass, random_operator
 from star.genome.repair import repair
 from star.genome.space import GENES, HEADER, Space
 from star.liv import ABSENT, FAMILIES, FeatureGenes, Operator, OperatorGenes
@@ -262,3 +263,9 @@ def from_integers(integers: np.ndarray) -> Operator:
         if row != ABSENT:
             rows.append((name, row))
     return Operator(family.name, OperatorGenes(*numbers[:5]), tuple(sorted(rows)), bool(numbers[5]))
+
+
+def space_from_json(data: dict[str, Any]) -> Space:
+    """The space that `Space.to_json` wrote. The operator level has the key "evolved"."""
+    kind = OperatorSpace if "evolved" in data else Space
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})

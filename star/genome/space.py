@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from star.errors import UserError
+from star.genome.classes import PAPER_CLASSES, POOL
 from star.genome.genome import NORMS, RESIDUALS, Gene, Genome
-from star.genome.pool import PAPER_CLASSES, POOL
 from star.genome.repair import repair
 
 HEADER = ("d_model", "norm", "residual")
@@ -202,14 +202,6 @@ class Space:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
-
-    @staticmethod
-    def from_json(data: dict[str, Any]) -> Space:
-        """Of either level: the operator level has the key "evolved"."""
-        from star.genome.operator_space import OperatorSpace  # it builds on this module
-
-        kind = OperatorSpace if "evolved" in data else Space
-        return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
 
     def fit(self, genome: Genome) -> Genome:
         """The genome at the nearest width and depth of this space, to seed a search or to compare with."""

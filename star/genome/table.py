@@ -5,8 +5,8 @@ from __future__ import annotations
 from itertools import product
 from typing import Any
 
+from star.genome.classes import POOL
 from star.genome.genome import NORMS, RESIDUALS
-from star.genome.pool import POOL
 from star.liv import FAMILIES
 from star.liv.genes import CHANNEL_MIXING, OPERATOR_GENES, TOKEN_MIXING
 

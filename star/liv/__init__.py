@@ -1,7 +1,7 @@
 """The operators: y = T(x) x, each in one file, described by integers alone (`star.liv.genes`).
 
 The bottom layer. Imports nothing of STAR but `star.errors`. A new operator is one file here, with its `FAMILY` listed
-below, and one row in `star.genome.pool`.
+below, and one row in `star.genome.classes`.
 """
 
 from star.liv import attention, convolution, elementwise, memoryless, recurrence

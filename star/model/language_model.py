@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from star.genome.plan import BlockConfig, Layer, Plan
 from star.liv.base import LIV, Features, State, Weight, check_state, normal
 from star.liv.functional import rms_norm
-from star.model.loss import cross_entropy
+from star.model.cross_entropy import cross_entropy
 
 NORM_EPS = 1e-5
 BASE_WIDTH = 64  # where logits start at a standard deviation of 1
@@ -101,7 +101,7 @@ class LanguageModel(nn.Module):
     def loss(self, tokens: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
         """Cross-entropy in nats of targets int64 [B, T]: a scalar, or [B, T] with reduction "none". No state.
 
-        Where there are many logits they are made a chunk of tokens at a time (see `star/model/loss.py`).
+        Where there are many logits they are made a chunk of tokens at a time (see `star/model/cross_entropy.py`).
         """
         x, _ = self.hidden(tokens, None)
         x = rms_norm(x, self.final_norm, NORM_EPS).flatten(0, 1)

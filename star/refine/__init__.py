@@ -23,6 +23,6 @@ genome. What makes a refinement of a run out of them:
     analysis.py     which settings mattered
 """
 
-from star.refine.pool import KINDS, Observations, Pool, fidelity_coordinate
+from star.refine.candidates import KINDS, Pool, fidelity_coordinate
 
-__all__ = ["KINDS", "Observations", "Pool", "fidelity_coordinate"]
+__all__ = ["KINDS", "Pool", "fidelity_coordinate"]

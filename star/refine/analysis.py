@@ -14,11 +14,11 @@ from star.config import RunConfig
 from star.genome import Space
 from star.refine.encode import Setup
 from star.refine.neighbourhood import Seen
-from star.refine.plan import Planner
-from star.refine.posterior import Averaged
+from star.refine.planner import Planner
 from star.refine.results import Refined
-from star.search.candidate import Candidates
+from star.search.jobs import Candidates
 from star.store import Trial
+from star.surrogate.posterior import Averaged
 
 NEAR = (
     0.15,

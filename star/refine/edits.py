@@ -20,7 +20,7 @@ from star.genome.genome import Gene
 from star.genome.repair import repair
 from star.liv import FAMILIES, Operator
 from star.liv.genes import SPARSITY, FeatureGenes
-from star.refine.pool import KINDS
+from star.refine.candidates import KINDS
 
 STEPS = 2  # of a gene's legal values, either way: the nearest may not fit the width
 RECIPE, SWAP, SIZE, SHARING, WINDOW, SHAPE = KINDS

@@ -27,9 +27,9 @@ from star.cost import costs as costs_of
 from star.genome import Genome
 from star.liv import FAMILIES
 from star.refine.edits import RECIPE, Edit
-from star.refine.space import RecipeSpace, Settings
-from star.search.descriptors import describe as search_descriptors
-from star.search.gaussian_process import fit
+from star.refine.recipe_space import RecipeSpace, Settings
+from star.surrogate.descriptors import describe as search_descriptors
+from star.surrogate.gaussian_process import fit
 
 FAMILY_NAMES = tuple(sorted(FAMILIES))
 DESCRIPTORS = (
@@ -122,7 +122,7 @@ def _costs(genome: Genome, vocab_size: int, cache_tokens: int) -> Costs:
 def describe(genome: Genome, cost: Costs) -> list[float]:
     """`DESCRIPTORS` of a genome in their own units: sizes, which families in what shares, and what is shared.
 
-    Fewer than the search's (`star.search.descriptors`), because a refinement has a length scale for each. "first mixer" is where
+    Fewer than the search's (`star.surrogate.descriptors`), because a refinement has a length scale for each. "first mixer" is where
     the first LIV that mixes tokens stands, as a share of the depth.
     """
     genes = genome.canonical().backbone

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from star.refine.acquisition import knowledge_gradient, log_ei, log_rate
+from star.surrogate.acquisition import knowledge_gradient, log_ei, log_rate
 
 SHUT = -1e9  # logit of what may not be chosen
 DEPTH = 12.0  # logs below the best at which scores are cut off
@@ -213,7 +213,7 @@ def dream(
 ) -> Worlds:
     """2 x pairs worlds of one scene, each pair drawn from one process of an average.
 
-    roots: mean [P] and root of the covariance [P, P] of each process (`star.refine.posterior.whitened`), with their weights.
+    roots: mean [P] and root of the covariance [P, P] of each process (`star.surrogate.posterior.whitened`), with their weights.
     """
     P = len(roots[0][0])
     which = rng.choice(len(roots), size=pairs, p=weights)

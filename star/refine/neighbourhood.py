@@ -13,7 +13,7 @@ import numpy as np
 from star.genome import Genome, Space
 from star.refine.edits import Edit, edits
 from star.refine.encode import Setup
-from star.refine.space import RecipeSpace
+from star.refine.recipe_space import RecipeSpace
 
 FAR, NEAR, EDITED, BEST = (
     8,

@@ -19,8 +19,8 @@ import torch
 from scipy.stats import t as student
 from torch import Tensor, nn
 
+from star.refine.candidates import KINDS
 from star.refine.imagine import SHUT, Scene, Worlds, anchored, outcomes, worth
-from star.refine.pool import KINDS
 
 FACTS = 1 + len(KINDS) + 4  # fidelity; kind of edit; inherits; distance from its member; two exact objectives
 SEEN = FACTS + 10

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from star.refine.candidates import KINDS, fidelity_coordinate
 from star.refine.imagine import Scene, Worlds, outcomes
 from star.refine.policy import Lesson, Policy, PolicySettings, contenders, learn, lesson
-from star.refine.pool import KINDS, fidelity_coordinate
 
 WEIGHTS = Path(__file__).with_name("policy.safetensors")
 PRETRAINING = PolicySettings(rate=3e-3, contenders=6, pairs=12)

@@ -17,11 +17,11 @@ from itertools import repeat
 import numpy as np
 import torch
 
-from star.refine.acquisition import knowledge_gradient, log_ei, log_hypervolume_gain, log_rate, reduction
+from star.refine.candidates import KINDS, Pool, fidelity_coordinate
 from star.refine.imagine import NOTHING, Scene, dream
 from star.refine.policy import Policy, PolicySettings, Verdict, choose, gate, learn, lesson
-from star.refine.pool import KINDS, Observations, Pool, fidelity_coordinate
-from star.refine.posterior import SAMPLES, Averaged, condition, fit, whitened
+from star.surrogate.acquisition import knowledge_gradient, log_ei, log_hypervolume_gain, log_rate, reduction
+from star.surrogate.posterior import SAMPLES, Averaged, Observations, condition, fit, whitened
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def propose(
 
     budget: full trainings left. front [k, 1 + m]: the losses and exact objectives of the present front; with it, trials are worth
     what they add to its hypervolume. level(posterior) [n]: instead, the loss that each candidate must beat (that of its own member, say); by default
-    all must beat the best. scale: of the reported sd, from `star.assess.calibration.inflation`.
+    all must beat the best. scale: of the reported sd, from `star.surrogate.calibration.inflation`.
     """
     k = len(pool.fidelities)
     posterior, rows = fit(seen, k > 1, seed, settings.samples), pool.rows()

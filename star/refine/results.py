@@ -9,21 +9,35 @@ when it was tried, which is too good on average if it was chosen for it.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from scipy.stats import t as student
 
-from star.assess import Front
+from star.assess import Frame, Front, Objective
 from star.assess.noise import Noise, noise_sd
+from star.candidate import Candidate
+from star.config import RunConfig
 from star.genome import from_json
+from star.refine.recipe_space import recipe_space
 from star.refine.settings import RefineSettings
-from star.refine.space import recipe_space
 from star.store import Refinement, Trial, TrialResult
 
-if TYPE_CHECKING:
-    from star.run import Candidate, Run
+
+class SearchResults(Protocol):
+    """What a refinement reads of the run that it belongs to: `star.Run` is one."""
+
+    path: Path
+    config: RunConfig
+    objectives: Sequence[Objective]
+
+    @property
+    def frame(self) -> Frame | None: ...
+    def candidate(self, id: str) -> Candidate: ...
+    def front(self) -> list[Candidate]: ...
+    def repeats(self) -> dict[str, list[dict]]: ...
 
 
 @dataclass(frozen=True)
@@ -63,7 +77,7 @@ class MemberRow:
 class Refined:
     """A refinement of a run: its settings, its trials in order, and what follows from them."""
 
-    def __init__(self, run: "Run", state: Refinement):
+    def __init__(self, run: "SearchResults", state: Refinement):
         self.run, self.state, self.id = run, state, state.id
         self.settings = RefineSettings.from_json(state.settings)
         self.space = recipe_space(run.config.training, self.settings.ranges)
@@ -147,10 +161,8 @@ class Refined:
             )
         return rows
 
-    def candidates(self) -> list["Candidate"]:
+    def candidates(self) -> list[Candidate]:
         """Everything that was trained to the end under a recipe or with a genome of its own; objectives as `measured`."""
-        from star.run import Candidate
-
         found = []
         known = {id for id, _ in self.state.evidence}
         for trial in {t.candidate: t for t, _ in self.trials if t.candidate not in known}.values():
@@ -202,7 +214,7 @@ class Refined:
             )
         return found
 
-    def front(self) -> list["Candidate"]:
+    def front(self) -> list[Candidate]:
         """The front of the search and of all that was measured afresh, best loss first: members with their fresh losses where known."""
         found = {
             c.id: c
@@ -266,9 +278,7 @@ class Refined:
                 )
         return rows
 
-    def _as_measured(self, candidate: "Candidate") -> "Candidate":
-        from dataclasses import replace
-
+    def _as_measured(self, candidate: Candidate) -> Candidate:
         measured = self.measured(candidate.id)
         if measured is None:
             return candidate
@@ -283,6 +293,6 @@ class Refined:
             if row["objectives"]
         ]
 
-    def _no_larger(self, candidate: "Candidate", member: "Candidate") -> bool:
+    def _no_larger(self, candidate: Candidate, member: Candidate) -> bool:
         names: Sequence[str] = [o.name for o in self.run.objectives if o.cheap]
         return all(candidate.objectives[name] <= member.objectives[name] * (1 + 1e-9) for name in names)

@@ -18,7 +18,7 @@ class RefineSettings:
 
     members: ids of front members. budget: of everything, the last measurements included. minutes: after which nothing new is
     proposed; 0: no limit. fidelities: shares of the training budget at which candidates may be tried. ranges: see
-    `star.refine.space.recipe_space`. change: what may be changed. aim: members, a lower loss of each, at no more parameters,
+    `star.refine.recipe_space.recipe_space`. change: what may be changed. aim: members, a lower loss of each, at no more parameters,
     cache and so on; or front, hypervolume, whatever the size. policy: whether the learned policy may choose (where it wins in
     imagination). design: trials before the first proposal, apart from the members themselves, dealt out among them. confirm: fresh seeds of each
     candidate that is measured at the end. parallel: proposals at one time; part of what decides the results, so it is

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import norm, spearmanr
 
-from star.refine.pool import Observations
-from star.refine.posterior import fit, winsorised
+from star.surrogate.posterior import Observations, fit, winsorised
 
 LEAST = 4  # target observations before a source can be judged
 RANKS = 0.5  # rank correlation from which on a source is kept

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from matplotlib.figure import Figure
 
 from star.config import describe
+from star.refine.recipe_space import settings_text
 from star.refine.results import Refined
-from star.refine.space import settings_text
 from star.report.genome_diagram import genome_diagram
 from star.report.plots import PLOTS, Plot
 from star.report.refinement import REFINEMENT_PLOTS, refinement_lines

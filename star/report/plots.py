@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from matplotlib.figure import Figure
 
 from star.report.curves import learning_curves
+from star.report.fronts import pareto_fronts
 from star.report.genome_diagram import genome_diagram
 from star.report.hypervolume import hypervolume
-from star.report.pareto import pareto_fronts
 from star.report.style import save_figure
 
 if TYPE_CHECKING:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.table import Table
 
-from star.assess.calibration import calibration
 from star.refine.analysis import everything_seen, importances, planner_of, regression
+from star.refine.recipe_space import recipe_space, settings_text
 from star.refine.results import Measured, Refined
-from star.refine.space import recipe_space, settings_text
 from star.report.refinement_plots import calibration_panels, convergence, refinement_progress
 from star.report.style import save_figure
 from star.report.units import format_value, heading
+from star.surrogate.calibration import calibration
 
 if TYPE_CHECKING:
     from star.run import Candidate, Run

@@ -10,7 +10,7 @@ from star.config import RunConfig
 from star.errors import UserError
 from star.genome import Genome, Space
 from star.search import algorithms
-from star.search.surrogate import Surrogate
+from star.surrogate.screening import Surrogate
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from star.config import RunConfig
 from star.engine import Engine, Outcome
 from star.errors import RunFailed
 from star.genome import Genome
-from star.search import policy
+from star.search import outcomes
 from star.search.algorithm import Algorithm
-from star.search.candidate import Candidates, finite, infeasible
 from star.search.events import Emitter
+from star.search.jobs import Candidates, finite, infeasible
 from star.search.pacing import make_pacing
 from star.store import CandidateFiles, Proposal, Record, Store
 from star.store.database import disk_full
@@ -124,17 +124,17 @@ class Loop:
         """Which of the candidates that wait at a rung go on. The others are settled: they never join the front."""
         rung = self.record.stage(waiting[0])
         reached = {id: rungs[rung] for id, rungs in self.record.rungs.items() if len(rungs) > rung}
-        F = {id: policy.scaled_objectives(result, self.objectives) for id, result in reached.items()}
+        F = {id: outcomes.scaled_objectives(result, self.objectives) for id, result in reached.items()}
         gains = None
         if not peers:  # peers that are told already are beyond what the algorithm can judge again
             expected = self.algorithm.promising(waiting, [F[id] for id in waiting], rung)
             gains = None if expected is None else dict(zip(waiting, map(float, expected), strict=True))
-        good = policy.promoted(waiting, peers, F, self.config.search.promote, gains)
+        good = outcomes.promoted(waiting, peers, F, self.config.search.promote, gains)
         stopped = [self.candidates.stop(self.proposals[id], reached[id]) for id in waiting if id not in good]
         return [("promote", {"ids": good}), *(("finish", finish) for finish in stopped)]
 
     def _tell(self, due: Sequence[str], complete: int | None) -> list[tuple[str, dict]]:
-        told = policy.told(
+        told = outcomes.told(
             [self.proposals[id] for id in due],
             self.record.results,
             self.record.rungs,

@@ -14,8 +14,8 @@ from pymoo.problems.static import StaticProblem
 
 from star.config import RunConfig
 from star.search.algorithm import Batch, Offspring, Told
-from star.search.operators import Variation
-from star.search.policy import constraint_names
+from star.search.outcomes import constraint_names
+from star.search.variation import Variation
 
 Config.warnings["not_compiled"] = False  # pymoo prints this to standard output; its compiled parts are not needed
 

@@ -14,7 +14,7 @@ from star.training.loggers import Logger, open_logger
 from star.training.recipe import LAPTOP, Recipe
 from star.training.result import TrainingResult
 from star.training.schedule import learning_rate_factor
-from star.training.train import train
+from star.training.trainer import train
 
 __all__ = [
     "LAPTOP",

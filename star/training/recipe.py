@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, fields, replace
 
 from star.errors import UserError
-from star.settings import setting
+from star.fields import setting
 from star.training.schedule import SCHEDULES
 
 OPTIMIZERS = ("adamw", "muon")

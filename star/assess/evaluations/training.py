@@ -82,7 +82,7 @@ def assess(job: dict, report: Report) -> dict:
 
 def _tasks(job: dict, deadline: float | None) -> dict[str, float] | None:
     """Accuracies on the synthetic tasks; of a run with rungs measured at the first, and kept for those that follow."""
-    from star.assess.tasks import measure
+    from star.assess.synthetic_tasks import measure
     from star.genome import from_json
     from star.training.device import resolve_device
 

@@ -1,4 +1,4 @@
-"""Skill: mean error on six synthetic tasks, for models trained on each of them (`star.assess.tasks`)."""
+"""Skill: mean error on six synthetic tasks, for models trained on each of them (`star.assess.synthetic_tasks`)."""
 
 import math
 

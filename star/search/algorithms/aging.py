@@ -7,8 +7,8 @@ objectives the tournament is won by the least dominated, then the least crowded.
 from star.config import RunConfig
 from star.genome import Space
 from star.search.algorithm import Algorithm
-from star.search.plain import Draft, Member, PlainAlgorithm, places
-from star.search.surrogate import Surrogate
+from star.search.steady_state import Draft, Member, PlainAlgorithm, places
+from star.surrogate.screening import Surrogate
 
 
 def create(space: Space, config: RunConfig, surrogate: Surrogate | None = None) -> Algorithm:

@@ -13,8 +13,8 @@ import numpy as np
 from star.config import RunConfig
 from star.genome import Space
 from star.search.algorithm import Algorithm
-from star.search.plain import Draft, Member, PlainAlgorithm, places
-from star.search.surrogate import Surrogate
+from star.search.steady_state import Draft, Member, PlainAlgorithm, places
+from star.surrogate.screening import Surrogate
 
 BETA0, GAMMA = 0.9, 1.0
 

@@ -11,9 +11,9 @@ from pymoo.operators.selection.tournament import TournamentSelection
 from star.config import RunConfig
 from star.genome import Space
 from star.search.algorithm import Algorithm
-from star.search.operators import Variation
 from star.search.pymoo_adapter import PymooAlgorithm
-from star.search.surrogate import Surrogate
+from star.search.variation import Variation
+from star.surrogate.screening import Surrogate
 
 
 def create(space: Space, config: RunConfig, surrogate: Surrogate | None = None) -> Algorithm:

@@ -3,8 +3,8 @@
 from star.config import RunConfig
 from star.genome import Space
 from star.search.algorithm import Algorithm
-from star.search.plain import Draft, Member, PlainAlgorithm
-from star.search.surrogate import Surrogate
+from star.search.steady_state import Draft, Member, PlainAlgorithm
+from star.surrogate.screening import Surrogate
 
 
 def create(space: Space, config: RunConfig, surrogate: Surrogate | None = None) -> Algorithm:

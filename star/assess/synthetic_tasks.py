@@ -1,0 +1,107 @@
+"""How well an architecture learns the six synthetic tasks of `star.data.synthetic`: a cheap second opinion beside the corpus loss.
+
+    scores = measure(genome, tokens=200_000, seed=0)       # {"recall": accuracy, ..., "mean": ...}
+
+Each task trains a model of its own from scratch, at the genome's pattern and at most `WIDTH` wide.
+"""
+
+import time
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from star.data.synthetic import IGNORE, TASKS, Task
+from star.genome import Genome
+from star.model import LanguageModel, build
+from star.training.optim import build_optimizer
+from star.training.recipe import Recipe
+from star.training.schedule import learning_rate_factor
+
+WIDTH = 64
+TOKENS_PER_STEP = 1024
+TEST_SEQUENCES = 256
+RECIPE = Recipe(learning_rate=5e-3, weight_decay=0.0, schedule="linear", warmup=0.1)
+
+
+def measure(
+    genome: Genome,
+    tokens: int,
+    seed: int = 0,
+    tasks: Mapping[str, Task] = TASKS,
+    device: str = "cpu",
+    deadline: float | None = None,
+) -> dict[str, float] | None:
+    """Accuracy on unseen sequences by task, and their mean. tokens: to train on, for each task. None past the deadline."""
+    genome = genome.scaled(d_model=WIDTH) if genome.d_model > WIDTH else genome
+    scores = {}
+    for number, task in enumerate(tasks.values()):
+        score = train_task(genome, task, tokens, seed + number, device, deadline)
+        if score is None:
+            return None
+        scores[task.name] = score
+    return scores | {"mean": sum(scores.values()) / len(scores)}
+
+
+def train_task(
+    genome: Genome, task: Task, tokens: int, seed: int, device: str = "cpu", deadline: float | None = None
+) -> float | None:
+    """Train a model of this genome on one task; its accuracy on sequences that it has not seen. None past the deadline."""
+    model = build(genome, vocab_size=task.vocab_size, seed=seed).to(device).train()
+    reader = _Reader(task, genome.d_model, seed).to(device) if task.from_last else None
+    optimizer = build_optimizer(model, RECIPE)
+    if reader is not None:
+        optimizer.add(list(reader.parameters()), RECIPE.learning_rate)
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    batch_size = max(1, TOKENS_PER_STEP // task.length)
+    steps = max(1, tokens // (batch_size * task.length))
+    rng, test = np.random.default_rng([seed, 0]), np.random.default_rng([seed, 1])
+    for step in range(steps):
+        if deadline is not None and time.monotonic() > deadline:
+            return None
+        inputs, targets = (part.to(device) for part in task.batch(batch_size, rng))
+        loss = F.cross_entropy(
+            _answers(model, reader, inputs).float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE
+        )
+        loss.backward()
+        nn.utils.clip_grad_norm_(params, RECIPE.clip)
+        optimizer.set(learning_rate_factor(RECIPE.schedule, step + 0.5, steps, RECIPE.warmup))
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+    with torch.no_grad():
+        inputs, targets = (part.to(device) for part in task.batch(TEST_SEQUENCES, test))
+        return accuracy(_answers(model, reader, inputs), targets)
+
+
+def accuracy(logits: Tensor, targets: Tensor) -> float:
+    """Share of the targets [B, T] that are the largest of logits [B, T, V]; where nothing is asked counts for nothing."""
+    asked = targets != IGNORE
+    return (logits.argmax(-1) == targets)[asked].double().mean().item()
+
+
+class _Reader(nn.Module):
+    """Reads a whole sequence off one state: an MLP asked for each position in turn, so that the model must put all of it there."""
+
+    def __init__(self, task: Task, width: int, seed: int):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.positions = nn.Parameter(torch.randn(task.length, width))
+            self.mlp = nn.Sequential(nn.Linear(2 * width, 4 * width), nn.SiLU(), nn.Linear(4 * width, task.vocab_size))
+
+    def forward(self, state: Tensor) -> Tensor:
+        """state [B, D] -> logits [B, T, V]."""
+        state = F.rms_norm(state, state.shape[-1:])
+        both = torch.cat(
+            [state[:, None].expand(-1, len(self.positions), -1), self.positions.expand(len(state), -1, -1)], dim=-1
+        )
+        return self.mlp(both)
+
+
+def _answers(model: LanguageModel, reader: _Reader | None, inputs: Tensor) -> Tensor:
+    """Logits [B, T, V]."""
+    hidden, _ = model.hidden(inputs, None)
+    return model.logits(hidden) if reader is None else reader(hidden[:, -1])

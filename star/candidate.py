@@ -1,0 +1,43 @@
+"""One genome of a run and what is known of it, as readers of runs see it."""
+
+from dataclasses import dataclass, field
+
+from star.genome import Genome, from_json
+from star.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One genome of a run and what is known of it.
+
+    origin: "initial", "seed", "offspring" or "baseline". name: of a baseline or seed. parents: ids of candidates.
+    operators: what changed it ("crossover", "mutation"). repaired: whether variation had left it invalid.
+    status: "pending", "running", or how it ended: "ok", "infeasible", "stopped" (not promoted from a rung), "oom",
+        "diverged", "timeout", "failed", "lost".
+    objectives: by name, None unless ok. metrics: val_loss_se, tokens, seconds, tokens_per_second, peak_memory, ...
+    costs: what the plan alone tells. order: place in the order of completion, None until then.
+    A refined one has origin "refined" and the member that it came from as its parent; recipe: its own, None: that of the run.
+    """
+
+    id: str
+    genome: Genome
+    generation: int
+    origin: str
+    name: str | None
+    parents: list[str]
+    operators: list[str]
+    repaired: bool
+    status: str
+    reason: str = ""
+    objectives: dict[str, float] | None = None
+    metrics: dict = field(default_factory=dict)
+    costs: dict = field(default_factory=dict)
+    order: int | None = None
+    traceback: str | None = None
+    recipe: Recipe | None = None
+
+    @property
+    def trained_genome(self) -> Genome:
+        """The genome that its weights belong to: with the windows that sparsification has found, if it was at work."""
+        edited = (self.metrics.get("sparsity") or {}).get("genome")
+        return self.genome if edited is None else from_json(edited)

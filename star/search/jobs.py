@@ -1,0 +1,146 @@
+"""One candidate on its way: from a genome to a proposal, to a job for the engine, and from an outcome to the record."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from star.assess import load_objectives
+from star.assess.constraints import measured_bounds, measured_violations, tasks_tokens
+from star.config import RunConfig
+from star.cost import costs as costs_of
+from star.engine import Outcome
+from star.genome import Genome, from_json, to_json
+from star.search import outcomes
+from star.store import Proposal, Rung
+
+
+class Candidates:
+    """What all candidates of a run have in common."""
+
+    def __init__(self, config: RunConfig, corpus: Mapping):
+        self.config, self.corpus = config, corpus
+        self.objectives = load_objectives(config.objectives.names)
+        bounds = outcomes.constraint_names(config.objectives)
+        cheap = [o for o in (*self.objectives, *load_objectives(bounds or ("loss",))) if o.cheap]
+        self.cheap = tuple({o.name: o for o in cheap}.values())
+
+    def propose(self, genome: Genome, origin: str, **lineage) -> Proposal:
+        """With the cheap objectives, which decide about the constraints before anything is trained."""
+        values = self.costs(genome)
+        broken = {} if origin == "baseline" else outcomes.violations(values, self.config.objectives)
+        return Proposal(genome.id, to_json(genome), origin, costs=values, violations=broken, **lineage)
+
+    def costs(self, genome: Genome) -> dict[str, float]:
+        costs = costs_of(genome, vocab_size=self.corpus["vocab_size"], seq_len=self.config.objectives.cache_tokens)
+        return {o.name: float(o.measure(costs)) for o in self.cheap}
+
+    def job(self, proposal: Proposal, tries: Sequence[str], stage: int, directory: Path) -> dict:
+        """What `star.assess.evaluations` says a job is. stage: the rung to train up to; the number of rungs: to the end."""
+        attempt = outcomes.attempt_number(tries)
+        rungs = () if proposal.origin == "baseline" else self.config.search.rungs
+        tokens = self.config.training.tokens
+        seed = outcomes.candidate_seed(self.config.seed, proposal.id, attempt)
+        recipe = dataclasses.asdict(self.config.training) | {"seed": seed}
+        return {
+            "id": proposal.id,
+            "attempt": attempt,
+            "seed": seed,
+            "genome": proposal.genome,
+            "costs": proposal.costs,
+            "corpus": self.config.data.corpus,
+            "fingerprint": self.corpus["fingerprint"],
+            "recipe": recipe,
+            "rung": stage,
+            "stop_tokens": max(1, round(rungs[stage] * tokens)) if stage < len(rungs) else None,
+            "checkpoint": str(directory.absolute() / f"checkpoint-{attempt}.safetensors") if rungs else None,
+            "tasks": tasks_tokens(self.config.objectives),
+            "threads": self.config.engine.threads,
+            "timeout": self.config.engine.timeout or None,
+            "directory": str(directory.absolute()),
+            "keep_weights": self.config.keep != "none",
+        }
+
+    def repeat(self, proposal: Proposal, repeat: int) -> dict:
+        """The job that measures a settled candidate once more: another seed, the whole budget, nothing kept."""
+        seed = outcomes.candidate_seed(self.config.seed, proposal.id, -1 - repeat)  # attempts count from 0 upwards
+        job = self.job(proposal, (), len(self.config.search.rungs), Path())
+        recipe = job["recipe"] | {"seed": seed}
+        fresh = {"attempt": -1 - repeat, "seed": seed, "recipe": recipe}
+        return job | fresh | {"stop_tokens": None, "checkpoint": None, "directory": None, "keep_weights": False}
+
+    def ended(self, proposal: Proposal, outcome: Outcome, tries: Sequence[str], stage: int) -> tuple[str, dict]:
+        """The event that an outcome is: "rung" if it trained well up to a rung, else "finish"."""
+        status, reason = outcome.status, outcome.reason
+        metrics = finite((outcome.result or {}).get("metrics") or {})
+        objectives = self.measure(proposal, metrics) if status == "ok" else None
+        if status == "ok" and objectives is None:
+            status, reason = "diverged", "an objective is not finite"
+        broken = (
+            {k: by for k, by in measured_violations(metrics, self.config.objectives).items() if by > 0}
+            if status == "ok"
+            else {}
+        )
+        if broken and proposal.origin != "baseline":
+            limits = measured_bounds(self.config.objectives)
+            status = "infeasible"
+            reason = " and ".join(
+                f"{name} is {objectives.get(name, limits[name] * (1 + by)):.3g}, above {limits[name]:g}"
+                for name, by in broken.items()
+            )
+            objectives = None
+        facts = {
+            "id": proposal.id,
+            "attempt": outcomes.attempt_number(tries),
+            "metrics": metrics,
+            "objectives": objectives,
+        }
+        facts |= {"seconds": outcome.seconds, "worker": outcome.worker}
+        rungs = () if proposal.origin == "baseline" else self.config.search.rungs
+        if status == "ok" and stage < len(rungs):
+            return "rung", facts | {"rung": stage}
+        final = outcomes.settles(status, tries)
+        if final and status == "lost":
+            reason += f"; given up after {tries.count('lost') + 1} times"
+        return "finish", facts | {"status": status, "reason": reason, "traceback": outcome.traceback, "final": final}
+
+    def stop(self, proposal: Proposal, rung: Rung) -> dict:
+        """Data of the "finish" event of a candidate that is not promoted from a rung."""
+        share = self.config.search.rungs[rung.rung]
+        reason = f"not among the best {self.config.search.promote:.0%} after {share:.0%} of the training budget"
+        fields = {"id": proposal.id, "attempt": rung.attempt, "status": "stopped", "reason": reason, "traceback": None}
+        metrics = rung.metrics | {"fidelity": share}
+        return fields | {"metrics": metrics, "objectives": None, "seconds": 0.0, "worker": rung.worker, "final": True}
+
+    def measure(self, proposal: Proposal, metrics: Mapping) -> dict[str, float] | None:
+        """All objectives of a trained candidate; None if one of them is no finite number.
+
+        Training may have found shorter attention windows, and then the candidate is what it has become.
+        """
+        edited = (metrics.get("sparsity") or {}).get("genome")
+        costs = proposal.costs if edited is None else self.costs(from_json(edited))
+        values = {o.name: costs[o.name] if o.cheap else o.measure(metrics) for o in self.objectives}
+        good = all(isinstance(value, int | float) and math.isfinite(value) for value in values.values())
+        return {name: float(value) for name, value in values.items()} if good else None
+
+
+def infeasible(proposal: Proposal) -> dict:
+    """Data of the "finish" event of a genome that is not trained because it breaks a bound."""
+    broken = [f"{name} is {proposal.costs[name]:,.0f}" for name, by in proposal.violations.items() if by > 0]
+    fields = {
+        "id": proposal.id,
+        "attempt": 0,
+        "status": "infeasible",
+        "reason": " and ".join(broken),
+        "traceback": None,
+    }
+    return fields | {"metrics": {}, "objectives": None, "seconds": 0.0, "worker": "", "final": True}
+
+
+def finite(data):
+    """JSON data with None for every number that is not finite: the record holds no NaN."""
+    if isinstance(data, dict):
+        return {key: finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data

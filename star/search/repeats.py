@@ -1,0 +1,93 @@
+"""Measure members of a front again with fresh seeds, so that lucky ones are seen.
+
+The best of many noisy measurements is partly luck: its loss is low also because its seed was good. Fresh measurements of
+the same genome under the same recipe have no such bias. They are recorded beside the search's own result and change
+nothing in it; `star.Run.repeats` and `star.assess.noise` read them.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from star.engine import Engine
+from star.errors import UserError
+from star.run import Run
+from star.search.events import Callback, Emitter
+from star.search.jobs import Candidates, finite
+from star.search.session import open_run
+from star.store import Proposal, Record, Store
+
+MOST_LOST = 3  # attempts whose worker died before a repeat is given up
+
+
+def rescore(
+    run: str | Path,
+    repeats: int = 3,
+    ids: Sequence[str] = (),
+    workers: int | None = None,
+    engine: Engine | None = None,
+    callbacks: Iterable[Callback] = (),
+) -> int:
+    """Bring every member of the front (or the candidates `ids`) to `repeats` fresh measurements; returns how many were made.
+
+    What an earlier call has measured counts, so the same call goes on after a kill. Callbacks get "repeat_end" events
+    with the data of the record's "repeat" event, done and total. Raises UserError if there is no front, if a candidate
+    was never trained to the end, or if another process works on the run.
+    """
+    emit = Emitter(callbacks)
+    with open_run(run, workers) as session:
+        found, record = Run(run), session.record
+        members = [found.candidate(id) for id in ids] if ids else found.front()
+        if not members:
+            raise UserError(f"{run} has no front to measure again; star status {run} shows how far it is")
+        for member in members:
+            if not member.objectives:
+                raise UserError(
+                    f"{run}:{member.id} ended as '{member.status}', so there is nothing to measure again; "
+                    f"give ids of star front {run}"
+                )
+        engine = session.start_engine(engine)
+        candidates = Candidates(session.config, session.corpus)
+        proposals = {p.id: p for p in record.proposals}
+        todo = [(proposals[m.id], k) for k in range(repeats) for m in members if k not in _measured(record, m.id)]
+        session.store.record([("session", session.about(engine))])
+        _work(todo, candidates, session.store, engine, emit)
+        return len(todo)
+
+
+def _measured(record: Record, id: str) -> set[int]:
+    return {data["repeat"] for data in record.repeats.get(id, ())}
+
+
+def _work(
+    todo: list[tuple[Proposal, int]], candidates: Candidates, store: Store, engine: Engine, emit: Emitter
+) -> None:
+    queue, lost, done, total = deque(todo), {}, 0, len(todo)
+    running: dict[str, tuple[Proposal, int]] = {}
+    while queue or running:
+        while queue and len(running) < engine.slots:
+            proposal, repeat = queue.popleft()
+            running[f"{proposal.id}-{repeat}"] = proposal, repeat
+            engine.submit(f"{proposal.id}-{repeat}", candidates.repeat(proposal, repeat))
+        for outcome in engine.poll(0.5):
+            proposal, repeat = running.pop(outcome.job_id)
+            lost[outcome.job_id] = lost.get(outcome.job_id, 0) + (outcome.status == "lost")
+            if outcome.status == "lost" and lost[outcome.job_id] < MOST_LOST:
+                queue.append((proposal, repeat))
+                continue
+            metrics = finite((outcome.result or {}).get("metrics") or {})
+            objectives = candidates.measure(proposal, metrics) if outcome.status == "ok" else None
+            data = {
+                "id": proposal.id,
+                "repeat": repeat,
+                "seed": candidates.repeat(proposal, repeat)["seed"],
+                "status": outcome.status if objectives or outcome.status != "ok" else "diverged",
+                "reason": outcome.reason,
+                "objectives": objectives,
+                "metrics": metrics,
+                "seconds": outcome.seconds,
+                "worker": outcome.worker,
+            }
+            store.record([("repeat", data)])
+            done += 1
+            emit("repeat_end", **data, done=done, total=total)

@@ -1,0 +1,70 @@
+"""The search space and the baselines that a configuration describes."""
+
+from pathlib import Path
+
+from star.assess import load_objectives
+from star.assess.constraints import bounds
+from star.config import RunConfig
+from star.cost import costs as costs_of
+from star.errors import UserError
+from star.genome import Gene, Genome, OperatorSpace, Space, find_genome
+
+
+def make_space(config: RunConfig) -> Space:
+    settings = config.space
+    fields: dict = {"classes": tuple(sorted({0, *settings.classes}))} if settings.classes else {}
+    if settings.level == "operator":
+        fields["evolved"] = settings.evolved
+    kind = OperatorSpace if settings.level == "operator" else Space
+    return kind(
+        n_slots=settings.slots,
+        d_models=settings.d_models,
+        head_dim=settings.head_dim,
+        norms=settings.norms,
+        residuals=settings.residuals,
+        max_groups=None if settings.sharing else 0,
+        **fields,
+    )
+
+
+def check_bounds(space: Space, config: RunConfig, vocab_size: int) -> None:
+    """Raises UserError if no genome of the space can meet a bound that is known before training.
+
+    The cheapest genome has as few LIVs as the space allows, all of one class; several bounds that each can be met but
+    not together are not noticed here: the run then reports that its genomes break them.
+    """
+    if not bounds(config.objectives) or isinstance(
+        space, OperatorSpace
+    ):  # the cheapest operator is not known beforehand
+        return
+    least = 1 if 0 in space.classes else space.n_slots
+    cheapest = [
+        Genome((Gene(c),) * least, d_model, space.head_dim, norm, residual, space.rope_theta)
+        for c in space.classes
+        if c
+        for d_model in space.d_models[:1]
+        for norm in space.norms
+        for residual in space.residuals
+    ]
+    found = [costs_of(genome, vocab_size=vocab_size, seq_len=config.objectives.cache_tokens) for genome in cheapest]
+    for objective in load_objectives(tuple(bounds(config.objectives))):
+        bound = bounds(config.objectives)[objective.name]
+        if objective.cheap and (smallest := min(objective.measure(cost) for cost in found)) > bound:
+            raise UserError(
+                f"objectives.max_{objective.name} is {bound:,.0f} and the smallest genome of this space has {smallest:,.0f}; "
+                "raise the bound, or allow narrower models (space.d_models) or fewer LIVs (class 0)"
+            )
+
+
+def make_baselines(space: Space, config: RunConfig) -> list[tuple[str, Genome]]:
+    """Names and genomes of the baselines, scaled to the width and depth of the space; each genome once."""
+    found: dict[str, tuple[str, Genome]] = {}
+    for name in config.search.baselines:
+        named = find_genome(name)
+        genome = space.fit(named.genome)
+        if not genome.fits:
+            raise UserError(
+                f"search.baselines: {name} does not fit a width of {genome.d_model}; leave it out or change the width"
+            )
+        found.setdefault(genome.id, (named.name or Path(name).stem, genome))
+    return list(found.values())

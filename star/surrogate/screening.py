@@ -1,0 +1,274 @@
+"""A model of the objectives that cost training, which looks over offspring before any is trained.
+
+Many offspring are proposed for each one trained. The ones chosen are those from which most is expected: the expected gain
+in hypervolume (Emmerich et al., 2006), of which the cheap objectives, being exact, take no part in the uncertainty.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from scipy.special import ndtr
+
+from star.assess import Objective, load_objectives
+from star.config import RunConfig
+from star.cost import costs as costs_of
+from star.genome import Genome
+from star.surrogate.descriptors import describe
+from star.surrogate.gaussian_process import GaussianProcess, fit
+
+LEAST = 8  # full results before predictions are used
+MOST = 400  # results that are fitted: the latest, and the front
+EXPLORE = 0.1  # share of the chosen that is drawn by lot, so that what the model cannot see is tried too
+
+Describe = Callable[[Sequence], tuple[np.ndarray, np.ndarray, np.ndarray]]
+"""Genomes -> inputs [n, p], the group of each input [p], scaled objectives [n, m] with NaN for those that cost training."""
+
+
+class Surrogate:
+    """Gaussian processes over the results told so far, one for each objective that costs training."""
+
+    def __init__(self, objectives: Sequence[Objective], describe: Describe):
+        self.modelled = [k for k, objective in enumerate(objectives) if not objective.cheap]
+        self.names = [objective.name for objective in objectives]
+        self.describe = describe
+        self.seen = len(self.names)  # objectives, from the first on, in which a gain counts
+        self.X: list[np.ndarray] = []
+        self.F: list[np.ndarray] = []
+        self.groups = np.zeros(0, int)
+        self.models: dict[int, GaussianProcess] = {}
+        self.curves: dict[int, Curves] = {}  # by rung
+        self.stopped: list[tuple[int, np.ndarray, np.ndarray]] = []  # rung, inputs, values there
+        self.fresh = False  # whether the models have seen all results
+
+    def tell(
+        self, genomes: Sequence, F: np.ndarray, good: np.ndarray, rungs: Sequence[Sequence[Sequence[float]]] = ()
+    ) -> None:
+        """Results F [n, m], scaled. good [n]: trained to the end and within all bounds.
+
+        rungs: of each, the objectives that it had at the rungs it came to [r, m]. Those that were stopped at one teach
+        what they would have come to, judging by those that went on. All other failures teach nothing.
+        """
+        if not len(genomes):
+            return
+        X, self.groups, _ = self.describe(genomes)
+        for i, (x, f, ok) in enumerate(zip(X, np.asarray(F, float), good, strict=True)):
+            reached = [np.asarray(row, float) for row in rungs[i]] if i < len(rungs) else []
+            if ok:
+                self.X.append(x)
+                self.F.append(f)
+                for rung, at in enumerate(reached):
+                    self.curves.setdefault(rung, Curves(self.modelled)).add(x, at, f)
+            elif reached:
+                self.stopped.append((len(reached) - 1, x, reached[-1]))
+        self.fresh = False
+
+    @property
+    def ready(self) -> bool:
+        return len(self.X) >= LEAST and bool(self.modelled) and self.modelled[0] < self.seen
+
+    def predict(self, genomes: Sequence) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+        """Scaled objectives [n, m], means where they are modelled, and the covariance [n, n] of each modelled one."""
+        self._fit()
+        X, _, F = self.describe(genomes)
+        covariances = {}
+        for k, model in self.models.items():
+            F[:, k], covariances[k] = model.predict(X)
+        return F, covariances
+
+    def choose(
+        self, genomes: Sequence, n: int, rng: np.random.Generator
+    ) -> tuple[list[int], list[dict[str, list[float]]]]:
+        """Indices of n genomes to train, and what is predicted of each: {objective: [mean, sd]}, scaled, noise included."""
+        F, covariances = self.predict(genomes)
+        told = np.array(self.F)[:, : self.seen]
+        low, high = told.min(axis=0), told.max(axis=0)
+        span = np.where(high > low, high - low, 1.0)
+        front = (_non_dominated(told) - low) / span
+        points, first = (F[:, : self.seen] - low) / span, self.modelled[0]
+        covariance = covariances[first] / span[first] ** 2
+        open, chosen = np.ones(len(genomes), bool), []
+        for lottery in rng.random(n):
+            if lottery < EXPLORE:
+                pick = int(rng.choice(np.flatnonzero(open)))
+            else:
+                sd = np.sqrt(np.maximum(np.diag(covariance), 1e-12))
+                gain = np.where(open, expected_gain(points, sd, first, front), -1.0)
+                # Where nothing is expected of anything, what is least known
+                pick = int(gain.argmax()) if gain.max() > 1e-12 else int(np.where(open, sd, -1.0).argmax())
+            chosen.append(pick)
+            open[pick] = False
+            front = _non_dominated(
+                np.vstack([front, points[pick]])
+            )  # as if it came out as predicted (Kriging believer)
+            column = covariance[:, pick]
+            covariance = covariance - np.outer(column, column) / (column[pick] + 1e-9)
+        predictions = []
+        for i in chosen:
+            sds = {k: math.sqrt(max(covariances[k][i, i], 0.0) + self.models[k].noise) for k in self.modelled}
+            predictions.append({self.names[k]: [float(F[i, k]), sds[k]] for k in self.modelled})
+        return chosen, predictions
+
+    def promising(self, genomes: Sequence, F: np.ndarray, rung: int) -> np.ndarray | None:
+        """Expected gain [n] of training these to the end, given their objectives F [n, m] at a rung; None: too early to tell."""
+        curves = self.curves.get(rung)
+        if curves is None or not curves.ready or not self.ready:
+            return None
+        X, groups, exact = self.describe(genomes)
+        mean, sd = curves.predict(X, F, groups)
+        points = np.where(np.isnan(exact), mean, exact)[:, : self.seen]
+        told = np.array(self.F)[:, : self.seen]
+        low, high = told.min(axis=0), told.max(axis=0)
+        span = np.where(high > low, high - low, 1.0)
+        first = self.modelled[0]
+        return expected_gain(
+            (points - low) / span, sd[:, first] / span[first], first, (_non_dominated(told) - low) / span
+        )
+
+    def _fit(self) -> None:
+        if self.fresh:
+            return
+        X, F = np.array(self.X), np.array(self.F)
+        for rung, curves in self.curves.items():
+            mine = [(x, f) for at, x, f in self.stopped if at == rung]
+            if mine and curves.ready:
+                inputs, values = (np.array(part) for part in zip(*mine, strict=True))
+                X, F = np.vstack([X, inputs]), np.vstack([F, curves.predict(inputs, values, self.groups)[0]])
+        if len(X) > MOST:
+            on_front = [i for i in range(len(F)) if not _dominated(F, F[i])]
+            keep = sorted({*on_front[-MOST // 2 :], *range(len(X) - MOST // 2, len(X))})
+            X, F = X[keep], F[keep]
+        for k in self.modelled:
+            start = self.models[k].theta if k in self.models else None
+            self.models[k] = fit(X, _winsorised(F[:, k]), self.groups, start)
+        self.fresh = True
+
+
+class Curves:
+    """What a candidate comes to in the end, given what it had at a rung: a process whose inputs include the value there."""
+
+    def __init__(self, modelled: Sequence[int]):
+        self.modelled = modelled
+        self.X: list[np.ndarray] = []
+        self.at: list[np.ndarray] = []
+        self.end: list[np.ndarray] = []
+        self.models: dict[int, GaussianProcess] | None = None
+
+    def add(self, x: np.ndarray, at: np.ndarray, end: np.ndarray) -> None:
+        self.X.append(x)
+        self.at.append(at)
+        self.end.append(end)
+        self.models = None
+
+    @property
+    def ready(self) -> bool:
+        return len(self.X) >= LEAST
+
+    def predict(self, X: np.ndarray, at: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and sd [n, m] at the end; objectives that are not modelled stay as they are, with sd 0.
+
+        What is modelled is the change from the rung to the end, which is alike for all but the quick starters and the late.
+        """
+        wider = np.append(groups, groups.max() + 1)
+        if self.models is None:
+            known, ends = np.array(self.at), np.array(self.end)
+            inputs = np.array(self.X)
+            self.models = {
+                k: fit(np.column_stack([inputs, known[:, k]]), ends[:, k] - known[:, k], wider) for k in self.modelled
+            }
+        mean, sd = np.array(at, float), np.zeros(np.shape(at))
+        for k, model in self.models.items():
+            change, covariance = model.predict(np.column_stack([X, mean[:, k]]))
+            mean[:, k] += change
+            sd[:, k] = np.sqrt(np.maximum(np.diag(covariance), 0.0) + model.noise)
+        return mean, sd
+
+
+def make_surrogate(config: RunConfig, vocab_size: int) -> Surrogate | None:
+    """The surrogate of a search over genomes, if the configuration asks for one."""
+    objectives = load_objectives(config.objectives.names)
+    if config.search.screen <= 1 or all(objective.cheap for objective in objectives):
+        return None
+
+    def describe_genomes(genomes: Sequence[Genome]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        costs = [costs_of(genome, vocab_size=vocab_size, seq_len=config.objectives.cache_tokens) for genome in genomes]
+        F = [[o.scaled(o.measure(cost)) if o.cheap else np.nan for o in objectives] for cost in costs]
+        return *describe(genomes, costs), np.array(F, dtype=float)
+
+    return Surrogate(objectives, describe_genomes)
+
+
+def expected_gain(
+    points: np.ndarray, sd: np.ndarray, first: int, front: np.ndarray, reference: float = 1.1
+) -> np.ndarray:
+    """Expected gain in hypervolume [n] of points [n, m], normal in objective `first` with these sd [n], exact in the others.
+
+    front [k, m]: non-dominated points. The volume that a point with value t gains is the integral from t to the reference
+    of A(s), the area in the other objectives that the point covers and no front member with a value up to s does. A is a step
+    function, so the expectation is a sum over its steps of A times the integral of P(value < s). Exact for any number of
+    objectives.
+    """
+    by_member, edges = first_covered(points, first, front, reference)
+    area = np.cumsum(by_member[:, ::-1], axis=1)[:, ::-1]  # [n, k + 1] what the first i members leave open
+    steps = np.append(-np.inf, edges)
+    mean = points[:, first]
+    total = np.zeros(len(points))
+    for i in range(len(edges)):  # between steps i and i + 1 the first i members count
+        total += area[:, i] * (_integral(steps[i + 1], mean, sd) - _integral(steps[i], mean, sd))
+    return total
+
+
+def first_covered(
+    points: np.ndarray, first: int, front: np.ndarray, reference: float = 1.1
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of the area that each point [n, m] covers in all objectives but `first`: how much of it each front member is the first to cover.
+
+    Areas [n, k + 1], members in the order of their value in `first`, the last for what none of them covers; and these values,
+    the last being the reference [k + 1]. Members beyond the reference are left out.
+    """
+    n, m = points.shape
+    others = [k for k in range(m) if k != first]
+    front = front[(front < reference).all(axis=1)]
+    front = front[np.argsort(front[:, first], kind="stable")]
+    # Cells between the coordinates of the front in the other objectives: after how many members each is covered.
+    edges = [np.unique(np.append(front[:, k], reference)) for k in others]
+    shape = [len(edge) for edge in edges]
+    covered = np.full(shape, len(front))
+    for i in range(len(front) - 1, -1, -1):
+        covered[
+            tuple(slice(int(np.searchsorted(edge, front[i, k])), None) for edge, k in zip(edges, others, strict=True))
+        ] = i
+    # Cell j of an edge lies between its entries j and j + 1; everything before the first entry is one more cell, covered by none.
+    covered = np.pad(covered, [(1, 0)] * len(others), constant_values=len(front)) if others else covered.reshape(1)
+    weights = np.ones((n, 1))
+    for edge, k in zip(edges, others, strict=True):
+        bounds = np.concatenate([[-np.inf], edge, [reference]])
+        low = np.maximum(bounds[:-1][None], points[:, k : k + 1])
+        width = np.clip(np.minimum(bounds[1:][None], reference) - low, 0.0, None)  # [n, cells]
+        weights = (weights[:, :, None] * width[:, None, :]).reshape(n, -1)
+    by_member = weights @ (
+        covered.ravel()[:, None] == np.arange(len(front) + 1)
+    )  # [n, k + 1] area that each member takes first
+    return by_member, np.append(front[:, first], reference)
+
+
+def _integral(t: float, mean: np.ndarray, sd: np.ndarray) -> np.ndarray:
+    """The integral of P(value < s) over s up to t, for normal values."""
+    if t == -np.inf:
+        return np.zeros_like(mean)
+    z = (t - mean) / sd
+    return sd * (z * ndtr(z) + np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi))
+
+
+def _dominated(F: np.ndarray, row: np.ndarray) -> bool:
+    return bool(((F <= row).all(axis=1) & (F < row).any(axis=1)).any())
+
+
+def _non_dominated(F: np.ndarray) -> np.ndarray:
+    return np.unique(F[[not _dominated(F, row) for row in F]], axis=0)
+
+
+def _winsorised(y: np.ndarray) -> np.ndarray:
+    """Values far above the rest pulled in: a model that nearly diverged must not bend the whole surrogate."""
+    middle = np.median(y)
+    return np.minimum(y, middle + 4.0 * max(middle - np.quantile(y, 0.1), 1e-9))

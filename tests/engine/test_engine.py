@@ -1,0 +1,106 @@
+"""Engines: every way in which a job can end costs that job only, and comes back as a plain outcome."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from jobs import ENDINGS, drive, is_alive, wait_for
+
+from star.engine import InProcess, ProcessPool
+
+FUNCTION = "jobs:job"
+
+
+@pytest.fixture
+def pool(tmp_path):
+    engine = ProcessPool(FUNCTION, 2, tmp_path / "progress", timeout=3.0, environments=[{"SLOT": "a"}, {"SLOT": "b"}])
+    yield engine
+    engine.close()
+
+
+def test_in_process_endings():
+    outcomes = drive(InProcess(FUNCTION), {do: {"do": do} for do in ENDINGS})
+    assert {do: outcome.status for do, outcome in outcomes.items()} == ENDINGS
+
+
+def test_pool_endings(pool):
+    """Each misbehaviour between well-behaved jobs: only the misbehaving one suffers."""
+    kinds = [*ENDINGS, "die", "hang"]
+    jobs = {f"{i}": {"do": do} for i, do in enumerate(kinds)} | {
+        f"good{i}": {"do": "ok", "number": i} for i in range(6)
+    }
+    outcomes = drive(pool, dict(sorted(jobs.items(), key=lambda item: item[0][-1])))
+    statuses = {do: outcomes[str(i)].status for i, do in enumerate(kinds)}
+    assert statuses == ENDINGS | {"die": "lost", "hang": "timeout"}
+    for i in range(6):
+        assert outcomes[f"good{i}"].status == "ok" and outcomes[f"good{i}"].result["number"] == i
+    failed = outcomes[str(kinds.index("raise"))]
+    assert failed.reason == "ValueError: first line" and "second line" in failed.traceback
+    assert "signal 9" in outcomes[str(kinds.index("die"))].reason
+    assert outcomes["good0"].worker in ("worker 0", "worker 1")
+
+
+def test_workers_live_on_but_not_after_an_error_and_keep_their_slot(pool):
+    first = drive(pool, {f"{i}": {"do": "ok"} for i in range(8)})
+    by_worker = {o.worker: o.result["pid"] for o in first.values()}
+    assert {o.result["pid"] for o in first.values()} == set(by_worker.values())
+    assert {o.worker: o.result["slot"] for o in first.values()}.items() <= {"worker 0": "a", "worker 1": "b"}.items()
+    pool.submit("bad", {"do": "raise"})
+    (bad,) = pool.poll(5.0)
+    after = drive(pool, {f"{i}": {"do": "ok"} for i in range(8)})
+    again = {o.worker: (o.result["pid"], o.result["slot"]) for o in after.values()}
+    assert again[bad.worker][0] != by_worker[bad.worker]
+    assert again[bad.worker][1] == {"worker 0": "a", "worker 1": "b"}[bad.worker]
+
+
+def test_progress_reaches_the_coordinator(pool):
+    seen = []
+    pool.on_progress = lambda id, progress: seen.append((id, progress["step"]))
+    drive(pool, {"a": {"do": "progress"}})
+    assert 2 <= len(seen) <= 20 and {id for id, _ in seen} == {"a"}, "at most about twice a second"
+    assert [step for _, step in seen] == sorted(step for _, step in seen)
+
+
+def test_in_process_progress_and_cancel():
+    engine = InProcess(FUNCTION)
+    engine.on_progress = lambda id, progress: progress["step"] > 3 and engine.cancel(id)
+    engine.submit("a", {"do": "progress"})
+    start = time.monotonic()
+    assert engine.poll(10) == [] and time.monotonic() - start < 1
+    engine.submit("b", {"do": "ok"})
+    assert [o.job_id for o in engine.poll(1)] == ["b"]
+
+
+def test_cancelled_jobs_have_no_outcome_and_free_their_slot(pool):
+    pool.submit("a", {"do": "hang"})
+    pool.submit("b", {"do": "sleep", "seconds": 0.5})
+    time.sleep(0.3)
+    pool.cancel("a")
+    outcomes = pool.poll(5.0)
+    assert [o.job_id for o in outcomes] == ["b"]
+    assert set(drive(pool, {"c": {"do": "ok"}, "d": {"do": "ok"}})) == {"c", "d"}
+
+
+def test_busy_workers_leave_with_their_coordinator(tmp_path):
+    pid_file = tmp_path / "pid"
+    code = (
+        "from star.engine import ProcessPool\n"
+        "if __name__ == '__main__':\n"
+        f"    engine = ProcessPool('{FUNCTION}', 1, {str(tmp_path / 'progress')!r})\n"
+        f"    engine.submit('a', {{'do': 'write pid', 'path': {str(pid_file)!r}}})\n"
+        "    engine.poll(100)\n"
+    )
+    script = tmp_path / "coordinator.py"
+    script.write_text(code)
+    here = Path(__file__).parents[1]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(here.parent), str(here)])}
+    coordinator = subprocess.Popen([sys.executable, str(script)], env=environment)
+    wait_for(lambda: pid_file.exists() and pid_file.read_text())
+    worker = int(pid_file.read_text())
+    coordinator.send_signal(signal.SIGKILL)
+    coordinator.wait()
+    wait_for(lambda: not is_alive(worker), seconds=5)

@@ -1,0 +1,261 @@
+"""The operators against the field's reference code: transformers, with our random weights copied over.
+
+Logits agree within float32 rounding, and greedy decoding with caches gives the same tokens.
+"""
+
+import pytest
+import torch
+
+import star
+from star.genome import Gene, Genome, load_genome
+from star.genome.classes import POOL
+from star.model import LanguageModel
+
+transformers = pytest.importorskip("transformers")
+VOCAB = 97
+ERROR = 2e-5  # largest difference over the largest output
+
+
+def class_id(name: str) -> int:
+    return [c.name for c in POOL].index(name) + 1
+
+
+def randomised(model: LanguageModel, seed=0) -> LanguageModel:
+    """Norms, skips and biases start at one or zero; other values show that they are used."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+def copy_weights(peer: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Every parameter of `peer` from `weights`; none may be missing or left over."""
+    with torch.no_grad():
+        names = {name for name, _ in peer.named_parameters()}
+        assert names == set(weights), names ^ set(weights)
+        for name, parameter in peer.named_parameters():
+            parameter.copy_(weights[name].detach().reshape(parameter.shape))
+
+
+def assert_same_language_model(ours: LanguageModel, peer: torch.nn.Module, seq_len=40, n_tokens=16) -> None:
+    tokens = torch.randint(ours.vocab_size, (2, seq_len), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = peer(tokens, use_cache=False).logits
+        logits, _ = ours(tokens)
+        assert ((logits - expected).abs().max() / expected.abs().max()).item() < ERROR
+        continued = peer.generate(
+            tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=n_tokens, do_sample=False, use_cache=True
+        )
+        assert torch.equal(ours.generate(tokens, n_tokens, temperature=0.0), continued)
+
+
+def swiglu(liv) -> dict[str, torch.Tensor]:
+    return {"gate": liv.gate, "up": liv.value_map, "down": liv.out}
+
+
+def assert_is_lfm2(genome: Genome, vocab_size: int, n_tokens: int) -> None:
+    ours = randomised(star.build(genome, vocab_size, seed=3))
+    mixers, mlp = [layer.config for layer in ours.plan.layers[::2]], ours.plan.layers[1].config
+    attention = next(config for config in mixers if hasattr(config, "n_kv_heads"))
+    config = transformers.Lfm2Config(
+        vocab_size=vocab_size,
+        hidden_size=genome.d_model,
+        intermediate_size=mlp.width,
+        block_auto_adjust_ff_dim=False,
+        num_hidden_layers=len(mixers),
+        num_attention_heads=attention.n_heads,
+        num_key_value_heads=attention.n_kv_heads,
+        full_attn_idxs=[i for i, config in enumerate(mixers) if hasattr(config, "n_kv_heads")],
+        conv_L_cache=3,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    assert config.rope_parameters["rope_theta"] == genome.rope_theta == 1e6
+    peer = transformers.Lfm2ForCausalLM(config).eval()
+    weights = {"model.embed_tokens.weight": ours.embedding, "model.embedding_norm.weight": ours.final_norm}
+    for i in range(len(mixers)):
+        mixer, mlp, layer = ours.blocks[2 * i], ours.blocks[2 * i + 1], f"model.layers.{i}."
+        weights |= {f"{layer}operator_norm.weight": mixer.norm_in, f"{layer}ffn_norm.weight": mlp.norm_in}
+        weights |= {
+            f"{layer}feed_forward.{w}.weight": swiglu(mlp.liv)[name]
+            for w, name in (("w1", "gate"), ("w3", "up"), ("w2", "down"))
+        }
+        liv = mixer.liv
+        if i in config.full_attn_idxs:
+            weights |= {f"{layer}self_attn.{g}_proj.weight": getattr(liv, g) for g in "qkv"} | {
+                f"{layer}self_attn.out_proj.weight": liv.out
+            }
+            weights |= {f"{layer}self_attn.{g}_layernorm.weight": getattr(liv, f"{g}_norm") for g in "qk"}
+        else:
+            weights |= {
+                f"{layer}conv.in_proj.weight": torch.cat([liv.b, liv.c, liv.h]),
+                f"{layer}conv.out_proj.weight": liv.out,
+            }
+            weights |= {f"{layer}conv.conv.weight": liv.kernel}
+    copy_weights(peer, weights)
+    assert_same_language_model(ours, peer, n_tokens=n_tokens)
+
+
+def test_lfm2_350m_is_lfm2_at_full_width():
+    assert_is_lfm2(load_genome("lfm2-350m", depth=8), VOCAB, n_tokens=6)
+
+
+@pytest.mark.parametrize("name, width", [("lfm2-350m", 128), ("lfm2-700m", 192), ("lfm2-1.2b", 128), ("lfm2-2.6b", 64)])
+def test_lfm2_is_lfm2_at_reduced_width(name, width):
+    assert_is_lfm2(load_genome(name, d_model=width, head_dim=16 if width < 192 else 32), VOCAB, n_tokens=12)
+
+
+def test_llama_shape_is_llama():
+    genome = load_genome("llama-3.2-1b", d_model=128, depth=8, head_dim=16)
+    ours = randomised(star.build(genome, VOCAB, seed=3))
+    config = transformers.LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        rms_norm_eps=1e-5,
+        rope_parameters={"rope_type": "default", "rope_theta": 5e5},
+        tie_word_embeddings=True,
+        eos_token_id=None,
+        bos_token_id=None,
+        pad_token_id=0,
+    )
+    peer = transformers.LlamaForCausalLM(config).eval()
+    weights = {"model.embed_tokens.weight": ours.embedding, "model.norm.weight": ours.final_norm}
+    for i in range(4):
+        mixer, mlp, layer = ours.blocks[2 * i], ours.blocks[2 * i + 1], f"model.layers.{i}."
+        weights |= {
+            f"{layer}input_layernorm.weight": mixer.norm_in,
+            f"{layer}post_attention_layernorm.weight": mlp.norm_in,
+        }
+        weights |= {f"{layer}mlp.{name}_proj.weight": w for name, w in swiglu(mlp.liv).items()}
+        weights |= {f"{layer}self_attn.{g}_proj.weight": getattr(mixer.liv, g) for g in "qkv"} | {
+            f"{layer}self_attn.o_proj.weight": mixer.liv.out
+        }
+    copy_weights(peer, weights)
+    assert_same_language_model(ours, peer)
+
+
+def mamba2_weights(liv, prefix: str) -> dict[str, torch.Tensor]:
+    return {
+        f"{prefix}in_proj.weight": torch.cat([liv.z, liv.v, liv.b, liv.c, liv.dt]),
+        f"{prefix}conv1d.weight": torch.cat([liv.v_filter, liv.b_filter, liv.c_filter]),
+        f"{prefix}dt_bias": liv.dt_bias,
+        f"{prefix}A_log": liv.log_rate,
+        f"{prefix}D": liv.skip,
+        f"{prefix}norm.weight": liv.norm,
+        f"{prefix}out_proj.weight": liv.out,
+    }
+
+
+@pytest.mark.parametrize("name, state_size", [("Mamba-2", 128), ("Mamba-2-64", 64)])
+def test_mamba2_rows_are_mamba2(name, state_size):
+    """The mixer, and a language model of it. Without conv biases: on the value path one would make y = T x + c."""
+    ours = randomised(star.build(Genome((Gene(class_id(name)),) * 2, 32, 16), VOCAB, seed=3))
+    config = transformers.Mamba2Config(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_heads=4,
+        head_dim=16,
+        state_size=state_size,
+        expand=2,
+        n_groups=1,
+        use_conv_bias=False,
+        chunk_size=16,
+        tie_word_embeddings=True,
+        eos_token_id=None,
+        bos_token_id=None,
+        pad_token_id=0,
+    )
+    peer = transformers.Mamba2ForCausalLM(config).eval()
+    weights = {"backbone.embeddings.weight": ours.embedding, "backbone.norm_f.weight": ours.final_norm}
+    for i, block in enumerate(ours.blocks):
+        weights |= {f"backbone.layers.{i}.norm.weight": block.norm_in} | mamba2_weights(
+            block.liv, f"backbone.layers.{i}.mixer."
+        )
+    copy_weights(peer, weights)
+    x = torch.randn(2, 150, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        y, _ = ours.blocks[0].liv(x)
+        expected = peer.backbone.layers[0].mixer(x)
+    assert ((y - expected).abs().max() / expected.abs().max()).item() < ERROR
+    assert_same_language_model(ours, peer)
+
+
+def test_gated_delta_row_is_that_of_qwen3_next():
+    """`Qwen3NextGatedDeltaNet` with as many key heads as value heads."""
+    module = pytest.importorskip("transformers.models.qwen3_next.modeling_qwen3_next")
+    head_dim, heads = 64, 2  # the row's state size is 64
+    ours = randomised(star.build(Genome((Gene(class_id("GatedDelta")),), 128, head_dim), VOCAB, seed=3)).blocks[0].liv
+    config = transformers.Qwen3NextConfig(
+        hidden_size=128,
+        linear_num_value_heads=heads,
+        linear_num_key_heads=heads,
+        linear_key_head_dim=64,
+        linear_value_head_dim=head_dim,
+        linear_conv_kernel_dim=4,
+        rms_norm_eps=1e-5,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        layer_types=["linear_attention"],
+    )
+    peer = module.Qwen3NextGatedDeltaNet(config, 0).eval()
+    by_head = [w.unflatten(0, (heads, -1)) for w in (ours.c, ours.b, ours.v, ours.z)]
+    weights = {
+        "in_proj_qkvz.weight": torch.cat(by_head, dim=1).flatten(0, 1),
+        "in_proj_ba.weight": torch.stack([ours.beta, ours.dt], dim=1).flatten(0, 1),
+        "conv1d.weight": torch.cat([ours.c_filter, ours.b_filter, ours.v_filter]),
+        "dt_bias": ours.dt_bias,
+        "A_log": ours.log_rate,
+        "norm.weight": ours.norm,
+        "out_proj.weight": ours.out,
+    }
+    copy_weights(peer, weights)
+    x = torch.randn(2, 150, 128, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        y, expected = ours(x)[0], peer(x)
+    assert ((y - expected).abs().max() / expected.abs().max()).item() < ERROR
+
+
+def test_rg_lru_row_is_that_of_recurrent_gemma():
+    """`RecurrentGemmaRecurrentBlock`, its linear biases at zero: on the value path they would make y = T x + c."""
+    module = pytest.importorskip("transformers.models.recurrent_gemma.modeling_recurrent_gemma")
+    ours = randomised(star.build(Genome((Gene(class_id("RG-LRU")),), 64, 16), VOCAB, seed=3)).blocks[0].liv
+    config = transformers.RecurrentGemmaConfig(
+        hidden_size=64,
+        lru_width=64,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        conv1d_width=4,
+        num_hidden_layers=1,
+        head_dim=16,
+    )
+    peer = module.RecurrentGemmaRecurrentBlock(config, 0).eval()
+    weights = {
+        name: torch.zeros_like(p)
+        for name, p in peer.named_parameters()
+        if name.endswith("bias") and "rg_lru" not in name
+    }
+    weights |= {
+        "linear_x.weight": ours.v,
+        "linear_y.weight": ours.c,
+        "linear_out.weight": ours.out,
+        "conv_1d.weight": ours.v_filter,
+    }
+    weights["rg_lru.recurrent_param"] = ours.rate
+    for theirs, name in (("input", "input"), ("recurrent", "decay")):
+        weights[f"rg_lru.{theirs}_gate_weight"] = (
+            getattr(ours, f"{name}_gate").unflatten(0, (4, 16)).transpose(1, 2)
+        )  # x @ W, not W @ x
+        weights[f"rg_lru.{theirs}_gate_bias"] = getattr(ours, f"{name}_bias")
+    copy_weights(peer, weights)
+    x = torch.randn(2, 70, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        y, expected = ours(x)[0], peer(x, torch.arange(70)[None], None, use_cache=False)[0]
+    assert ((y - expected).abs().max() / expected.abs().max()).item() < ERROR

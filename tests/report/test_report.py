@@ -1,0 +1,375 @@
+"""What people look at: plots with something on them and nothing on top of each other, tables that say what the run says."""
+
+import base64
+import csv
+import io
+import itertools
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from fakes import config, run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.patches import FancyBboxPatch, PathPatch
+from rich.console import Console
+
+from star.config import load_config
+from star.cost import costs
+from star.errors import UserError
+from star.genome import Gene, Genome, Space, from_json, gene_table, load_genome, resolve
+from star.report.curves import learning_curves
+from star.report.fronts import attainment, pareto_fronts
+from star.report.genome_diagram import genome_diagram
+from star.report.hypervolume import hypervolume
+from star.report.page import write_page
+from star.report.plots import PLOTS, write_plots
+from star.report.sharing import FEATURES, WEIGHTS, layer_cache, layer_parameters, sharing_links
+from star.report.show import gene_reference, show_genome
+from star.report.style import log_ticks, save_figure, save_one
+from star.report.tables import front_csv, front_rows, front_table, status_lines, summary_lines
+from star.report.units import format_bytes, format_count, format_seconds
+from star.run import Run
+from star.search import evolve
+
+SHARED = Genome(  # every kind of sharing: chains of owners, features with a state, a LIV that gives and takes
+    tuple(
+        Gene(*g)
+        for g in (
+            (5, 0, 0, 1, 2),
+            (5, 1, 2, 1, 2),
+            (5, 1, 2),
+            (5, 1, 2, 2, 3),
+            (6, 0, 0, 2, 3),
+            (9, 2, 2, 3, 2),
+            (9, 2, 2, 3, 2),
+        )
+    ),
+    d_model=64,
+    head_dim=16,
+)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Run:
+    """A real run of 2 generations x 3, trained on a little text."""
+    folder = tmp_path_factory.mktemp("report")
+    (folder / "text").mkdir()
+    for n in range(12):
+        (folder / "text" / f"{n}.py").write_text(f"def function_{n}(x):\n    return x * {n} + sum(range({n}))\n" * 40)
+    settings = {
+        "data.corpus": str(folder / "text"),
+        "search.population": 3,
+        "search.offspring": 3,
+        "search.generations": 2,
+        "engine.kind": "inprocess",
+    }
+    budget = {"training.tokens": 1024, "training.eval_tokens": 512}
+    evolve(folder / "run", load_config("smoke", overrides=settings | budget))
+    return Run(folder / "run")
+
+
+@pytest.fixture(scope="module")
+def failing(tmp_path_factory) -> Run:
+    """Many free candidates, a third of which fail."""
+    path = tmp_path_factory.mktemp("failing") / "run"
+    run(path, config(search__population=12, search__baselines=("transformer++", "lfm2-350m")), "fakes:unreliable")
+    return Run(path)
+
+
+def texts(figure) -> list[str]:
+    return [text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text")) if text.get_text()]
+
+
+def printed(*parts) -> str:
+    out = Console(file=io.StringIO(), width=150, markup=False, highlight=False)
+    for part in parts:
+        out.print(part)
+    return out.file.getvalue()
+
+
+# Plots of a run.
+
+
+def test_pareto_fronts_show_every_candidate_in_every_pair(trained):
+    figure = pareto_fronts(trained)
+    panels = [axes for axes in figure.axes if axes.axison]
+    assert len(panels) == 3
+    candidates = [c for c in trained.candidates() if c.objectives]
+    evolved = [c for c in candidates if c.origin != "baseline"]
+    for axes in panels:
+        shown = sum(len(collection.get_offsets()) for collection in axes.collections)
+        assert shown == len(candidates) + 1  # the knee is marked on top
+        assert len(axes.lines) == 1 and len(axes.lines[0].get_xdata()) >= 3
+        assert re.search(r"\((nats/byte|parameters|bytes)\)", axes.get_xlabel()) and axes.get_ylabel()
+    words = texts(figure)
+    assert words.count("transformer++") == 3
+    assert (
+        f"Pareto front ({len(trained.front())})" in words
+        and f"dominated ({len(evolved) - len(trained.front())})" in words
+    )
+
+
+def test_baseline_labels_cover_no_point_and_no_label(failing):
+    figure = pareto_fronts(failing)
+    figure.canvas.draw()
+    for axes in (axes for axes in figure.axes if axes.axison):
+        labels = [text.get_window_extent() for text in axes.texts if text.get_text()]
+        assert len(labels) == 2
+        assert not labels[0].overlaps(labels[1])
+        frame = axes.get_window_extent()
+        assert all(box.x0 >= frame.x0 - 2 and box.x1 <= frame.x1 + 2 for box in labels)
+
+
+def test_hypervolume_marks_generations_and_the_initial_level(trained):
+    figure = hypervolume(trained)
+    rows = trained.hypervolume()
+    initial, line = figure.axes[0].lines
+    assert initial.get_ydata()[0] == [r["hypervolume"] for r in rows if r["generation"] == 0][-1]
+    assert line.get_ydata()[-1] == rows[-1]["hypervolume"] and line.get_xdata()[-1] == len(rows)
+    assert {"initial", "1", "generation"} <= set(texts(figure))
+
+
+def test_learning_curves_show_all_candidates_and_both_references(trained):
+    figure = learning_curves(trained)
+    axes = figure.axes[0]
+    curves = [line for line in axes.lines if len(line.get_xdata()) > 2]
+    assert len(curves) == len([c for c in trained.candidates() if c.objectives])
+    references = trained.status()["baselines"]
+    assert {f"byte {name} {loss:.2f}" for name, loss in references.items()} <= set(texts(figure))
+    low, high = axes.get_ylim()
+    assert all(low < loss < high for loss in references.values())
+    assert {"initial", "generation 1", "transformer++"} <= set(texts(figure))
+
+
+def test_plots_are_written_as_png_and_svg(trained, tmp_path):
+    paths = write_plots(trained, tmp_path / "plots")
+    assert len(paths) == 2 * len(PLOTS)
+    for path in paths:
+        data = path.read_bytes()
+        assert len(data) > 5000
+        assert data.startswith(b"\x89PNG") if path.suffix == ".png" else b"<svg" in data[:1000]
+
+
+def test_the_same_figure_is_the_same_file(trained, tmp_path):
+    first, second = (save_figure(pareto_fronts(trained), tmp_path / name) for name in "ab")
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_failures_and_missing_curves_are_no_trouble(failing):
+    assert {c.status for c in failing.candidates()} >= {"ok", "failed", "diverged"}
+    for plot in PLOTS:
+        plot(failing)
+    assert "nothing trained yet" in texts(learning_curves(failing))
+
+
+def test_one_and_four_objectives(tmp_path):
+    for names, panels in ((("loss",), 1), (("loss", "parameters", "cache", "flops"), 6)):
+        path = tmp_path / str(panels)
+        run(path, config(objectives__names=names, search__generations=2))
+        figure = pareto_fronts(Run(path))
+        assert sum(axes.axison for axes in figure.axes) == panels
+
+
+def test_a_cache_of_zero_bytes_is_shown(tmp_path):
+    run(tmp_path / "run", config(space__classes=(0, 1, 9), search__seeds=("9-9",), search__generations=2))
+    opened = Run(tmp_path / "run")
+    assert 0 in [c.objectives["cache"] for c in opened.candidates() if c.objectives]
+    figure = pareto_fronts(opened)
+    figure.canvas.draw()
+    ticks = [label.get_text() for axes in figure.axes for label in axes.get_xticklabels()]
+    assert "0 B" in ticks
+
+
+def test_a_picture_of_an_unknown_kind_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"genome\.doc.*\.png, \.svg or \.pdf"):
+        save_one(genome_diagram(SHARED), tmp_path / "genome.doc")
+
+
+# The diagram of one genome.
+
+
+@settings(max_examples=25, deadline=None)
+@given(slots=st.sampled_from((4, 8, 16, 32)), seed=st.integers(0, 2**32))
+def test_links_of_random_genomes_are_those_of_the_plan_and_never_overlap(slots, seed):
+    space = Space(slots, (64,), 16, classes=(1, 2, 5, 6, 7, 9, 10), max_groups=max(1, slots // 8))
+    plan = resolve(space.decode(space.sample(np.random.default_rng(seed), 1)[0]))
+    links = sharing_links(plan)
+    taken = {(kind, layer.index): set() for layer in plan.layers for kind in (WEIGHTS, FEATURES)}
+    for link in links:
+        for index, groups in link.consumers.items():
+            taken[link.kind, index] |= set(groups)
+    for layer in plan.layers:
+        assert taken[FEATURES, layer.index] == layer.given
+        assert taken[WEIGHTS, layer.index] == set(layer.weights_from)
+    for a in links:
+        for b in links:
+            if a is not b and (a.kind, a.lane) == (b.kind, b.lane):
+                assert a.last < b.owner or b.last < a.owner
+
+
+@pytest.mark.parametrize(
+    "genome",
+    [SHARED, load_genome("lfm2-350m"), load_genome("transformer++", 64, 4, 16)],
+    ids=["shared", "lfm2", "small"],
+)
+def test_diagram_has_a_box_a_name_and_costs_for_every_liv(genome):
+    figure = genome_diagram(genome, seq_len=4096)
+    axes = figure.axes[0]
+    boxes = [patch for patch in axes.patches if isinstance(patch, FancyBboxPatch)]
+    assert len(boxes) == genome.depth
+    words = texts(figure)
+    for layer in resolve(genome).layers:
+        assert layer.name in words and format_count(layer_parameters(layer)) in words
+    assert sum(isinstance(patch, PathPatch) for patch in axes.patches) == len(sharing_links(resolve(genome)))
+    extents = [box.get_window_extent() for box in boxes]
+    assert not any(a.overlaps(b) for a, b in itertools.pairwise(extents))
+    assert all(0 <= t.get_window_extent().x0 and t.get_window_extent().x1 <= figure.bbox.x1 + 1 for t in axes.texts)
+
+
+def test_diagram_of_64_livs_that_all_share_stays_inside_its_columns():
+    genes = tuple(Gene(1, min(i, 63 - i) + 1, 2, i % 32 + 1, 4) for i in range(64))
+    figure = genome_diagram(Genome(genes, 64, 16))
+    axes = figure.axes[0]
+    boxes = [patch for patch in axes.patches if isinstance(patch, FancyBboxPatch)]
+    links = [patch for patch in axes.patches if isinstance(patch, PathPatch)]
+    assert len(boxes) == 64 and len(links) == 64
+    numbers = [text for text in axes.texts if text.get_text().isdigit()]
+    bars = min(
+        text.get_position()[0] for text in axes.texts if text.get_text() in ("parameters", "cache at 4,096 tokens")
+    )
+    columns = [patch.get_path().vertices[:, 0] for patch in links]
+    assert min(x.min() for x in columns) > max(text.get_position()[0] for text in numbers)
+    assert max(x.max() for x in columns) < bars
+    assert max(text.get_window_extent().x1 for text in axes.texts) <= figure.bbox.x1 + 1
+
+
+def test_layer_costs_add_up_to_the_costs_of_the_genome():
+    layers = resolve(SHARED).layers
+    total = costs(SHARED, seq_len=100)
+    assert sum(map(layer_parameters, layers)) == total.backbone_parameters
+    assert sum(layer_cache(layer, 100) for layer in layers) == total.cache_bytes
+
+
+# Text.
+
+
+def test_front_table_marks_the_knee_and_lists_baselines(trained):
+    text = printed(front_table(trained))
+    for member in trained.front():
+        assert member.id in text
+    assert re.search(rf"{trained.knee().id}.*<- knee", text)
+    assert "transformer++" in text and "(nats/byte)" in text
+
+
+def test_front_for_programs_is_the_front(trained):
+    rows = json.loads(json.dumps(front_rows(trained)))
+    assert [row.keys() for row in rows] == [{"id", "genome", "objectives"}] * len(rows)
+    assert (
+        [from_json(row["genome"]).id for row in rows] == [row["id"] for row in rows] == [c.id for c in trained.front()]
+    )
+    table = list(csv.DictReader(io.StringIO(front_csv(trained))))
+    assert [float(row["loss"]) for row in table] == [row["objectives"]["loss"] for row in rows]
+    assert [load_genome(row["genome"], head_dim=8, d_model=32).id for row in table] == [row["id"] for row in rows]
+
+
+def test_status_says_how_far_and_how_good(trained, failing):
+    text = "\n".join(status_lines(trained) + summary_lines(trained))
+    assert "finished" in text and "7 of 7 candidates done" in text
+    assert "byte unigram" in text and "byte bigram" in text and "hypervolume: initial population" in text
+    text = "\n".join(status_lines(failing))
+    assert "this genome never works" in text and "failed" in text
+
+
+def test_show_explains_every_gene_of_the_genome():
+    text = printed(*show_genome(SHARED, name="a name"))
+    for part in (
+        "a name",
+        SHARED.id,
+        "d_model",
+        "pre: x + f(norm(x))",
+        "feature group 1: b from LIV 1",
+        "featurizer group 1: from LIV 2, 3",
+    ):
+        assert part in text
+    for gene in SHARED.backbone:
+        assert SHARED.family(gene).equation in text
+    assert f"{costs(SHARED).parameters:,}" in text
+    assert text.count("╮") == len(sharing_links(resolve(SHARED)))
+
+
+def test_show_prints_a_name_from_a_file_as_plain_text():
+    assert "\x1b" not in printed(*show_genome(SHARED, name="[red]x\x1b[2J", description="\x1b]0;title\x07"))
+
+
+def test_gene_reference_lists_the_whole_gene_table():
+    text = re.sub(r"\s+", " ", printed(gene_reference()))
+    for row in gene_table():
+        assert row["gene"].split()[0] in text
+
+
+# The page.
+
+
+class Pictures(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.sources, self.tags = [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        if tag == "img":
+            self.sources.append(dict(attributes)["src"])
+
+
+def test_the_page_is_one_file_with_everything_in_it(trained, tmp_path):
+    html = write_page(trained, tmp_path / "report.html").read_text()
+    parser = Pictures()
+    parser.feed(html)
+    assert len(parser.sources) == len(PLOTS) + len(trained.front())
+    for source in parser.sources:
+        assert b"<svg" in base64.b64decode(source.removeprefix("data:image/svg+xml;base64,"))
+    assert "script" not in parser.tags and "link" not in parser.tags
+    assert trained.knee().id in html and "search.population" in html and "transformer++" in html
+
+
+def test_an_empty_run_says_that_there_is_nothing_yet(trained, tmp_path):
+    stopped = config(search__generations=2)
+
+    def stop(event):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", stopped, callbacks=[stop])
+    opened = Run(tmp_path / "run")
+    for plot in PLOTS[:3]:
+        assert "nothing trained yet" in texts(plot(opened))
+    with pytest.raises(UserError, match="star status"):
+        write_plots(opened, tmp_path / "plots")
+    assert "stopped" in "\n".join(status_lines(opened)) and summary_lines(opened) == []
+
+
+# Numbers.
+
+
+def test_numbers_have_three_digits_and_a_prefix():
+    cases = {0: "0", 7: "7", 999: "999", 1000: "1 K", 12_345: "12.3 K", 999_600: "1 M", 354_483_968: "354 M"}
+    assert {value: format_count(value) for value in cases} == cases
+    cases = {0: "0 B", 1023: "1023 B", 1024: "1 KiB", 3200: "3.12 KiB", 12 * 2**20: "12 MiB"}
+    assert {value: format_bytes(value) for value in cases} == cases
+    assert [format_seconds(s) for s in (0.4, 59.6, 95, 7260)] == ["0 s", "1 min 00 s", "1 min 35 s", "2 h 01 min"]
+
+
+@given(low=st.floats(1e-3, 1e9), ratio=st.floats(1.2, 1e6), base=st.sampled_from((2, 10)))
+def test_ticks_are_apart_and_inside(low, ratio, base):
+    ticks = log_ticks(low, low * ratio, base, gap=0.19)
+    assert len(ticks) <= 6 and all(low <= tick <= low * ratio for tick in ticks)
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=30))
+def test_the_step_line_joins_what_nothing_beats(points):
+    corners = attainment(points)
+    assert set(corners) == {p for p in points if not any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in points)}
+    assert corners == sorted(corners)
