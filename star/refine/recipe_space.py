@@ -203,7 +203,7 @@ class RecipeSpace:
 
 # Factors on the search's settings, most promising first: where an initial design begins, before it spreads. Chosen by hand after trying one
 # setting at a time on one small member of a front, and after an earlier refinement of three others, in which rates above the search's and
-# larger embedding multipliers had won. One of those three is a member of benchmarks/refine_real.py.
+# larger embedding multipliers had won. One of those three is a member of benchmarks/refine/refine_on_training.py.
 PORTFOLIO: tuple[dict[str, float | str], ...] = (
     {"learning_rate": 2.0},
     {"optimizer": "muon", "learning_rate": 3.0},

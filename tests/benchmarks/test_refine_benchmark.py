@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks" / "refine"
 
 
 def module(name: str):
@@ -21,7 +21,7 @@ def module(name: str):
     return found
 
 
-paired, tasks = module("paired"), module("tasks")
+paired, tasks = module("paired"), module("table_tasks")
 
 
 def test_anova_equals_statsmodels():

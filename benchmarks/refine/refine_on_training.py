@@ -1,8 +1,8 @@
 """What refinement brings in real training, against Optuna and others at equal cost.
 
     star evolve runs/first                                             # any run with a front
-    python benchmarks/refine_real.py runs/first --cache real.jsonl     # the same command goes on where it stopped; several may share a cache
-    python benchmarks/refine_real.py runs/first --cache real.jsonl --report
+    python benchmarks/refine/refine_on_training.py runs/first --cache real.jsonl     # the same command goes on where it stopped; several may share a cache
+    python benchmarks/refine/refine_on_training.py runs/first --cache real.jsonl --report
 
 Every pair of a member of the front and a seed is one task: lower this member's loss, at no more parameters and cache, with so many full
 trainings. Arms get the same member, the same settings and edits to choose from (`star.refine.recipe_space`, `star.refine.edits`), the same
@@ -379,7 +379,7 @@ def main() -> None:
                         flush=True,
                     )
     if args.report:
-        from refine_real_report import report
+        from refine_on_training_report import report
 
         report([row for row in lab.known.values() if "trial" in row or row["member"] in lab.members], args.out)
 

@@ -1,4 +1,4 @@
-"""Statistics of paired comparisons over seeds and tasks: what `benchmarks/refine.py` prints."""
+"""Statistics of paired comparisons over seeds and tasks: what `benchmarks/refine/refine_on_tables.py` prints."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ Arms: AdamW and Muon with rates that are carried over (`base_width`), and AdamW 
 grid of factors of two, on equal tokens of the standard library; the goal is that the best one moves by at most one step of the
 grid. "Kept" is what the best rate of the smallest model costs in the largest, in nats above that one's own best.
 
-    python benchmarks/transfer.py [--tokens 65536] [--seeds 1] [--device cpu]
+    python benchmarks/training/transfer.py [--tokens 65536] [--seeds 1] [--device cpu]
 """
 
 import argparse

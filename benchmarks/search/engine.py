@@ -1,6 +1,6 @@
 """What does the search itself cost, beside the training that it is for?
 
-    python benchmarks/engine.py [--out benchmarks/results] [--quick]
+    python benchmarks/search/engine.py [--out benchmarks/search/results] [--quick]
 
 1. Free candidates: 10,000 evaluations of the tabular objective at population 100, in process, through the real loop with its record
    on the disk; 3 seeds. Goal: 60 s. Beside it the bare objective, called as often, and the run resumed when it is complete (all its
@@ -33,7 +33,7 @@ def sleep(job: dict, report) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument(
         "--quick", action="store_true", help="a tenth of everything, nothing written: does it still run?"
     )

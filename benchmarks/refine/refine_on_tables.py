@@ -1,9 +1,9 @@
 """Which refinement finds good configurations for the least training?
 
-    python benchmarks/refine.py --cache refine.jsonl            # 20 seeds, hours on one core; the same command goes on where it stopped
-    python benchmarks/refine.py --cache refine.jsonl --report   # tables and plots of what is there
+    python benchmarks/refine/refine_on_tables.py --cache refine.jsonl            # 20 seeds, hours on one core; the same command goes on where it stopped
+    python benchmarks/refine/refine_on_tables.py --cache refine.jsonl --report   # tables and plots of what is there
 
-Tasks: tables of real trainings (benchmarks/tasks.py), where every answer is known. Cost: full trainings; a trial at a cheaper fidelity
+Tasks: tables of real trainings (benchmarks/refine/table_tasks.py), where every answer is known. Cost: full trainings; a trial at a cheaper fidelity
 costs its share of the tokens; a configuration proposed again costs nothing.
 Arms, all from the same initial configurations of a seed:
     random; TPE and GPSampler (Optuna, defaults but for the shorter start, nearest row of the table); ASHA (asynchronous halving of random
@@ -15,7 +15,7 @@ Arms, all from the same initial configurations of a seed:
 Where else a policy might help: on fidelities that mislead (BO + rate + RL), with results of a related task (BO + transfer + RL), and on when
     to stop: BO, stopping and BO + RL, stopping, where a full training has a price of one point of regret (1 % of best to median).
 What counts after each trial is the true full loss of the best that was trained in full (before any was: of the best at the highest fidelity yet).
-Statistics: benchmarks/paired.py.
+Statistics: benchmarks/refine/paired.py.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
-from tasks import PRICE, SHARED, TASKS, Task, load
+from table_tasks import PRICE, SHARED, TASKS, Task, load
 
 from star.refine import Pool, fidelity_coordinate
 from star.refine.policy import PolicySettings
@@ -366,7 +366,7 @@ def main() -> None:
             file.flush()
             if n % 20 == 0:
                 print(f"{n} of {len(todo)}", flush=True)
-    from refine_report import report
+    from refine_on_tables_report import report
 
     report(
         [json.loads(line) for line in args.cache.read_text().splitlines()], args.out, device=f"{platform.machine()} CPU"

@@ -11,7 +11,7 @@ Tuned: the best of a grid at 500 steps with a seed of its own. Time to 1.88: the
 between budgets on a line in log tokens, times the arm's measured seconds per token (median of runs that took turns; evaluation at
 the end is inside the clock, which on a CPU is that of the process on one thread).
 
-    python benchmarks/nanogpt_parity.py [--text FILE] [--seeds 3] [--device cpu] [--large]
+    python benchmarks/training/nanogpt_parity.py [--text FILE] [--seeds 3] [--device cpu] [--large]
 --large: the README's large setting (6 blocks of 384, context 256, batch 64, 5,000 steps, dropout in theirs: 1.4697), for a GPU.
 """
 

@@ -1,8 +1,8 @@
 """How well does the surrogate rank architectures that were never trained, and does it know how well?
 
-    python benchmarks/surrogate.py                  # 20 seeds, both tables; some minutes on one core
+    python benchmarks/search/surrogate.py                  # 20 seeds, both tables; some minutes on one core
 
-Tables of real trainings: `star` (benchmarks/table.py, our genomes, final validation loss) and `hwgpt` (10,000 GPT-S architectures of
+Tables of real trainings: `star` (benchmarks/search/make_table.py, our genomes, final validation loss) and `hwgpt` (10,000 GPT-S architectures of
 HW-GPT-Bench, Sukthanker et al., 2024, log perplexity). For each seed n architectures are drawn and fitted, and up to 1,000 others predicted.
 Models: `gp`, what searches use (star/surrogate/gaussian_process.py); `gp, one scale`, the same with a single length scale; ridge regression
 (leave-one-out penalty) and the 5 nearest neighbours on the same inputs; and the proxies that need no training, size alone.
@@ -28,7 +28,7 @@ from star.surrogate.descriptors import describe
 from star.surrogate.gaussian_process import fit
 
 RESULTS = Path(__file__).parent / "results"
-SHARED = Path(__file__).parent.parent.parent / "shared" / "data" / "tables"
+SHARED = Path(__file__).parents[3] / "shared" / "data" / "tables"
 LEVELS = (0.5, 0.8, 0.9)
 TOP = 10
 

@@ -1,12 +1,12 @@
 """Which search finds the better front for the same training tokens?
 
-    python benchmarks/search.py                    # every arm, 20 seeds, both landscapes; minutes to an hour on two cores
-    python benchmarks/search.py --arms paper,star --seeds 5
+    python benchmarks/search/search_on_tables.py                    # every arm, 20 seeds, both landscapes; minutes to an hour on two cores
+    python benchmarks/search/search_on_tables.py --arms paper,star --seeds 5
 
 Arms: NSGA-II as the STAR paper has it (`paper`), the same with each improvement of this package alone and with all of them
 (`star`), the other algorithms of this package, and Optuna's NSGA-II and TPE on the same genes.
 Landscapes, both tables of real trainings in which the whole optimum is known:
-    star     all 1,364 architectures of five SA-1, Rec-1, GConv-1 or GMemless LIVs, with learning curves (benchmarks/table.py);
+    star     all 1,364 architectures of five SA-1, Rec-1, GConv-1 or GMemless LIVs, with learning curves (benchmarks/search/make_table.py);
              loss, parameters and cache; run by `star.search.evolve` itself, store and all, so that rungs are real rungs
     hwgpt    10,000 GPT-S architectures of HW-GPT-Bench (Sukthanker et al., 2024): perplexity, parameters and cache;
              a genome that is not in the table counts as the nearest one that is, for all arms alike
@@ -39,7 +39,7 @@ import numpy as np
 from pymoo.indicators.hv import HV
 
 RESULTS = Path(__file__).parent / "results"
-SHARED = Path(__file__).parent.parent.parent / "shared" / "data" / "tables"
+SHARED = Path(__file__).parents[3] / "shared" / "data" / "tables"
 PAPER = {
     "search.algorithm": "nsga2", "search.population": 16, "search.generations": 18, "search.tournament": 2,
     "search.crossover_points": 2, "search.crossover_probability": 0.9, "search.mutation_probability": 0.1,

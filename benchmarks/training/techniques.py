@@ -14,7 +14,7 @@ with a seed of its own, on the full budget, and printed. On a CPU the clock is t
 the machine does stays out of it; a busy machine is slower all the same, so an arm's seconds per token are measured apart: all arms in
 turn, three rounds.
 
-    python benchmarks/techniques.py [--tokens 65536] [--seeds 3] [--device cpu]
+    python benchmarks/training/techniques.py [--tokens 65536] [--seeds 3] [--device cpu]
 
 Runs are kept in a JSONL file beside the results and not repeated: the same command goes on where it was stopped.
 """

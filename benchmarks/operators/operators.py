@@ -1,6 +1,6 @@
 """How fast is each operator, forward and backward and in decoding, against the fastest thing a user could install for it?
 
-    python benchmarks/operators.py [--width 256] [--seq-len 1024] [--batch 4] [--device cpu|cuda] [--compile] [--out benchmarks/results]
+    python benchmarks/operators/operators.py [--width 256] [--seq-len 1024] [--batch 4] [--device cpu|cuda] [--compile] [--out benchmarks/operators/results]
 
 Arms, timed in turn (A B A B ...) in one process, so that the drift of a noisy machine cancels in the ratio:
 - a module against a module: transformers' Llama, Lfm2, Mamba-2, Qwen3-Next and RecurrentGemma layers of the same shape;
@@ -447,7 +447,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="compile modules")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=4.0, help="time for each comparison")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)

@@ -1,6 +1,6 @@
 """How many tokens per second does one training step of ours make, against what a user would otherwise train with?
 
-    python benchmarks/throughput.py [--device cpu|cuda] [--sizes 1M 14M] [--compile] [--out benchmarks/results]
+    python benchmarks/training/throughput.py [--device cpu|cuda] [--sizes 1M 14M] [--compile] [--out benchmarks/training/results]
 
 Arms, each one whole step (loss, backward, clip at 1, AdamW; the same tokens, the same context, fused optimizer for all):
 - star: our Transformer++ (genome transformer++), and our LFM2 (genome lfm2-350m), at that size;
@@ -331,7 +331,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="compile: ours block by block, the peers whole")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=60.0, help="time for each family of each size")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
     sizes = CPU_SIZES if args.device == "cpu" else CUDA_SIZES
     if unknown := sorted(set(args.sizes or ()) - set(sizes)):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-SHARED = Path(__file__).parent.parent.parent / "shared" / "data" / "tables"
+SHARED = Path(__file__).parents[3] / "shared" / "data" / "tables"
 PRICE = 1.0  # points of regret that a full training costs, for arms that may stop
 TASKS = ("steplaw-215M", "steplaw-268M", "steplaw-429M", "steplaw-537M", "nmt-sw-en", "hwgpt-s")
 

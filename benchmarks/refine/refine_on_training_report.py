@@ -1,4 +1,4 @@
-"""Tables, verdicts and plot of `benchmarks/refine_real.py`, from its cache of finished runs."""
+"""Tables, verdicts and plot of `benchmarks/refine/refine_on_training.py`, from its cache of finished runs."""
 
 from __future__ import annotations
 

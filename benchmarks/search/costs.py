@@ -1,6 +1,6 @@
 """How many genomes a second can the cost formulas judge, one by one and as a population?
 
-    python benchmarks/costs.py [--out benchmarks/results]
+    python benchmarks/search/costs.py [--out benchmarks/search/results]
 
 Arms: `star.costs` of each genome (a plan is resolved for each), and `star.cost.population_costs` of all at once; the same 10,000
 random genomes of 24 slots, one thread, the best and the median of 5 runs. Goal: 50,000 genomes a second for the second.
@@ -26,7 +26,7 @@ from star.genome import Space
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
     torch.set_num_threads(1)
     space = Space(24, (768,))

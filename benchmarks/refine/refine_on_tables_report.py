@@ -1,4 +1,4 @@
-"""Tables, verdicts and plots of `benchmarks/refine.py`, from its cache of finished runs."""
+"""Tables, verdicts and plots of `benchmarks/refine/refine_on_tables.py`, from its cache of finished runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from paired import anova, bca, holm, interquartile_mean, mean_difference, probability_of_improvement, ratio
-from tasks import PRICE, TASKS, load
+from table_tasks import PRICE, TASKS, load
 
 from star.surrogate.calibration import calibration
 
