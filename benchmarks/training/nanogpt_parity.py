@@ -32,7 +32,7 @@ from star.model import build
 from star.training import Recipe, train
 
 HERE = Path(__file__).parent
-TEXT = HERE.parent.parent / "shared/data/text/tinyshakespeare.txt"
+TEXT = HERE.parents[2] / "shared/data/text/tinyshakespeare.txt"
 SMALL = {"published": 1.88, "d_model": 128, "head_dim": 32, "blocks": 4, "steps": 2000, "batch_size": 12, "seq_len": 64}
 LARGE = {
     "published": 1.4697,

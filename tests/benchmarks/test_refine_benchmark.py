@@ -95,7 +95,7 @@ def test_the_rule_knows_nothing_of_the_size_it_is_for(table):
     "arm", ["random", "ASHA", "RL only", "BO", "BO + KG", "BO + rate", "BO + rule", "BO + transfer", "BO + RL gated"]
 )
 def test_every_arm_keeps_to_its_budget(table, arm, monkeypatch):
-    refine = module("refine")
+    refine = module("refine_on_tables")
     name = "steplaw-537M"
     task = table.load(name)
     monkeypatch.setattr(refine, "MOST_TRIALS", 7)
