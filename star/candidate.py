@@ -16,7 +16,8 @@ class Candidate:
         "diverged", "timeout", "failed", "lost".
     objectives: by name, None unless ok. metrics: val_loss_se, tokens, seconds, tokens_per_second, peak_memory, ...
     costs: what the plan alone tells. order: place in the order of completion, None until then.
-    A refined one has origin "refined" and the member that it came from as its parent; recipe: its own, None: that of the run.
+    A refined one has origin "refined" and the member that it came from as its parent; recipe: its own, None: that of
+    the run.
     """
 
     id: str

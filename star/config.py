@@ -180,7 +180,8 @@ class RunConfig:
         return RunConfig().replace(_flatten(data))
 
 
-# The paper's search (STAR, section 5 and appendix): 5,000 steps of 64 x 4,096 tokens, k-point crossover, and nothing of ours.
+# The paper's search (STAR, section 5 and appendix): 5,000 steps of 64 x 4,096 tokens, k-point crossover, and nothing of
+# ours.
 PAPER: dict[str, Any] = {
     "space.slots": 24,
     "space.d_models": (768,),

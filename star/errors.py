@@ -10,7 +10,9 @@ class RunFailed(Exception):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """By name and text, so that nobody has to import torch for it. Its CPU allocator raises a RuntimeError that only says so."""
+    """By name and text, so that nobody has to import torch for it. Its CPU allocator raises a RuntimeError that only
+    says so.
+    """
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and ("out of memory" in str(error) or "can't allocate memory" in str(error))

@@ -110,7 +110,9 @@ class Run:
         return rows
 
     def repeats(self) -> dict[str, list[dict]]:
-        """Fresh measurements by `star rescore`, by candidate: repeat, seed, status, objectives (None unless ok), metrics, ..."""
+        """Fresh measurements by `star rescore`, by candidate: repeat, seed, status, objectives (None unless ok),
+        metrics, ...
+        """
         return {id: list(rows) for id, rows in self._record.repeats.items()}
 
     def refinements(self) -> "list[Refined]":
@@ -135,7 +137,9 @@ class Run:
         return curves[-1]["points"] if curves else []
 
     def weights(self, id: str) -> Path | None:
-        """File with the trained weights, if they were kept (`config.keep`); of a refined candidate those of its first full trial."""
+        """File with the trained weights, if they were kept (`config.keep`); of a refined candidate those of its first
+        full trial.
+        """
         kept = [CandidateFiles(self.path, "refined").weights(trial) for trial in self._full_trials(id)]
         return self.files.weights(id) or next((path for path in kept if path is not None), None)
 
@@ -148,7 +152,8 @@ class Run:
         """What each variation operator brought, and the initial population for comparison.
 
         Rows: operator; generated, repaired, duplicates (genomes that it had a part in); assessed, of which ended ok;
-        improved: those that were on the front when they ended. A genome that went through two operators counts for both.
+        improved: those that were on the front when they ended. A genome that went through two operators counts for
+        both.
         """
         names = dict.fromkeys(["initial", *(name for ask in self._record.asks for name in ask.get("by_operator", ()))])
         zero = {"generated": 0, "repaired": 0, "duplicates": 0, "assessed": 0, "ok": 0, "improved": 0}
@@ -282,7 +287,9 @@ class Run:
 def config_for(
     path: str | Path, preset: str | None = None, file: str | Path | None = None, overrides: dict | None = None
 ) -> RunConfig:
-    """What `star evolve PATH` with these options means: a run that exists keeps its configuration unless told otherwise."""
+    """What `star evolve PATH` with these options means: a run that exists keeps its configuration unless told
+    otherwise.
+    """
     path = Path(path)
     base = RunConfig.from_json(read_meta(path)["config"]) if preset is None and exists(path) else None
     return load_config(preset, file, overrides, base)

@@ -14,7 +14,9 @@ from star.search import evolve
 from star.store import CandidateFiles, Store
 
 SMALL = {"search__population": 4, "search__generations": 4, "search__baselines": ("transformer++",)}
-MODES = [  # settings; slots (what a steady state finds depends on the order of arrival, which one slot fixes); every so manyth boundary
+# Settings; slots (what a steady state finds depends on the order of arrival, which one slot fixes); every so manyth
+# boundary
+MODES = [
     pytest.param({}, 2, 1, id="generations"),
     pytest.param({"search__asynchronous": True, "search__generations": 2}, 1, 1, id="steady state"),
     pytest.param({"search__rungs": (0.25, 0.5)}, 2, 4, id="rungs"),
@@ -82,7 +84,9 @@ def session(path: Path, settings, slots: int, k: float = float("inf"), function:
 
 
 def everything(path: Path) -> tuple:
-    """All that a search is worth: asks, tells and states, the front, and the result of every candidate, to the last bit."""
+    """All that a search is worth: asks, tells and states, the front, and the result of every candidate, to the last
+    bit.
+    """
     found = Run(path)
     front = [(c.id, c.genome, c.objectives) for c in found.front()]
     candidates = [(c.id, c.status, c.objectives, c.origin, c.generation, c.parents) for c in found.candidates()]

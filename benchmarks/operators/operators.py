@@ -1,6 +1,8 @@
-"""How fast is each operator, forward and backward and in decoding, against the fastest thing a user could install for it?
+"""How fast is each operator, forward and backward and in decoding, against the fastest thing a user could install for
+it?
 
-    python benchmarks/operators/operators.py [--width 256] [--seq-len 1024] [--batch 4] [--device cpu|cuda] [--compile] [--out benchmarks/operators/results]
+    python benchmarks/operators/operators.py [--width 256] [--seq-len 1024] [--batch 4] [--device cpu|cuda] [--compile]
+    [--out benchmarks/operators/results]
 
 Arms, timed in turn (A B A B ...) in one process, so that the drift of a noisy machine cancels in the ratio:
 - a module against a module: transformers' Llama, Lfm2, Mamba-2, Qwen3-Next and RecurrentGemma layers of the same shape;
@@ -8,9 +10,9 @@ Arms, timed in turn (A B A B ...) in one process, so that the drift of a noisy m
 - the core of a recurrence against its own token loop, and on a GPU against fla's kernel where one is installed;
 - a language model against transformers' for one decoded token after `seq_len`, caches included.
 
-Prints ratio = peer / ours (above 1: ours is faster), median with the 10 % and 90 % quantiles of the paired ratios, and writes
-operators-DEVICE-dWIDTH-tLEN.json and the table as .txt. `--compile` compiles modules, ours and theirs, each as one block.
-Weights are random: speed does not depend on them. Needs the extra `bench`.
+Prints ratio = peer / ours (above 1: ours is faster), median with the 10 % and 90 % quantiles of the paired ratios, and
+writes operators-DEVICE-dWIDTH-tLEN.json and the table as .txt. `--compile` compiles modules, ours and theirs, each as
+one block. Weights are random: speed does not depend on them. Needs the extra `bench`.
 """
 
 from __future__ import annotations
@@ -125,7 +127,9 @@ def clock(call: Callable[[], None], setting: Setting) -> float:
 
 
 def training(module: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> Callable[[], None]:
-    """Forward and backward into weights and inputs, for a gradient of the output that is a tensor of its own as in a model."""
+    """Forward and backward into weights and inputs, for a gradient of the output that is a tensor of its own as in a
+    model.
+    """
     gradients: list[torch.Tensor] = []
 
     def call() -> None:
@@ -348,7 +352,9 @@ def against_loops(setting: Setting, seconds: float) -> list[Row]:
 
 
 def against_fla(setting: Setting, seconds: float) -> list[Row]:
-    """The same against fla's kernels, each after its probe; one that is missing or wrong here is printed with the reason."""
+    """The same against fla's kernels, each after its probe; one that is missing or wrong here is printed with the
+    reason.
+    """
     rows = []
     for name, kind, state_size, per_width in RECURRENCES if setting.device == "cuda" else ():
         inputs, gated = recurrence(kind, state_size, per_width, setting)

@@ -9,7 +9,9 @@ from scipy import stats
 
 
 def mean_difference(a: np.ndarray, b: np.ndarray) -> dict[str, float | int]:
-    """a - b, paired [n]: mean, BCa bootstrap interval of 95 %, paired t, Wilcoxon (Pratt), Cohen's dz; better: how often a < b."""
+    """a - b, paired [n]: mean, BCa bootstrap interval of 95 %, paired t, Wilcoxon (Pratt), Cohen's dz; better: how
+    often a < b.
+    """
     d = np.asarray(a, float) - np.asarray(b, float)
     low, high = bca(d)
     same = bool(np.ptp(d) == 0)
@@ -51,7 +53,8 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def anova(values: np.ndarray) -> dict[str, dict[str, float]]:
-    """values [tasks, arms, seeds], balanced: value ~ arm * task + seed within task. F and p of arm and of arm x task, and partial eta squared.
+    """values [tasks, arms, seeds], balanced: value ~ arm * task + seed within task. F and p of arm and of arm x task,
+    and partial eta squared.
 
     Seeds are blocks within tasks; the error is what arm and seed leave unexplained within tasks.
     """

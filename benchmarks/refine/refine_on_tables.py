@@ -1,21 +1,25 @@
 """Which refinement finds good configurations for the least training?
 
-    python benchmarks/refine/refine_on_tables.py --cache refine.jsonl            # 20 seeds, hours on one core; the same command goes on where it stopped
+    python benchmarks/refine/refine_on_tables.py --cache refine.jsonl            # 20 seeds, hours on one core; the same
+        command goes on where it stopped
     python benchmarks/refine/refine_on_tables.py --cache refine.jsonl --report   # tables and plots of what is there
 
-Tasks: tables of real trainings (benchmarks/refine/table_tasks.py), where every answer is known. Cost: full trainings; a trial at a cheaper fidelity
-costs its share of the tokens; a configuration proposed again costs nothing.
-Arms, all from the same initial configurations of a seed:
-    random; TPE and GPSampler (Optuna, defaults but for the shorter start, nearest row of the table); ASHA (asynchronous halving of random
-    configurations, one worker); RL only (a REINFORCE controller over the settings, no model);
-    BO (this package's GP and log EI, full trainings alone); BO + KG and BO + rate (fidelities by knowledge gradient per cost, or by rate of gain);
-    where tables hold several model sizes: BO + rule (rate; learning rate and batch relative to a rule that is fitted on the other sizes, whose
-    choice is the first trial), GPSampler + rule (the same first trial), BO + transfer (BO + rule with 24 results of the next smaller size,
-    which are taken as had: no cost), and both with full trainings alone; BO + RL ungated and gated: the policy on top of BO + rule, or of BO where there is no rule.
-Where else a policy might help: on fidelities that mislead (BO + rate + RL), with results of a related task (BO + transfer + RL), and on when
-    to stop: BO, stopping and BO + RL, stopping, where a full training has a price of one point of regret (1 % of best to median).
-What counts after each trial is the true full loss of the best that was trained in full (before any was: of the best at the highest fidelity yet).
-Statistics: benchmarks/refine/paired.py.
+Tasks: tables of real trainings (benchmarks/refine/table_tasks.py), where every answer is known. Cost: full trainings; a
+trial at a cheaper fidelity costs its share of the tokens; a configuration proposed again costs nothing. Arms, all from
+the same initial configurations of a seed:
+    random; TPE and GPSampler (Optuna, defaults but for the shorter start, nearest row of the table); ASHA (asynchronous
+    halving of random configurations, one worker); RL only (a REINFORCE controller over the settings, no model); BO
+    (this package's GP and log EI, full trainings alone); BO + KG and BO + rate (fidelities by knowledge gradient per
+    cost, or by rate of gain); where tables hold several model sizes: BO + rule (rate; learning rate and batch relative
+    to a rule that is fitted on the other sizes, whose choice is the first trial), GPSampler + rule (the same first
+    trial), BO + transfer (BO + rule with 24 results of the next smaller size, which are taken as had: no cost), and
+    both with full trainings alone; BO + RL ungated and gated: the policy on top of BO + rule, or of BO where there is
+    no rule.
+Where else a policy might help: on fidelities that mislead (BO + rate + RL), with results of a related task (BO +
+    transfer + RL), and on when to stop: BO, stopping and BO + RL, stopping, where a full training has a price of one
+    point of regret (1 % of best to median).
+What counts after each trial is the true full loss of the best that was trained in full (before any was: of the best at
+the highest fidelity yet). Statistics: benchmarks/refine/paired.py.
 """
 
 from __future__ import annotations
@@ -143,7 +147,9 @@ def optuna_arm(sampler: str, use_rule: bool = False) -> Callable[[Run], None]:
 
 
 def halving(run: Run, eta: int = 3) -> None:
-    """ASHA (Li et al., 2020) with one worker: promote the best third of a rung where one is due, else start a new configuration."""
+    """ASHA (Li et al., 2020) with one worker: promote the best third of a rung where one is due, else start a new
+    configuration.
+    """
     k, queue = len(run.task.fidelities), [*run.first, *run.rng.permutation(len(run.task.X)).tolist()]
     rungs: list[dict[int, float]] = [{} for _ in range(k)]
     promoted: list[set[int]] = [set() for _ in range(k)]
@@ -199,7 +205,9 @@ def controller(run: Run, rate: float = 0.15) -> None:
 def bayes(
     fidelities: bool = False, rl: str = "", use_rule: bool = False, transfer: bool = False, gradient: bool = False, stops: bool = False
 ) -> Callable[[Run], None]:  # fmt: skip
-    """This package. fidelities: KG per cost; rl: "", gated or ungated; use_rule: relative inputs, first trial by the rule; stops: at a price."""
+    """This package. fidelities: KG per cost; rl: "", gated or ungated; use_rule: relative inputs, first trial by the
+    rule; stops: at a price.
+    """
 
     def arm(run: Run) -> None:
         task = run.task
@@ -270,7 +278,9 @@ def observations(run: Run, pool: Pool, keep: slice, source: Source | None) -> tu
 
 
 def source_rows(sibling: Task, cheap: bool, seed: int, n: int = 24) -> tuple[np.ndarray, np.ndarray]:
-    """n results of the sibling, drawn with the seed, in relative inputs; half of them at its cheaper fidelities if these are asked for."""
+    """n results of the sibling, drawn with the seed, in relative inputs; half of them at its cheaper fidelities if
+    these are asked for.
+    """
     rng = np.random.default_rng([seed, 3])
     there = np.argwhere(np.isfinite(sibling.loss))
     full = there[:, 1] == sibling.loss.shape[1] - 1

@@ -13,7 +13,9 @@ from table_tasks import PRICE, TASKS, load
 from star.surrogate.calibration import calibration
 
 PEERS = ("random", "TPE", "GPSampler", "ASHA")
-STAR = "STAR"  # what this package does by default with all that is there: transfer if it can, else the rule if there is one, else BO; full trainings
+# What this package does by default with all that is there: transfer if it can, else the rule if there is one, else BO;
+# full trainings
+STAR = "STAR"
 STAR_IS = ("BO + transfer, full", "BO + rule, full", "BO")
 ALONE = "BO"  # and without any earlier run
 WORST = 200.0  # regrets are cut off here, so that a first divergence is not the whole area
@@ -86,7 +88,9 @@ def report(runs: list[dict], out: Path, device: str) -> None:
 
 
 def measures(name: str, arm: str, seed: int, run: dict) -> dict:
-    """Of one run: area under regret over cost, final regret, costs to the table's best 1 % and to a regret of 10 (budget + 1: never)."""
+    """Of one run: area under regret over cost, final regret, costs to the table's best 1 % and to a regret of 10
+    (budget + 1: never).
+    """
     task = load(name)
     cost, regret = np.array(run["cost"]), np.array([min(task.regret(loss), WORST) for loss in run["loss"]])
 
@@ -228,7 +232,9 @@ def places(rows: list[dict], by: dict) -> tuple[list[str], dict]:
 
 
 def policy_facts(rows: list[dict], by: dict) -> tuple[list[str], dict]:
-    """What the policy did: how often the gate let it act, gains imagined, entropy, divergence, share of good picks by window."""
+    """What the policy did: how often the gate let it act, gains imagined, entropy, divergence, share of good picks by
+    window.
+    """
     lines, found = ["the policy, by task"], {}
     for name, arms in by.items():
         steps = [entry for run in arms.get("BO + RL gated", {}).values() for entry in run["log"] if "acts" in entry]
@@ -394,7 +400,9 @@ def calibration_plot(by: dict, path: Path, plt) -> None:
 
 
 def policy_plot(by: dict, path: Path, plt) -> None:
-    """Over the trials of a run: entropy, divergence from BO, imagined gain, and the share of trials among the table's best tenth."""
+    """Over the trials of a run: entropy, divergence from BO, imagined gain, and the share of trials among the table's
+    best tenth.
+    """
     names = [name for name, arms in by.items() if arms.get("BO + RL gated")]
     if not names:
         return

@@ -1,26 +1,30 @@
 """What refinement brings in real training, against Optuna and others at equal cost.
 
     star evolve runs/first                                             # any run with a front
-    python benchmarks/refine/refine_on_training.py runs/first --cache real.jsonl     # the same command goes on where it stopped; several may share a cache
+    python benchmarks/refine/refine_on_training.py runs/first --cache real.jsonl     # the same command goes on where it
+        stopped; several may share a cache
     python benchmarks/refine/refine_on_training.py runs/first --cache real.jsonl --report
 
-Every pair of a member of the front and a seed is one task: lower this member's loss, at no more parameters and cache, with so many full
-trainings. Arms get the same member, the same settings and edits to choose from (`star.refine.recipe_space`, `star.refine.edits`), the same
-budget, and their own random numbers:
+Every pair of a member of the front and a seed is one task: lower this member's loss, at no more parameters and cache,
+with so many full trainings. Arms get the same member, the same settings and edits to choose from
+(`star.refine.recipe_space`, `star.refine.edits`), the same budget, and their own random numbers:
 
     random               a recipe from all over the space, and one edit or none
-    TPE, GPSampler       Optuna, defaults, the member's own recipe first; "+ portfolio": and the recipes that a refinement begins with
-    halving              ASHA with one worker: random candidates at a quarter of the tokens, the best quarter of them in full
+    TPE, GPSampler       Optuna, defaults, the member's own recipe first; "+ portfolio": and the recipes that a
+                         refinement begins with
+    halving              ASHA with one worker: random candidates at a quarter of the tokens, the best quarter of them in
+                         full
     RL only              a REINFORCE controller over the settings, no model of the loss
     BO                   `star refine --no-policy`
     BO + RL ungated      the policy decides every step
     BO + RL gated        `star refine`: the policy decides where it wins in imagination
-    BO + earlier         BO that has seen the refinements of the other members with the same seed (taken as had: no cost), as `star refine` does
+    BO + earlier         BO that has seen the refinements of the other members with the same seed (taken as had: no
+                         cost), as `star refine` does
     recipes, edits       BO with only one of the two open
 
-What an arm recommends at the end is trained with fresh seeds that decided nothing, and so is the member under the search's recipe: outside the budget,
-the same for all. A training is named by what it is (genome, settings, share of the tokens, seed), so that arms that ask for the same one
-share it; each pays for it all the same.
+What an arm recommends at the end is trained with fresh seeds that decided nothing, and so is the member under the
+search's recipe: outside the budget, the same for all. A training is named by what it is (genome, settings, share of the
+tokens, seed), so that arms that ask for the same one share it; each pays for it all the same.
 """
 
 from __future__ import annotations

@@ -1,9 +1,12 @@
-"""Tables of real trainings as tuning tasks: a finite set of configurations, their losses at several budgets, and what each costs.
+"""Tables of real trainings as tuning tasks: a finite set of configurations, their losses at several budgets, and what
+each costs.
 
-steplaw-N   learning rate x batch of dense language models (Step Law, arXiv 2503.04715): final smoothed loss, nats per token; token budgets
+steplaw-N   learning rate x batch of dense language models (Step Law, arXiv 2503.04715): final smoothed loss, nats per
+            token; token budgets
             are the fidelities, the largest of each size the full one; shares of its tokens are the cost
 nmt-sw-en   767 Transformers, six hyperparameters (HPO-NMT): log perplexity; one fidelity, every trial costs 1
-hwgpt-s     1,000 of the 10,000 architectures of HW-GPT-Bench: z(log perplexity) + 0.9 z(log parameters), so that larger is not simply better
+hwgpt-s     1,000 of the 10,000 architectures of HW-GPT-Bench: z(log perplexity) + 0.9 z(log parameters), so that larger
+            is not simply better
 """
 
 from __future__ import annotations
@@ -98,9 +101,11 @@ def steplaw(name: str) -> Task:
 
 
 def rule(table: dict[str, np.ndarray], rows: np.ndarray):
-    """log2 of the best learning rate / 2^-12 and of the best batch, as functions of (N, D): optimum of a quadratic fitted on these rows.
+    """log2 of the best learning rate / 2^-12 and of the best batch, as functions of (N, D): optimum of a quadratic
+    fitted on these rows.
 
-    Terms: those of the regression of loss on log2 of N, D, learning rate and batch with all interactions of the two latter with the former.
+    Terms: those of the regression of loss on log2 of N, D, learning rate and batch with all interactions of the two
+    latter with the former.
     """
     best = {
         (N, D): table["smooth_loss"][(table["N"] == N) & (table["D"] == D)].min()

@@ -2,8 +2,9 @@
 
     python benchmarks/search/costs.py [--out benchmarks/search/results]
 
-Arms: `star.costs` of each genome (a plan is resolved for each), and `star.cost.population_costs` of all at once; the same 10,000
-random genomes of 24 slots, one thread, the best and the median of 5 runs. Goal: 50,000 genomes a second for the second.
+Arms: `star.costs` of each genome (a plan is resolved for each), and `star.cost.population_costs` of all at once; the
+same 10,000 random genomes of 24 slots, one thread, the best and the median of 5 runs. Goal: 50,000 genomes a second for
+the second.
 """
 
 from __future__ import annotations

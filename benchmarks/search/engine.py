@@ -2,12 +2,14 @@
 
     python benchmarks/search/engine.py [--out benchmarks/search/results] [--quick]
 
-1. Free candidates: 10,000 evaluations of the tabular objective at population 100, in process, through the real loop with its record
-   on the disk; 3 seeds. Goal: 60 s. Beside it the bare objective, called as often, and the run resumed when it is complete (all its
-   asks and tells replayed).
-2. Candidates that sleep 0.1, 1 and 10 s on two workers of the pool and on two of Ray. Overhead: the share of the workers' time in which no
-   candidate was at work, from the first submission to the last result, and per candidate in seconds. Goal: under 1 % at 10 s on the pool.
-   Start: from the call of `evolve` to the first submission, apart, because a run pays it once.
+1. Free candidates: 10,000 evaluations of the tabular objective at population 100, in process, through the real loop
+    with its record
+   on the disk; 3 seeds. Goal: 60 s. Beside it the bare objective, called as often, and the run resumed when it is
+   complete (all its asks and tells replayed).
+2. Candidates that sleep 0.1, 1 and 10 s on two workers of the pool and on two of Ray. Overhead: the share of the
+    workers' time in which no
+   candidate was at work, from the first submission to the last result, and per candidate in seconds. Goal: under 1 % at
+   10 s on the pool. Start: from the call of `evolve` to the first submission, apart, because a run pays it once.
 """
 
 # Imports of STAR are inside functions: a spawned worker imports this file.
@@ -24,7 +26,9 @@ TABULAR = "star.assess.evaluations.tabular:assess"
 
 
 def sleep(job: dict, report) -> dict:
-    """The tabular objective, some seconds later. The learning rate of the recipe, which nothing else uses here, says how many."""
+    """The tabular objective, some seconds later. The learning rate of the recipe, which nothing else uses here, says
+    how many.
+    """
     from star.assess.evaluations import tabular
 
     time.sleep(job["recipe"]["learning_rate"])

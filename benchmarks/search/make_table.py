@@ -1,11 +1,14 @@
-"""Every architecture of a small space, really trained: a table in which a search can be judged in seconds, and its optimum is known.
+"""Every architecture of a small space, really trained: a table in which a search can be judged in seconds, and its
+optimum is known.
 
-    python benchmarks/search/make_table.py --workers 2          # about an hour on two cores; goes on where it was stopped
+    python benchmarks/search/make_table.py --workers 2          # about an hour on two cores; goes on where it was
+        stopped
 
-Question: none of its own. It makes `benchmarks/search/results/table-1364.csv`, the ground truth of `benchmarks/search/search_on_tables.py`.
-Space: five slots of SA-1, Rec-1, GConv-1 or GMemless at width 32, all 4 + 16 + 64 + 256 + 1,024 of them, nothing shared.
-Training: 131,072 bytes of the standard library's sources in batches of 16 x 64, AdamW, warm-up - stable - decay; validation loss
-in nats per byte at eighths of the budget, so that rungs can be read from it: all but the last two lie before the decay.
+Question: none of its own. It makes `benchmarks/search/results/table-1364.csv`, the ground truth of
+`benchmarks/search/search_on_tables.py`. Space: five slots of SA-1, Rec-1, GConv-1 or GMemless at width 32, all 4 + 16 +
+64 + 256 + 1,024 of them, nothing shared. Training: 131,072 bytes of the standard library's sources in batches of 16 x
+64, AdamW, warm-up - stable - decay; validation loss in nats per byte at eighths of the budget, so that rungs can be
+read from it: all but the last two lie before the decay.
 """
 
 import argparse

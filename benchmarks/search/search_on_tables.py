@@ -1,12 +1,14 @@
 """Which search finds the better front for the same training tokens?
 
-    python benchmarks/search/search_on_tables.py                    # every arm, 20 seeds, both landscapes; minutes to an hour on two cores
+    python benchmarks/search/search_on_tables.py                    # every arm, 20 seeds, both landscapes; minutes to
+        an hour on two cores
     python benchmarks/search/search_on_tables.py --arms paper,star --seeds 5
 
-Arms: NSGA-II as the STAR paper has it (`paper`), the same with each improvement of this package alone and with all of them
-(`star`), the other algorithms of this package, and Optuna's NSGA-II and TPE on the same genes.
-Landscapes, both tables of real trainings in which the whole optimum is known:
-    star     all 1,364 architectures of five SA-1, Rec-1, GConv-1 or GMemless LIVs, with learning curves (benchmarks/search/make_table.py);
+Arms: NSGA-II as the STAR paper has it (`paper`), the same with each improvement of this package alone and with all of
+them (`star`), the other algorithms of this package, and Optuna's NSGA-II and TPE on the same genes. Landscapes, both
+tables of real trainings in which the whole optimum is known:
+    star     all 1,364 architectures of five SA-1, Rec-1, GConv-1 or GMemless LIVs, with learning curves
+             (benchmarks/search/make_table.py);
              loss, parameters and cache; run by `star.search.evolve` itself, store and all, so that rungs are real rungs
     hwgpt    10,000 GPT-S architectures of HW-GPT-Bench (Sukthanker et al., 2024): perplexity, parameters and cache;
              a genome that is not in the table counts as the nearest one that is, for all arms alike
@@ -45,7 +47,8 @@ PAPER = {
     "search.crossover_points": 2, "search.crossover_probability": 0.9, "search.mutation_probability": 0.1,
     "search.link_probability": 0.0, "search.parents": 0, "search.offspring": 0, "search.screen": 1,
 }  # fmt: skip
-# In full trainings. hwgpt: the paper's 16 x 18. star: half of that, since with 288 of 1,364 every good arm finds the whole front.
+# In full trainings. hwgpt: the paper's 16 x 18. star: half of that, since with 288 of 1,364 every good arm finds the
+# whole front.
 BUDGETS = {"star": 144, "hwgpt": 288}
 RUNGS = {"search.rungs": (0.25,), "search.promote": 0.5}
 SCREEN = {"search.screen": 8}
@@ -66,7 +69,8 @@ ARMS: dict[str, dict] = {
     "aging evolution": {"search.algorithm": "aging"},
     "random": {"search.algorithm": "random"},
 }
-# rungs need learning curves, and changes of depth and alignment a sequence of classes, which the table of HW-GPT-Bench has not
+# rungs need learning curves, and changes of depth and alignment a sequence of classes, which the table of HW-GPT-Bench
+# has not
 NOT_HWGPT = ("paper + rungs", "star - depth", "star - depth + rungs", "paper + aligned", "paper + depth")
 OPTUNA = ("optuna NSGA-II", "optuna TPE")
 
@@ -352,7 +356,9 @@ def interval(values: np.ndarray, statistic: Callable = np.mean, n: int = 2000) -
 
 
 def summarise(curves: dict[str, np.ndarray], budget: int) -> list[dict]:
-    """Of each arm: final hypervolume, area under its curve, and the tokens to reach what `paper` ends with on that seed."""
+    """Of each arm: final hypervolume, area under its curve, and the tokens to reach what `paper` ends with on that
+    seed.
+    """
     target = curves["paper"][:, -1]
     rows = []
     for arm, volumes in curves.items():

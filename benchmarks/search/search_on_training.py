@@ -1,10 +1,12 @@
 """Does what `search.py` says of tables hold where every candidate is really trained?
 
-    python benchmarks/search/search_on_training.py                    # 3 seeds, two arms; about a quarter of an hour on two cores
+    python benchmarks/search/search_on_training.py                    # 3 seeds, two arms; about a quarter of an hour on
+        two cores
 
-Arms: the paper's NSGA-II (k-point crossover and mutation, no surrogate, no changes of depth) with 8 genomes x 5 generations, and the
-default search; both train 40 candidates of the laptop preset's space, for TOKENS bytes of the standard library each. A seed
-draws the same first population in both arms, so both measure hypervolume in the same frame.
+Arms: the paper's NSGA-II (k-point crossover and mutation, no surrogate, no changes of depth) with 8 genomes x 5
+generations, and the default search; both train 40 candidates of the laptop preset's space, for TOKENS bytes of the
+standard library each. A seed draws the same first population in both arms, so both measure hypervolume in the same
+frame.
 """
 
 import argparse

@@ -2,12 +2,13 @@
 
     python benchmarks/search/surrogate.py                  # 20 seeds, both tables; some minutes on one core
 
-Tables of real trainings: `star` (benchmarks/search/make_table.py, our genomes, final validation loss) and `hwgpt` (10,000 GPT-S architectures of
-HW-GPT-Bench, Sukthanker et al., 2024, log perplexity). For each seed n architectures are drawn and fitted, and up to 1,000 others predicted.
-Models: `gp`, what searches use (star/surrogate/gaussian_process.py); `gp, one scale`, the same with a single length scale; ridge regression
-(leave-one-out penalty) and the 5 nearest neighbours on the same inputs; and the proxies that need no training, size alone.
-Columns: Spearman with the truth; coverage of the central 50, 80 and 90 % intervals; regret of the best of the 10 that are predicted best,
-in standard deviations of the table. Means over seeds with their 95 % bootstrap interval.
+Tables of real trainings: `star` (benchmarks/search/make_table.py, our genomes, final validation loss) and `hwgpt`
+(10,000 GPT-S architectures of HW-GPT-Bench, Sukthanker et al., 2024, log perplexity). For each seed n architectures are
+drawn and fitted, and up to 1,000 others predicted. Models: `gp`, what searches use
+(star/surrogate/gaussian_process.py); `gp, one scale`, the same with a single length scale; ridge regression
+(leave-one-out penalty) and the 5 nearest neighbours on the same inputs; and the proxies that need no training, size
+alone. Columns: Spearman with the truth; coverage of the central 50, 80 and 90 % intervals; regret of the best of the 10
+that are predicted best, in standard deviations of the table. Means over seeds with their 95 % bootstrap interval.
 """
 
 from __future__ import annotations

@@ -1,18 +1,22 @@
-"""Question: at nanoGPT's published small setting, is our loss below its 1.88, and how much sooner do better recipes get there?
+"""Question: at nanoGPT's published small setting, is our loss below its 1.88, and how much sooner do better recipes get
+there?
 
-Setting: tinyshakespeare by characters, 4 blocks (8 LIVs) of width 128 with 4 heads, context 64, 12 sequences a step, 2,000 steps, no
-dropout, CPU; the first 90 % to train on, all of the last 10 % to judge. nanoGPT's README reports 1.88 nats per character.
+Setting: tinyshakespeare by characters, 4 blocks (8 LIVs) of width 128 with 4 heads, context 64, 12 sequences a step,
+2,000 steps, no dropout, CPU; the first 90 % to train on, all of the last 10 % to judge. nanoGPT's README reports 1.88
+nats per character.
 
-Arms, each on complete schedules of several budgets (a loss in the middle of a schedule says nothing about a shorter one):
+Arms, each on complete schedules of several budgets (a loss in the middle of a schedule says nothing about a shorter
+one):
   plain   AdamW, cosine to a tenth, rate 1e-3, decays 0.9 and 0.99: nanoGPT's own recipe
   tuned   AdamW, linear to zero, rate tuned
   muon    Muon for hidden matrices, linear to zero, rate tuned
-Tuned: the best of a grid at 500 steps with a seed of its own. Time to 1.88: the shortest complete budget whose final loss is 1.88,
-between budgets on a line in log tokens, times the arm's measured seconds per token (median of runs that took turns; evaluation at
-the end is inside the clock, which on a CPU is that of the process on one thread).
+Tuned: the best of a grid at 500 steps with a seed of its own. Time to 1.88: the shortest complete budget whose final
+loss is 1.88, between budgets on a line in log tokens, times the arm's measured seconds per token (median of runs that
+took turns; evaluation at the end is inside the clock, which on a CPU is that of the process on one thread).
 
     python benchmarks/training/nanogpt_parity.py [--text FILE] [--seeds 3] [--device cpu] [--large]
---large: the README's large setting (6 blocks of 384, context 256, batch 64, 5,000 steps, dropout in theirs: 1.4697), for a GPU.
+--large: the README's large setting (6 blocks of 384, context 256, batch 64, 5,000 steps, dropout in theirs: 1.4697),
+for a GPU.
 """
 
 import argparse
@@ -88,7 +92,8 @@ def run(corpus, setting: dict, changes: dict, steps: int, seed: int, device: str
 
 
 def tokens_to(target: float, points: list[tuple[int, float]]) -> tuple[float | None, bool]:
-    """Tokens of the shortest complete run that ends at `target`, from (tokens, final loss), on a line in log tokens (None: never), and
+    """Tokens of the shortest complete run that ends at `target`, from (tokens, final loss), on a line in log tokens
+    (None: never), and
     whether that is only a bound, because the smallest budget is below the target already."""
     points = sorted(points)
     for (t0, l0), (t1, l1) in itertools.pairwise(points):

@@ -1,18 +1,21 @@
-"""Question: how much sooner do the training techniques reach the baseline's final loss, each alone, together, and with Muon?
+"""Question: how much sooner do the training techniques reach the baseline's final loss, each alone, together, and with
+Muon?
 
-Techniques, each a switch of the recipe: AGA (adaptive gradient accumulation), LCLR (layer-wise rates), SAS (structured attention
-sparsification). All 2^3 combinations on three baselines, and the full recipe with Muon beside it with one part left out:
+Techniques, each a switch of the recipe: AGA (adaptive gradient accumulation), LCLR (layer-wise rates), SAS (structured
+attention sparsification). All 2^3 combinations on three baselines, and the full recipe with Muon beside it with one
+part left out:
   conventional  AdamW, cosine to a tenth; rate and batch tuned
-  oversized     the same with four times the batch; rate tuned. A large batch alone costs so much that gains over it prove little: it is
+  oversized     the same with four times the batch; rate tuned. A large batch alone costs so much that gains over it
+                prove little: it is
                 here for AGA, which is made for it, and no goal is measured on it
   tuned         AdamW, linear to zero; rate and batch tuned
   muon          Muon for hidden matrices, linear to zero, the tuned batch; rate tuned
-Rules (the claims of most optimizers do not survive without them, arXiv 2509.02046): every run is a complete schedule of its own length; the
-target is the baseline's mean final loss at the full budget; the time to it is that of the shortest complete run that ends there,
-between budgets on a line in log time; everything is inside the clock, the final evaluation too; arms take turns; what is tuned is tuned
-with a seed of its own, on the full budget, and printed. On a CPU the clock is that of the process (one thread), so that what else
-the machine does stays out of it; a busy machine is slower all the same, so an arm's seconds per token are measured apart: all arms in
-turn, three rounds.
+Rules (the claims of most optimizers do not survive without them, arXiv 2509.02046): every run is a complete schedule of
+its own length; the target is the baseline's mean final loss at the full budget; the time to it is that of the shortest
+complete run that ends there, between budgets on a line in log time; everything is inside the clock, the final
+evaluation too; arms take turns; what is tuned is tuned with a seed of its own, on the full budget, and printed. On a
+CPU the clock is that of the process (one thread), so that what else the machine does stays out of it; a busy machine is
+slower all the same, so an arm's seconds per token are measured apart: all arms in turn, three rounds.
 
     python benchmarks/training/techniques.py [--tokens 65536] [--seeds 3] [--device cpu]
 
@@ -91,7 +94,9 @@ class Runs:
 
 
 def timing(runs: Runs, recipes: dict[str, dict], rounds: int = 3) -> tuple[dict[str, float], float]:
-    """Seconds per training token of each arm, medians over rounds in which all take turns; and seconds of the final evaluation."""
+    """Seconds per training token of each arm, medians over rounds in which all take turns; and seconds of the final
+    evaluation.
+    """
     seconds: dict[str, list[float]] = {arm: [] for arm in recipes}
     clock = time.process_time if runs.args.device == "cpu" else time.perf_counter
     tokens, evaluations = round(runs.args.tokens * SHARES[0]), []
@@ -108,7 +113,9 @@ def timing(runs: Runs, recipes: dict[str, dict], rounds: int = 3) -> tuple[dict[
 
 
 def tune(runs: Runs) -> tuple[dict[str, dict], list[str]]:
-    """The recipe of each base, and the setting of each technique on it: the best of small grids, with a seed of their own."""
+    """The recipe of each base, and the setting of each technique on it: the best of small grids, with a seed of their
+    own.
+    """
     lines, found = [], {}
     for base, changes in BASES.items():
         batches = {
@@ -148,7 +155,9 @@ def arms(found: dict[str, dict]) -> dict[str, dict]:
 
 
 def time_to(target: float, points: list[tuple[float, float]]) -> tuple[float, str]:
-    """What it takes to end at `target`, from (time, final loss) of complete runs, and "" or how it is bounded: "<" or ">"."""
+    """What it takes to end at `target`, from (time, final loss) of complete runs, and "" or how it is bounded: "<" or
+    ">".
+    """
     points = sorted(points)
     for (t0, l0), (t1, l1) in itertools.pairwise(points):
         if l0 > target >= l1:

@@ -1,20 +1,23 @@
 """How many tokens per second does one training step of ours make, against what a user would otherwise train with?
 
-    python benchmarks/training/throughput.py [--device cpu|cuda] [--sizes 1M 14M] [--compile] [--out benchmarks/training/results]
+    python benchmarks/training/throughput.py [--device cpu|cuda] [--sizes 1M 14M] [--compile] [--out
+    benchmarks/training/results]
 
-Arms, each one whole step (loss, backward, clip at 1, AdamW; the same tokens, the same context, fused optimizer for all):
+Arms, each one whole step (loss, backward, clip at 1, AdamW; the same tokens, the same context, fused optimizer for
+all):
 - star: our Transformer++ (genome transformer++), and our LFM2 (genome lfm2-350m), at that size;
-- nanogpt: a plain GPT of the same width, depth and parameter count: one map for q, k and v, LayerNorm, GELU over 4 widths, learned
+- nanogpt: a plain GPT of the same width, depth and parameter count: one map for q, k and v, LayerNorm, GELU over 4
+    widths, learned
   positions, tied head. It has neither RoPE nor a gate, so it has less to do than the others;
 - llama, lfm2: transformers' LlamaForCausalLM and Lfm2ForCausalLM of the same shape, parameter for parameter;
 - loss: the head and cross-entropy alone, all logits at once against ours in chunks (time, and the largest tensor).
 
-Arms of one size take turns in one process, in an order that rotates, so that the drift of a noisy machine cancels in the ratios.
-With one thread on a CPU, time is the CPU time of the process: that of an idle machine, where this one is shared with others.
-Prints tokens/s, MFU (our count of training FLOPs, causal attention, over the device's peak; on a CPU the peak is what its own
-matrix product reaches here) and star / peer in tokens/s (above 1: ours is faster): the median of paired ratios with a 95 % bootstrap
-interval. Writes throughput-DEVICE.json and .txt. On CUDA: bfloat16, ours by `compute_dtype`, the peers by autocast.
-Goal: at least 1.0 against every peer on a CPU. Needs the extra `bench`.
+Arms of one size take turns in one process, in an order that rotates, so that the drift of a noisy machine cancels in
+the ratios. With one thread on a CPU, time is the CPU time of the process: that of an idle machine, where this one is
+shared with others. Prints tokens/s, MFU (our count of training FLOPs, causal attention, over the device's peak; on a
+CPU the peak is what its own matrix product reaches here) and star / peer in tokens/s (above 1: ours is faster): the
+median of paired ratios with a 95 % bootstrap interval. Writes throughput-DEVICE.json and .txt. On CUDA: bfloat16, ours
+by `compute_dtype`, the peers by autocast. Goal: at least 1.0 against every peer on a CPU. Needs the extra `bench`.
 """
 
 from __future__ import annotations

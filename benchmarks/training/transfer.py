@@ -1,8 +1,9 @@
 """Question: does the best learning rate stay where it is when a model gets four times as wide, or four times as deep?
 
-Arms: AdamW and Muon with rates that are carried over (`base_width`), and AdamW without. Each model is trained at every rate of a
-grid of factors of two, on equal tokens of the standard library; the goal is that the best one moves by at most one step of the
-grid. "Kept" is what the best rate of the smallest model costs in the largest, in nats above that one's own best.
+Arms: AdamW and Muon with rates that are carried over (`base_width`), and AdamW without. Each model is trained at every
+rate of a grid of factors of two, on equal tokens of the standard library; the goal is that the best one moves by at
+most one step of the grid. "Kept" is what the best rate of the smallest model costs in the largest, in nats above that
+one's own best.
 
     python benchmarks/training/transfer.py [--tokens 65536] [--seeds 1] [--device cpu]
 """

@@ -1,7 +1,7 @@
 """Upper bounds on objectives: which are known before training, and how far a trained candidate is beyond the others.
 
-A bound is a setting `objectives.max_NAME` above 0. One on a cheap objective is checked before anything is trained; one on
-an objective that must be measured first (`max_mad`) only afterwards, so that breaking it costs the training.
+A bound is a setting `objectives.max_NAME` above 0. One on a cheap objective is checked before anything is trained; one
+on an objective that must be measured first (`max_mad`) only afterwards, so that breaking it costs the training.
 """
 
 from collections.abc import Mapping

@@ -3,8 +3,8 @@
     noise_sd({"a": [2.31, 2.33], "b": [2.40, 2.37, 2.41]})      # pooled within genomes, with its interval
     rescored(F, {3: {0: [2.34, 2.36]}}, sd={0: 0.02})           # mean, se, probability of being non-dominated
 
-The loss that put a genome on the front is the best of many noisy ones, so it is too good on average (the winner's curse);
-only fresh seeds tell by how much. Pure functions of numbers. All objectives are scaled: smaller is better.
+The loss that put a genome on the front is the best of many noisy ones, so it is too good on average (the winner's
+curse); only fresh seeds tell by how much. Pure functions of numbers. All objectives are scaled: smaller is better.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,9 +30,9 @@ class Noise:
 class Rescored:
     """One objective vector measured afresh.
 
-    mean, se [m]: of the fresh measurements; se 0 where the objective is exact. n: how many of them (the fewest, of the noisy objectives).
-    luck [m]: fresh mean minus what the search measured; above 0 where the search's measurement was lucky.
-    non_dominated: by the fresh means. probability: that it is non-dominated, given the noise.
+    mean, se [m]: of the fresh measurements; se 0 where the objective is exact. n: how many of them (the fewest, of the
+    noisy objectives). luck [m]: fresh mean minus what the search measured; above 0 where the search's measurement was
+    lucky. non_dominated: by the fresh means. probability: that it is non-dominated, given the noise.
     """
 
     mean: np.ndarray
@@ -71,10 +71,10 @@ def rescored(
 ) -> list[Rescored]:
     """Front members F [n, m], as the search measured them, with fresh[i][k]: new values of objective k of member i.
 
-    sd: noise of the objectives that have any, {k: sd}; by default pooled from `fresh`. A member or objective without fresh
-    values keeps the search's; where its objective is noisy, that has the error of one measurement. The probability is
-    the share of draws from normal distributions around the means in which no other member dominates it: a flat prior,
-    so it is a little hard on whoever was measured least.
+    sd: noise of the objectives that have any, {k: sd}; by default pooled from `fresh`. A member or objective without
+    fresh values keeps the search's; where its objective is noisy, that has the error of one measurement. The
+    probability is the share of draws from normal distributions around the means in which no other member dominates it:
+    a flat prior, so it is a little hard on whoever was measured least.
     """
     F = np.asarray(F, dtype=float)
     n, m = F.shape

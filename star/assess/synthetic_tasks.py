@@ -1,4 +1,5 @@
-"""How well an architecture learns the six synthetic tasks of `star.data.synthetic`: a cheap second opinion beside the corpus loss.
+"""How well an architecture learns the six synthetic tasks of `star.data.synthetic`: a cheap second opinion beside the
+corpus loss.
 
     scores = measure(genome, tokens=200_000, seed=0)       # {"recall": accuracy, ..., "mean": ...}
 
@@ -83,7 +84,9 @@ def accuracy(logits: Tensor, targets: Tensor) -> float:
 
 
 class _Reader(nn.Module):
-    """Reads a whole sequence off one state: an MLP asked for each position in turn, so that the model must put all of it there."""
+    """Reads a whole sequence off one state: an MLP asked for each position in turn, so that the model must put all of
+    it there.
+    """
 
     def __init__(self, task: Task, width: int, seed: int):
         super().__init__()

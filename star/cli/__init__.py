@@ -1,7 +1,7 @@
 """The command line: one file per verb, no logic of its own.
 
-Nothing heavy is imported before a verb needs it, so that `star --help` answers at once. Exit code 0; 1: the work failed or
-was interrupted; 2: bad use. Errors are one sentence on standard error.
+Nothing heavy is imported before a verb needs it, so that `star --help` answers at once. Exit code 0; 1: the work failed
+or was interrupted; 2: bad use. Errors are one sentence on standard error.
 """
 
 from __future__ import annotations
@@ -90,7 +90,8 @@ def star_(
     star rescore runs/first         the front with fresh seeds: which members were lucky
     star export runs/first:knee     take a model away
 
-    A GENOME is a genome file, a shipped name (transformer++), text (21211-31112), or RUN:ID; RUN:knee is the knee of its front.
+    A GENOME is a genome file, a shipped name (transformer++), text (21211-31112), or RUN:ID; RUN:knee is the knee of
+    its front.
     """
 
 

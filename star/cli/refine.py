@@ -63,7 +63,8 @@ def refine(
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result for programs, and nothing else.")] = False,
 ) -> None:
-    """Tune members of the front: their recipes and local choices of their genomes, by Bayesian optimization and a learned policy.
+    """Tune members of the front: their recipes and local choices of their genomes, by Bayesian optimization and a
+    learned policy.
 
     \b
     Example: star refine runs/first
@@ -134,7 +135,9 @@ def shares_of(text: str) -> tuple[float, ...]:
 
 
 class RefineDisplay:
-    """A callback for `star.refine.coordinator` and a context to use it in: a line for each trial, bars of running ones on a terminal."""
+    """A callback for `star.refine.coordinator` and a context to use it in: a line for each trial, bars of running ones
+    on a terminal.
+    """
 
     def __init__(self, quiet: bool = False):
         self.quiet, self.progress, self.tasks = quiet, None, {}

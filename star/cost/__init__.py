@@ -1,6 +1,7 @@
 """Exact costs of a plan, without building it, for one genome or for a population. Imports `star.genome`.
 
-What the built module has is the same numbers: parameters are its parameters, cache bytes are the bytes of its state tensors.
+What the built module has is the same numbers: parameters are its parameters, cache bytes are the bytes of its state
+tensors.
 """
 
 from star.cost.population import population_costs

@@ -1,7 +1,8 @@
 """Costs of a whole population at once: `costs` for every row of a search space, by table look-up.
 
-A LIV's costs depend on its class, on the width, on what it takes from its provider (the strategy of its feature group) and on
-which of its weights an earlier LIV owns (a set of feature groups). These are few, so `costs` of each is computed once.
+A LIV's costs depend on its class, on the width, on what it takes from its provider (the strategy of its feature group)
+and on which of its weights an earlier LIV owns (a set of feature groups). These are few, so `costs` of each is computed
+once.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from star.liv import FAMILIES
 def population_costs(
     space: Space, X: np.ndarray, vocab_size: int = 256, seq_len: int = 4096, tie_embeddings: bool = True
 ) -> Costs:
-    """`costs(space.decode(x), vocab_size, seq_len, tie_embeddings)` for every row x of X int64 [n, n_var], as arrays [n].
+    """`costs(space.decode(x), vocab_size, seq_len, tie_embeddings)` for every row x of X int64 [n, n_var], as arrays
+    [n].
 
     Rows must be valid, as `space.sample` and `space.repair` return them. About a microsecond for each LIV of a genome.
     """
@@ -79,7 +81,8 @@ def population_costs(
 
 @dataclass(frozen=True)
 class CostTables:
-    """Flat arrays. Index [width, class, strategy taken] but for `parameters`, [width, class, set of weights], and `own_weights`,
+    """Flat arrays. Index [width, class, strategy taken] but for `parameters`, [width, class, set of weights], and
+    `own_weights`,
     [class, strategy taken] -> set of weights, one bit for each feature group of the class."""
 
     n_classes: int

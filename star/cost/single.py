@@ -15,10 +15,10 @@ RECURRENT_BYTES = 4  # what a recurrent state really takes
 class Costs:
     """Costs of one architecture; of a population, arrays of them.
 
-    parameters: all, embedding and norms included. backbone_parameters: LIVs only, shared weights once (the paper's size).
-    cache_bytes: the paper's convention, 2 bytes per number at `seq_len` tokens, shared tensors once.
-    cache_bytes_exact: what the decode state allocates, bf16 with float32 recurrent states.
-    train_flops_per_token, decode_flops_per_token: 2 per multiply-add; training is 3 forwards; decoding after `seq_len` tokens.
+    parameters: all, embedding and norms included. backbone_parameters: LIVs only, shared weights once (the paper's
+    size). cache_bytes: the paper's convention, 2 bytes per number at `seq_len` tokens, shared tensors once.
+    cache_bytes_exact: what the decode state allocates, bf16 with float32 recurrent states. train_flops_per_token,
+    decode_flops_per_token: 2 per multiply-add; training is 3 forwards; decoding after `seq_len` tokens.
     """
 
     parameters: int

@@ -61,10 +61,10 @@ class Prefetcher:
         with Prefetcher(batches, first_step, device) as prefetched:
             inputs, targets = prefetched[step]
 
-    The same batches whatever the thread does: another step than the next starts it again from there. What goes wrong in the
-    thread is raised here, at the step that it was for. On CUDA, batches lie in pinned memory and are copied without waiting.
-    ahead: batches prepared in advance; 0: none and no thread, the default on a CPU, where making one takes 0.01 ms (8 x 128
-    tokens, measured) of a step of 100 ms and a thread would only take its core.
+    The same batches whatever the thread does: another step than the next starts it again from there. What goes wrong in
+    the thread is raised here, at the step that it was for. On CUDA, batches lie in pinned memory and are copied without
+    waiting. ahead: batches prepared in advance; 0: none and no thread, the default on a CPU, where making one takes
+    0.01 ms (8 x 128 tokens, measured) of a step of 100 ms and a thread would only take its core.
     """
 
     def __init__(self, batches: Batches, first: int, device: torch.device | str, ahead: int | None = None):
@@ -138,7 +138,8 @@ def _prepare(batches: Batches, step: int, pinned: bool, prepared: queue.Queue, s
 
 
 def validation_blocks(tokens: np.ndarray, seq_len: int, n_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A fixed sample of about `n_tokens`: inputs and targets int64 [n, T], blocks without overlap spread evenly over the text.
+    """A fixed sample of about `n_tokens`: inputs and targets int64 [n, T], blocks without overlap spread evenly over
+    the text.
 
     It depends on no seed, so that every candidate of a search is judged on the same text.
     """

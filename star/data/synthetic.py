@@ -1,16 +1,21 @@
 """Six synthetic tasks that each ask for one skill of a sequence model (MAD: Poli et al., 2024, arXiv 2403.17844).
 
     task = TASKS["recall"]
-    inputs, targets = task.batch(32, np.random.default_rng(0))      # int64 [32, T] each; targets -100 where nothing is asked
+    inputs, targets = task.batch(32, np.random.default_rng(0))      # int64 [32, T] each; targets -100 where nothing is
+        asked
 
-    recall        key value key value ...: the value of every key seen before in the sequence; pairs are new in every sequence
+    recall        key value key value ...: the value of every key seen before in the sequence; pairs are new in every
+                  sequence
     fuzzy recall  the same with keys and values of one to `motif` tokens
     noisy recall  the same with tokens of another vocabulary in between, to be ignored
     copying       `items` tokens among noise, to be given in their order once a marker has come
-    compression   random tokens, all to be recovered from the state at the last position alone (see star/assess/synthetic_tasks.py)
-    memorisation  the value of a key under a mapping that is the same in all sequences: facts, which only weights can hold
+    compression   random tokens, all to be recovered from the state at the last position alone (see
+                  star/assess/synthetic_tasks.py)
+    memorisation  the value of a key under a mapping that is the same in all sequences: facts, which only weights can
+                  hold
 
-Every target follows from the inputs before it (memorisation: from the mapping). Independent of MAD's own code and sizes.
+Every target follows from the inputs before it (memorisation: from the mapping). Independent of MAD's own code and
+sizes.
 """
 
 from collections.abc import Callable

@@ -123,7 +123,9 @@ class _Slot:
         self.future = self.pool.schedule(function, args=args)
 
     def _vanished(self, now: float) -> bool:
-        """Whether the worker is gone without pebble noticing, which loses a worker that is killed while it starts (seen)."""
+        """Whether the worker is gone without pebble noticing, which loses a worker that is killed while it starts
+        (seen).
+        """
         try:
             pid = int(self.pid_file.read_text())
         except (OSError, ValueError):

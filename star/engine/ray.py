@@ -1,9 +1,9 @@
 """Jobs on a Ray cluster: many GPUs or many machines. Needs the extra `ray`; nothing else of STAR imports Ray.
 
-Each job is one Ray task in a fresh process (`max_calls=1`: its exit frees all CUDA memory), with `max_retries=0`, because
-who is tried again is the search's decision. The task is a generator of two items, where it runs and what became of it, so
-that a deadline counts from the job's own start even if the cluster is shared and the task had to queue.
-Ray ends a driver's tasks with the driver. Imports `star.errors`.
+Each job is one Ray task in a fresh process (`max_calls=1`: its exit frees all CUDA memory), with `max_retries=0`,
+because who is tried again is the search's decision. The task is a generator of two items, where it runs and what became
+of it, so that a deadline counts from the job's own start even if the cluster is shared and the task had to queue. Ray
+ends a driver's tasks with the driver. Imports `star.errors`.
 """
 
 import contextlib

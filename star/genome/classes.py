@@ -1,7 +1,7 @@
 """The pool of operator classes that a backbone gene can name.
 
-Class ids 1-17 are the paper's (STAR, arXiv 2411.17800, appendix); the rest are extensions. Ids are part of stored genomes,
-so rows are only ever appended. Class 0 is "no operator". Each row is data: the integers of one operator.
+Class ids 1-17 are the paper's (STAR, arXiv 2411.17800, appendix); the rest are extensions. Ids are part of stored
+genomes, so rows are only ever appended. Class 0 is "no operator". Each row is data: the integers of one operator.
 """
 
 from __future__ import annotations
@@ -164,8 +164,8 @@ POOL: tuple[PoolClass, ...] = (
     PoolClass("SWA-2048", attention("12923")),
     PoolClass("SWA-64-MQA", attention("32423", repeat=0)),
     PoolClass("SWA-1024-MQA", attention("32823", repeat=0)),
-    # 36-42: matrix states. Linear attention with the norm of RetNet (arXiv 2307.08621), gated linear attention (2312.06635),
-    # delta networks (2406.06484; gated 2412.06464), Mamba-2 as published but for its biases (2405.21060).
+    # 36-42: matrix states. Linear attention with the norm of RetNet (arXiv 2307.08621), gated linear attention
+    # (2312.06635), delta networks (2406.06484; gated 2412.06464), Mamba-2 as published but for its biases (2405.21060).
     PoolClass("LinAttn", recurrence("52111", 64, filtered=False, decay="none", norm="heads")),
     PoolClass("GLA", recurrence("54111", 64, filtered=False, decay="vector", gate=True, norm="heads")),
     PoolClass("DeltaNet", recurrence("54141", 64, decay="none", delta=True, norm="heads")),
@@ -173,7 +173,8 @@ POOL: tuple[PoolClass, ...] = (
     PoolClass("Mamba-2", recurrence("54141", 128, expansion=2, shared=True, skip=True, gate=True, norm="groups")),
     PoolClass("Mamba-2-64", recurrence("54141", 64, expansion=2, shared=True, skip=True, gate=True, norm="groups")),
     PoolClass("RG-LRU", elementwise("10.4.1.5.1")),
-    # 43-48: gated convolutions with other filters: LFM2's space (arXiv 2511.23404), Hyena's (arXiv 2302.10866) in modal form.
+    # 43-48: gated convolutions with other filters: LFM2's space (arXiv 2511.23404), Hyena's (arXiv 2302.10866) in modal
+    # form.
     *(PoolClass(f"GConv-k{length}", convolution("73111", length)) for length in (4, 5, 6, 7)),
     PoolClass("Hyena", convolution("83111", 16, implicit=True, filtered=True)),
     PoolClass("Hyena-32", convolution("83111", 32, implicit=True, filtered=True)),

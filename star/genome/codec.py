@@ -1,7 +1,7 @@
 """Genomes as text and as JSON. Both are data: parsed, bounded and validated, never executed.
 
-Text: one segment per LIV, joined by dashes: five digits as in the paper (`21211`), five integers joined by dots where one needs
-two digits (`12.1.2.0.0`), or the class alone (`9`) for a LIV that shares nothing.
+Text: one segment per LIV, joined by dashes: five digits as in the paper (`21211`), five integers joined by dots where
+one needs two digits (`12.1.2.0.0`), or the class alone (`9`) for a LIV that shares nothing.
 """
 
 from __future__ import annotations

@@ -17,10 +17,10 @@ SPARSITY_GENES = {WINDOW_UNIT * 2 ** (code - 2): code for code in SPARSITY if co
 def edited_genome(genome: Genome, windows: Mapping[int, int | None]) -> Genome:
     """The genome with shorter attention windows: the same weights and a smaller cache.
 
-    windows: keys that an attention LIV needs, by its position among the LIVs (from 0); None, or no entry, is all that it sees.
-    LIVs that share features or weights must have one window, so they get the largest that one of them needs. A window is
-    never made longer. An operator is named by its class where the pool has it; else the pool gets one of its own
-    ("evolved" in a file). Where nothing gets shorter the genome itself is returned.
+    windows: keys that an attention LIV needs, by its position among the LIVs (from 0); None, or no entry, is all that
+    it sees. LIVs that share features or weights must have one window, so they get the largest that one of them needs. A
+    window is never made longer. An operator is named by its class where the pool has it; else the pool gets one of its
+    own ("evolved" in a file). Where nothing gets shorter the genome itself is returned.
     """
     operators = [genome.operator(gene) for gene in genome.canonical().backbone]
     edited = list(operators)
@@ -37,7 +37,9 @@ def edited_genome(genome: Genome, windows: Mapping[int, int | None]) -> Genome:
 
 
 def together(genome: Genome) -> list[list[int]]:
-    """Positions of LIVs that must agree in their window: those that share features or weights, directly or through others."""
+    """Positions of LIVs that must agree in their window: those that share features or weights, directly or through
+    others.
+    """
     genes = genome.canonical().backbone
     group = list(range(len(genes)))
     for name, active in (("feature_group", "shares_features"), ("featurizer_group", "shares_weights")):

@@ -2,8 +2,8 @@
 
     1 class | 2 featurizer group | 3 featurizer strategy | 4 feature group | 5 feature strategy
 
-LIVs with the same featurizer group (strategy 2) use the same featurizer *weights*, each on its own input. LIVs with the same
-feature group use the same computed *tensors*: the first of them provides, the others consume (STAR, section 3.3).
+LIVs with the same featurizer group (strategy 2) use the same featurizer *weights*, each on its own input. LIVs with the
+same feature group use the same computed *tensors*: the first of them provides, the others consume (STAR, section 3.3).
 """
 
 from __future__ import annotations
@@ -109,7 +109,9 @@ class Genome:
 
     @property
     def text(self) -> str:
-        """The canonical backbone as text, `21200-30012-21200-30012`; classes of two digits stand alone (`18`) or dotted (`12.1.2.0.0`)."""
+        """The canonical backbone as text, `21200-30012-21200-30012`; classes of two digits stand alone (`18`) or dotted
+        (`12.1.2.0.0`).
+        """
         return "-".join(_segment(gene) for gene in canonical_genes(self.backbone))
 
     @property

@@ -2,11 +2,13 @@
 
     [ header | operator 1 | ... | operator K | LIV 1 | ... | LIV n_slots ]
 
-    operator: featurizer, token, sparsity, nonlinearity, channel, differential, then four integers for each feature group
+    operator: featurizer, token, sparsity, nonlinearity, channel, differential, then four integers for each feature
+        group
 
-A LIV names a class of the fixed pool, or one of the K operators that the vector itself defines. Sections are as wide as the widest
-family needs; what a family does not have is 0. In canonical form operators that no LIV names are zeroed, the others stand in
-order of first use, and one that equals a class of the pool is that class, so equal architectures are equal rows here too.
+A LIV names a class of the fixed pool, or one of the K operators that the vector itself defines. Sections are as wide as
+the widest family needs; what a family does not have is 0. In canonical form operators that no LIV names are zeroed, the
+others stand in order of first use, and one that equals a class of the pool is that class, so equal architectures are
+equal rows here too.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ MOST_DRAWS = 1000  # of random operators until one fits the width
 
 @dataclass(frozen=True)
 class OperatorSpace(Space):
-    """A `Space` in which `evolved` operators are part of the genome. classes: the fixed ones that LIVs may name besides."""
+    """A `Space` in which `evolved` operators are part of the genome. classes: the fixed ones that LIVs may name
+    besides.
+    """
 
     evolved: int = 4
 

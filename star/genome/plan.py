@@ -1,8 +1,8 @@
 """The plan: a genome resolved into concrete layers. The only place where sharing is understood.
 
-The model builder, the cost formulas, the plots and the exporter all read the plan. `Layer.given` are the feature groups that a
-layer takes from its provider: it has no weights, no compute and no state for them. `Layer.weights_from` names, for each
-feature group, the layer whose featurizer weights it uses on its own input.
+The model builder, the cost formulas, the plots and the exporter all read the plan. `Layer.given` are the feature groups
+that a layer takes from its provider: it has no weights, no compute and no state for them. `Layer.weights_from` names,
+for each feature group, the layer whose featurizer weights it uses on its own input.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Validity and repair of sharing (STAR, section 4; the order is ours, the paper gives none).
 
-After variation a sharing group may hold LIVs that cannot share. Repair, in order: split groups by compatibility; re-sample a
-feature strategy among those legal for all members; dissolve the group if there is none; drop groups of one; canonicalise.
-Idempotent: a repaired genome is left alone and draws no random numbers.
+After variation a sharing group may hold LIVs that cannot share. Repair, in order: split groups by compatibility;
+re-sample a feature strategy among those legal for all members; dissolve the group if there is none; drop groups of one;
+canonicalise. Idempotent: a repaired genome is left alone and draws no random numbers.
 """
 
 from __future__ import annotations

@@ -1,13 +1,15 @@
 """An evolved backbone made larger: deeper by whole copies of itself, and wider.
 
-The paper evolves backbones of 24 LIVs at width 768 and trains one at 48 LIVs and width 2048 (STAR, arXiv 2411.17800, its 1B model).
-How the deeper one is put together it does not say; there are two ways to do it (both are compared in Composer, arXiv 2510.00379):
+The paper evolves backbones of 24 LIVs at width 768 and trains one at 48 LIVs and width 2048 (STAR, arXiv 2411.17800,
+its 1B model). How the deeper one is put together it does not say; there are two ways to do it (both are compared in
+Composer, arXiv 2510.00379):
 
     stack      ABC  ->  ABC ABC        the whole backbone again: motifs and their order stay (our default)
     stretch    ABC  ->  AA BB CC       every LIV again in its place: early stays early, late stays late
 
-Sharing stays within a copy: where A shares with C, copy n of A shares with copy n of C. So every copy has the parameters and
-the cache of the original, no more and no less, and a provider still comes before those who use its features.
+Sharing stays within a copy: where A shares with C, copy n of A shares with copy n of C. So every copy has the
+parameters and the cache of the original, no more and no less, and a provider still comes before those who use its
+features.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ class Scale:
 
 
 def parse_scale(text: str) -> Scale:
-    """A scale as people write it: "2x-depth,2x-width", "8/3x-width", "2x-depth,stretch"; raises UserError naming the part."""
+    """A scale as people write it: "2x-depth,2x-width", "8/3x-width", "2x-depth,stretch"; raises UserError naming the
+    part.
+    """
     found: dict[str, object] = {}
     for part in text.replace(" ", "").split(","):
         match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6}|/\d{1,6})?)x-(depth|width)", part)
@@ -56,7 +60,8 @@ def parse_scale(text: str) -> Scale:
 
 
 def scaled(genome: Genome, depth: int = 2, width: int | Fraction = Fraction(2), way: str = "stack") -> Genome:
-    """`genome` with `depth` copies of every LIV and a residual stream `width` times as wide; heads keep their width, so there are more.
+    """`genome` with `depth` copies of every LIV and a residual stream `width` times as wide; heads keep their width, so
+    there are more.
 
     Raises UserError where the result is beyond the limits of a genome, or a class does not fit the new width.
     """

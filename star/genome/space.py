@@ -2,8 +2,8 @@
 
     [ width index, norm, residual | class, featurizer group, strategy, feature group, strategy | ... n_slots times ]
 
-Every position has its own list of legal values; class 0 leaves a slot empty, so one length holds any depth. The vectors that
-`sample`, `repair` and `encode` return are valid and canonical, so equal architectures are equal rows.
+Every position has its own list of legal values; class 0 leaves a slot empty, so one length holds any depth. The vectors
+that `sample`, `repair` and `encode` return are valid and canonical, so equal architectures are equal rows.
 """
 
 from __future__ import annotations
@@ -166,11 +166,12 @@ class Space:
     # Valid vectors.
 
     def sample(self, rng: np.random.Generator, n: int) -> np.ndarray:
-        """[n, n_var]: depth uniform from half the slots to all, every other gene uniform over its legal values, then repaired.
+        """[n, n_var]: depth uniform from half the slots to all, every other gene uniform over its legal values, then
+        repaired.
 
-        Drawing the depth first matters: with class 0 as likely as any other, nearly all genomes would be almost full; and
-        with depths from 1 a small population is all small models, from which a short search hardly climbs (measured on
-        the default run: hypervolume x 1.17 over the initial population, against x 1.7).
+        Drawing the depth first matters: with class 0 as likely as any other, nearly all genomes would be almost full;
+        and with depths from 1 a small population is all small models, from which a short search hardly climbs (measured
+        on the default run: hypervolume x 1.17 over the initial population, against x 1.7).
         """
         X = np.stack([rng.choice(values, size=n) for values in self.values], axis=1)
         operators = [c for c in self.classes if c]

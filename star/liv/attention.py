@@ -3,7 +3,8 @@
     q, k, v = W_q x, W_k x, W_v x       [, short convolution]  [, QK-norm]  , RoPE on q and k
     y       = W_out . concat_h( softmax(q_h k_h^T / sqrt(d) + causal, window) v_h )
 
-Shapes: B batch, T tokens, S visible keys (past and present), H query heads (of all branches), G key/value heads, d head width.
+Shapes: B batch, T tokens, S visible keys (past and present), H query heads (of all branches), G key/value heads, d head
+    width.
     x [B, T, D]   q [B, H, T, d]   k, v [B, G, S, d]   y [B, T, D]
 The cache holds k after convolution, QK-norm and RoPE, so a LIV that shares k or v reads what this one attends to.
 """
@@ -25,8 +26,8 @@ from star.liv.functional import rms_norm
 from star.liv.genes import Family, GroupSpec, Operator, Rule
 
 ATTENTION_FILTER = 3  # taps of the optional filters of q, k and v
-# On Hopper cuDNN is the fastest for training shapes (operators.md 4.1; published figures, not measured by us); each falls
-# back to the next where it does not take the shapes.
+# On Hopper cuDNN is the fastest for training shapes (operators.md 4.1; published figures, not measured by us); each
+# falls back to the next where it does not take the shapes.
 CUDA_PREFERENCE = [
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.FLASH_ATTENTION,
@@ -194,7 +195,9 @@ def rope_table(
 
 
 def constant_result(function):
-    """What torch.compiler.assume_constant_result does; that imports the whole compiler, half the time that any command takes to start."""
+    """What torch.compiler.assume_constant_result does; that imports the whole compiler, half the time that any command
+    takes to start.
+    """
     function._dynamo_marked_constant = True
     return function
 

@@ -1,12 +1,13 @@
 """Which code computes a recurrence: our own form, or the kernel of fla (flash-linear-attention) where it proves equal.
 
 fla is never needed and is not imported before tensors are on one of `DEVICES`. There, the first use of an operator in a
-dtype, on a device and with given head widths runs a short sequence through fla's kernel and through our own form, forward
-and backward (`probe`). fla is used if it agrees; if it is missing, raises or differs, our form is, and `explain()` says
-why. Some of its kernels do raise, or did give wrong gradients, with some versions of the compiler under them.
+dtype, on a device and with given head widths runs a short sequence through fla's kernel and through our own form,
+forward and backward (`probe`). fla is used if it agrees; if it is missing, raises or differs, our form is, and
+`explain()` says why. Some of its kernels do raise, or did give wrong gradients, with some versions of the compiler
+under them.
 
-Our own form also runs under `torch.compile`, which fuses it and would break its graph at fla's kernels, and for pieces of
-a few tokens. `backends.DEVICES = ()` keeps it everywhere, as function transforms (`torch.func`) on a GPU need.
+Our own form also runs under `torch.compile`, which fuses it and would break its graph at fla's kernels, and for pieces
+of a few tokens. `backends.DEVICES = ()` keeps it everywhere, as function transforms (`torch.func`) on a GPU need.
 """
 
 from __future__ import annotations
@@ -101,7 +102,9 @@ def of_fla(kernel: Callable, name: str) -> Callable:
 def probe_inputs(
     name: str, dtype: torch.dtype, device: torch.device, state_size: int, width: int
 ) -> list[Tensor | None]:
-    """Arguments of our parallel form but the last: 2 heads, more than a chunk and no multiple of one, weak gates and the strongest."""
+    """Arguments of our parallel form but the last: 2 heads, more than a chunk and no multiple of one, weak gates and
+    the strongest.
+    """
     generator, tokens, heads = torch.Generator().manual_seed(0), 2 * MIN_TOKENS + 5, 2
     c, b = (F.normalize(torch.randn(1, tokens, heads, state_size, generator=generator), dim=-1) for _ in range(2))
     v, memory = (

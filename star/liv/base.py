@@ -229,14 +229,17 @@ class LIV(nn.Module):
     ) -> tuple[Features, State | None]:
         """Everything of T that varies with the input, from the linear maps h of x.
 
-        Args: h: {map: [B, T, width]}; state, or None; given: features of the provider; offset: tokens seen before this call.
+        Args: h: {map: [B, T, width]}; state, or None; given: features of the provider; offset: tokens seen before this
+        call.
         """
         raise NotImplementedError
 
     def value(
         self, features: Features, h: Tensor | None, state: State | None, given: Features, offset: int
     ) -> tuple[Tensor, State | None]:
-        """The value path, linear in h = the map `VALUE` of x (None where the provider gives it): what `core` mixes over tokens."""
+        """The value path, linear in h = the map `VALUE` of x (None where the provider gives it): what `core` mixes over
+        tokens.
+        """
         raise NotImplementedError
 
     def core(self, features: Features, value: Tensor, state: State | None) -> tuple[Tensor, State | None]:
@@ -248,7 +251,9 @@ class LIV(nn.Module):
         return None
 
     def readout(self, features: Features, y: Tensor) -> Tensor:
-        """Gate and normaliser of the mixed value: a diagonal map. With features["scale"] it is linear in y, without it makes its own."""
+        """Gate and normaliser of the mixed value: a diagonal map. With features["scale"] it is linear in y, without it
+        makes its own.
+        """
         return y
 
     # What follows from them.
@@ -324,8 +329,8 @@ class LIV(nn.Module):
     def project(self, x: Tensor, state: State | None, names: tuple[str, ...]) -> tuple[dict[str, Tensor], State | None]:
         """The linear maps `names` of x [B, T, D], each after its short causal filter if it has one.
 
-        Weights are cast to the dtype of the activations (fp32 master weights, no autocast). One product for each map: all
-        of them in one was measured on a CPU and is slower from a thousand tokens on, for the copies that it makes.
+        Weights are cast to the dtype of the activations (fp32 master weights, no autocast). One product for each map:
+        all of them in one was measured on a CPU and is slower from a thousand tokens on, for the copies that it makes.
         """
         h = {}
         for name in names:
@@ -349,7 +354,9 @@ class LIV(nn.Module):
 
     @torch.no_grad()
     def materialize_core(self, x: Tensor, channels: slice = slice(None)) -> Tensor:
-        """M alone, [T, T, C, C] on the inner channels: T = W_out . M . W_in. Shows the structure. `channels`: of the value."""
+        """M alone, [T, T, C, C] on the inner channels: T = W_out . M . W_in. Shows the structure. `channels`: of the
+        value.
+        """
         features, _ = self.featurize(x)
         h, _ = self.project(x, None, self.maps)
         width = self.value(features, h.get(self.VALUE), None, {}, 0)[0].numel() // x.shape[1]

@@ -3,9 +3,9 @@
     b, c, h = W_b x, W_c x, W_h x       [, short convolution on each]
     y       = W_out . (c * causal_convolution(K, b * h))
 
-K is one filter per channel. Explicit: `expansion` free taps, LFM2's block. Implicit (with the group of poles): a modal sum
-K_t = Re sum_m R_m lambda_m^t with |lambda_m| < 1 and `expansion` modes, as long as the sequence and yet decoded exactly with
-one complex number per mode (Laughing Hyena, arXiv 2310.18780).
+K is one filter per channel. Explicit: `expansion` free taps, LFM2's block. Implicit (with the group of poles): a modal
+sum K_t = Re sum_m R_m lambda_m^t with |lambda_m| < 1 and `expansion` modes, as long as the sequence and yet decoded
+exactly with one complex number per mode (Laughing Hyena, arXiv 2310.18780).
 
 Shapes: B batch, T tokens, D channels (of all branches: W), M modes, Q chunk, n chunks.
     x [B, T, D]   b, c, h [B, T, W]   explicit filter [W, k]   poles and residues [W, M]
@@ -192,9 +192,11 @@ def from_channels(y: Tensor, batch: int, seq_len: int) -> Tensor:
 
 
 class ModeStates(torch.autograd.Function):
-    """s_0 = start, s_(n+1) = a s_n + added_n for complex numbers, whose real and imaginary parts are the last dimension but one.
+    """s_0 = start, s_(n+1) = a s_n + added_n for complex numbers, whose real and imaginary parts are the last dimension
+    but one.
 
-    a [W, 2, M], added [W, B, n, 2, M], start [W, B, 2, M] -> s [W, B, n + 1, 2, M], chunk after chunk, the backward too.
+    a [W, 2, M], added [W, B, n, 2, M], start [W, B, 2, M] -> s [W, B, n + 1, 2, M], chunk after chunk, the backward
+    too.
     """
 
     @staticmethod

@@ -1,7 +1,8 @@
-"""Delta rule: S_t = a_t (I - beta_t b_t b_t^T) S_(t-1) + beta_t b_t v_t^T, y_t = S_t^T c_t: what was stored at b_t is replaced.
+"""Delta rule: S_t = a_t (I - beta_t b_t b_t^T) S_(t-1) + beta_t b_t v_t^T, y_t = S_t^T c_t: what was stored at b_t is
+replaced.
 
-Gated delta networks (arXiv 2412.06464), by chunks as in arXiv 2406.06484: inside a chunk the replacements depend on each
-other through one unit lower-triangular matrix, inverted exactly; from chunk to chunk only the state is sequential.
+Gated delta networks (arXiv 2412.06464), by chunks as in arXiv 2406.06484: inside a chunk the replacements depend on
+each other through one unit lower-triangular matrix, inverted exactly; from chunk to chunk only the state is sequential.
 Shapes: B batch, T tokens, H heads, N state size, P head width, Q chunk, n chunks. Rows b of unit length keep it stable.
 """
 
@@ -88,13 +89,15 @@ def delta_chunks(x: Tensor, n_chunks: int, chunk: int, dtype: torch.dtype) -> Te
 class DeltaChunks(torch.autograd.Function):
     """Y, the last S, and what the backward reads, for c, w = -beta b, b [n, G, Q, N], v = beta v [n, G, Q, P], G = B H.
 
-    With s the cumulative log decay in a chunk (`sums`, [n, G, Q, 1]; None is no decay) and D_ij = e^(s_i - s_j) for j <= i,
+    With s the cumulative log decay in a chunk (`sums`, [n, G, Q, 1]; None is no decay) and D_ij = e^(s_i - s_j) for j
+    <= i,
 
         R  = X (V + e^s W S),  X = (I - strictly lower(W B^T D))^-1        the rows that the chunk writes
         S <- e^(s_Q) S + (e^(s_Q - s) B)^T R,   Y = e^s C S + (C B^T D) R
 
     W reads the state before a token's write as C does after it. No exponent is positive. The backward is written out
-    because autograd's copies every slice of the loop and solves again for the gradient of the solve: 1.6 times its time.
+    because autograd's copies every slice of the loop and solves again for the gradient of the solve: 1.6 times its
+    time.
     """
 
     @staticmethod
@@ -139,14 +142,17 @@ class DeltaChunks(torch.autograd.Function):
         db = (rows @ d_states.mT).mul_(left).add_(d_lower.mT @ w).add_(d_scores.mT @ c)
         if sums is None:
             return dc, dw, db, dv, None, d_start
-        # s_i comes as e^(s_i) with w_i and c_i, as e^(-s_i) with b_i, and s_Q besides with all that the chunk hands over.
+        # s_i comes as e^(s_i) with w_i and c_i, as e^(-s_i) with b_i, and s_Q besides with all that the chunk hands
+        # over.
         d_sums = (c * dc).addcmul_(w, dw).addcmul_(b, db, value=-1).sum(-1, keepdim=True)
         d_sums[:, :, -1, 0] += (d_states * states[1:]).sum((-2, -1))
         return dc, dw, db, dv, d_sums, d_start
 
 
 def chunk_decays(sums: Tensor | None, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """D [n, G, Q, Q], e^s and e^(s_Q - s) [n, G, Q, 1], e^(s_Q) [n, G, 1, 1], for the shape and dtype of v [n, G, Q, P]."""
+    """D [n, G, Q, Q], e^s and e^(s_Q - s) [n, G, Q, 1], e^(s_Q) [n, G, 1, 1], for the shape and dtype of v [n, G, Q,
+    P].
+    """
     if sums is None:
         one = v.new_ones(1, 1, 1, 1)
         return v.new_ones(v.shape[2], v.shape[2]).tril_(), one, one, one.expand(len(v), 1, 1, 1)

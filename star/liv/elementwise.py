@@ -1,12 +1,13 @@
-"""Gated linear recurrence with one number per channel: T_ij = C_i a_i ... a_(j+1) B_j, semi-separable of rank one, diagonal in channels.
+"""Gated linear recurrence with one number per channel: T_ij = C_i a_i ... a_(j+1) B_j, semi-separable of rank one,
+diagonal in channels.
 
     v   = W_v x  [, short convolution]              c = swish or GELU of W_c x
     log a = -8 softplus(L) sigmoid(W_a v + bias)    b = sqrt(1 - a^2) sigmoid(W_b v + bias)
     h_t = a_t h_(t-1) + b_t v_t                     y = W_out . (c * h)
 
 The RG-LRU of Griffin (arXiv 2402.19427, section 2.4); W_a and W_b are block-diagonal, one block per head. They read the
-value, but as gates: for fixed gates y is linear in x. Like the published code, the very first token enters with b = its gate.
-Shapes: B batch, T tokens, W channels (of all branches), Q block, n blocks.
+value, but as gates: for fixed gates y is linear in x. Like the published code, the very first token enters with b = its
+gate. Shapes: B batch, T tokens, W channels (of all branches), Q block, n blocks.
     x [B, T, D]   v, b, c, log decay g [B, T, W]   h [B, W]
 `scan_reference`, `scan_parallel` and `scan_step` are the same map three ways; they test each other.
 """
@@ -160,7 +161,9 @@ def scan_parallel(u: Tensor, g: Tensor, memory: Tensor | None = None) -> tuple[T
 
 
 class Scan(torch.autograd.Function):
-    """h_t = exp(g_t) h_(t-1) + u_t. The backward is the same recurrence from the other end: d_t = exp(g_(t+1)) d_(t+1) + dh_t."""
+    """h_t = exp(g_t) h_(t-1) + u_t. The backward is the same recurrence from the other end: d_t = exp(g_(t+1)) d_(t+1)
+    + dh_t.
+    """
 
     @staticmethod
     def forward(u: Tensor, g: Tensor, start: Tensor) -> Tensor:

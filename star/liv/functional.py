@@ -127,10 +127,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 class RMSNorm(torch.autograd.Function):
-    """`F.rms_norm` for CPUs, where the one of torch is a chain of nine operations. It keeps x and one number for each token.
+    """`F.rms_norm` for CPUs, where the one of torch is a chain of nine operations. It keeps x and one number for each
+    token.
 
-    The backward is the fused one of LayerNorm at mean zero, whose only difference is that it also takes the mean of dy * w off:
-    that is put back. Against a backward in single operations, a whole training step is 1 to 3 % faster.
+    The backward is the fused one of LayerNorm at mean zero, whose only difference is that it also takes the mean of dy
+    * w off: that is put back. Against a backward in single operations, a whole training step is 1 to 3 % faster.
     """
 
     @staticmethod

@@ -79,7 +79,9 @@ class Operator:
         return self.feature(group) != ABSENT
 
     def gene(self, address: str) -> int | FeatureGenes | None:
-        """The gene at an address: "token", "k.repeat", or "norm" for the row of a whole group. None: of an absent group."""
+        """The gene at an address: "token", "k.repeat", or "norm" for the row of a whole group. None: of an absent
+        group.
+        """
         group, _, name = address.partition(".")
         if group in OPERATOR_GENES:
             return getattr(self.genes, group)
@@ -146,9 +148,9 @@ class Rule:
 class Family:
     """What one family of operators can express.
 
-    `shareable` lists what one bit of a feature-sharing strategy hands over: a tuple of feature groups that travel together.
-    `joint` names a group that follows when all of the others are shared, because they fix the same state tensor.
-    `sharing_genes` are the operator genes that must agree before a feature can be shared (a window, say).
+    `shareable` lists what one bit of a feature-sharing strategy hands over: a tuple of feature groups that travel
+    together. `joint` names a group that follows when all of the others are shared, because they fix the same state
+    tensor. `sharing_genes` are the operator genes that must agree before a feature can be shared (a window, say).
     `rules` are the pairs of genes that restrict each other; `why` says why genes have no other values.
     """
 

@@ -1,4 +1,5 @@
-"""What a mixed value passes on its way out of a recurrence: a gate and a normaliser. Both are features, so y = T(x) x still holds.
+"""What a mixed value passes on its way out of a recurrence: a gate and a normaliser. Both are features, so y = T(x) x
+still holds.
 
 y <- norm(y) * swish(W_z x)    per head (RetNet, arXiv 2307.08621; gated delta networks, arXiv 2412.06464)
 y <- norm(y * swish(W_z x))    over the heads that share b and c (Mamba-2, arXiv 2405.21060)

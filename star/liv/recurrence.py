@@ -1,10 +1,11 @@
-"""Linear recurrence with a matrix state: T_ij = C_i A_i ... A_(j+1) B_j, sequentially semi-separable, diagonal in channels.
+"""Linear recurrence with a matrix state: T_ij = C_i A_i ... A_(j+1) B_j, sequentially semi-separable, diagonal in
+channels.
 
     b, c, v = W_b x, W_c x, W_v x       [, short convolution on each]   [, swish on each]
     S_t     = A_t S_(t-1) + b_t v_t^T            y_t = S_t^T c_t [+ skip v_t]   [, gate and norm: `star.liv.readout`]
 
-All channels of a head share b, c and A, so T mixes no channels, and the rank of every block below the diagonal is the state
-size N. What A is makes the operator (each is computed in a file of its own):
+All channels of a head share b, c and A, so T mixes no channels, and the rank of every block below the diagonal is the
+state size N. What A is makes the operator (each is computed in a file of its own):
 
     A = 1, no decay             linear attention: low rank under the causal mask                   ssd.py
     A = exp(-exp(r) dt_t)       one decay per head, and b enters times dt: Mamba-2                 ssd.py
@@ -78,7 +79,8 @@ class RecurrenceConfig(ReadoutConfig):
         weights |= {f"{g}_filter": short_filter(self.width(g), RECURRENCE_FILTER, g) for g in self.filters}
         if self.decay == "scalar":
             weights["dt"] = matrix(self.heads, self.d_model, "decay")
-            # Steps of 1/1000 to 1/10 and rates of 1 to 16: time constants from a fraction of a token to a thousand (Mamba-2).
+            # Steps of 1/1000 to 1/10 and rates of 1 to 16: time constants from a fraction of a token to a thousand
+            # (Mamba-2).
             weights["dt_bias"] = Weight((self.heads,), "decay", log_uniform(1e-3, 1e-1, inverse_softplus))
             weights["log_rate"] = Weight((self.heads,), "decay", log_uniform(1.0, 16.0, torch.log))
         elif self.decay == "vector":

@@ -1,4 +1,5 @@
-"""State-space dual form: the recurrence S_t = a_t S_(t-1) + b_t v_t^T, y_t = S_t^T c_t with one scalar decay a_t per head.
+"""State-space dual form: the recurrence S_t = a_t S_(t-1) + b_t v_t^T, y_t = S_t^T c_t with one scalar decay a_t per
+head.
 
 Mamba-2 (arXiv 2405.21060), listing 1, with what chunks hand over computed by one triangular matrix. Without decay it is
 linear attention. Shapes: B batch, T tokens, H heads, G groups of heads that share b and c, N state size, P head width,
@@ -47,11 +48,12 @@ def ssd_parallel(
 ) -> tuple[Tensor, Tensor | None]:
     """The whole sequence, chunk by chunk (SSD, Mamba-2 listing 1), any length.
 
-    Inside a chunk Y = (C B^T * exp(s_i - s_j), j <= i) V with s the cumulative log decay; between chunks the states follow
-    from one lower-triangular matrix of decays. Every exponent is <= 0, so no gate can overflow.
+    Inside a chunk Y = (C B^T * exp(s_i - s_j), j <= i) V with s the cumulative log decay; between chunks the states
+    follow from one lower-triangular matrix of decays. Every exponent is <= 0, so no gate can overflow.
 
-    Args: c, b [B, T, G, N]; v [B, T, H, P]; g [B, T, H], log decays <= 0, or None for none; memory [B, H, N, P], the state before.
-    Returns: y [B, T, H, P] in the dtype of v, and the state after (None unless `keep_memory`), in float32 or wider.
+    Args: c, b [B, T, G, N]; v [B, T, H, P]; g [B, T, H], log decays <= 0, or None for none; memory [B, H, N, P], the
+    state before. Returns: y [B, T, H, P] in the dtype of v, and the state after (None unless `keep_memory`), in float32
+    or wider.
     """
     batch, seq_len, heads, width = v.shape
     dtype = torch.promote_types(v.dtype, torch.float32)

@@ -1,9 +1,9 @@
 """Recurrence with one decay for every state channel: S_t = diag(a_t) S_(t-1) + b_t v_t^T, y_t = S_t^T c_t.
 
-Gated linear attention (arXiv 2312.06635). Blocks of 16 tokens are one product of c e^(s - m) and b e^(m - s), with s the
-cumulative log decay in a block and m its value at the middle token: exponents stay under 8 |g|, so that float32 takes log
-decays down to -10, and the module keeps them above -5.
-Shapes: B batch, T tokens, H heads, N state size, P head width, Q block, n blocks.
+Gated linear attention (arXiv 2312.06635). Blocks of 16 tokens are one product of c e^(s - m) and b e^(m - s), with s
+the cumulative log decay in a block and m its value at the middle token: exponents stay under 8 |g|, so that float32
+takes log decays down to -10, and the module keeps them above -5. Shapes: B batch, T tokens, H heads, N state size, P
+head width, Q block, n blocks.
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ def vector_gate_parallel(
 ) -> tuple[Tensor, Tensor | None]:
     """The whole sequence, block by block, any length.
 
-    Args: c, b [B, T, H, N]; v [B, T, H, P]; g [B, T, H, N], log decays in [-10, 0]; memory [B, H, N, P], the state before.
-    Returns: y [B, T, H, P] in the dtype of v, and the state after (None unless `keep_memory`), in float32 or wider.
+    Args: c, b [B, T, H, N]; v [B, T, H, P]; g [B, T, H, N], log decays in [-10, 0]; memory [B, H, N, P], the state
+    before. Returns: y [B, T, H, P] in the dtype of v, and the state after (None unless `keep_memory`), in float32 or
+    wider.
     """
     batch, seq_len, heads, width = v.shape
     dtype = torch.promote_types(v.dtype, torch.float32)

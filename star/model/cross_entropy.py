@@ -2,13 +2,13 @@
 
     loss = mean_i ( log sum_v exp(w_v . x_i) - w_(t_i) . x_i )
 
-At a vocabulary of 50,000 the logits of a batch, their softmax and its gradient are most of the memory of training. Here tokens
-go through the head a chunk at a time. The gradient of a mean is known as soon as the logits are,
+At a vocabulary of 50,000 the logits of a batch, their softmax and its gradient are most of the memory of training. Here
+tokens go through the head a chunk at a time. The gradient of a mean is known as soon as the logits are,
 
     d loss / d logits_i = (softmax(logits_i) - onehot(t_i)) / n,
 
-so the gradients of x and of the head are made together with the loss and the logits of a chunk are dropped at once: three
-matrix products, as without chunks, and no second forward (the idea of Liger, arXiv 2410.10989, in torch alone).
+so the gradients of x and of the head are made together with the loss and the logits of a chunk are dropped at once:
+three matrix products, as without chunks, and no second forward (the idea of Liger, arXiv 2410.10989, in torch alone).
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 IGNORED = -100  # a target that does not count, as in torch
-# Measured on a CPU (one thread, widths 128 to 384): the plain form is 2 to 17 % faster below so many logits, they are equal at
-# 2**21, and above it the chunked one is up to 1.25 times as fast; chunks of 256 to 1,024 tokens are alike, of 64 slower.
+# Measured on a CPU (one thread, widths 128 to 384): the plain form is 2 to 17 % faster below so many logits, they are
+# equal at 2**21, and above it the chunked one is up to 1.25 times as fast; chunks of 256 to 1,024 tokens are alike, of
+# 64 slower.
 CPU_LOGITS, CPU_CHUNK = 2**21, 512
 DEVICE_LOGITS = 2**26  # held at once on a GPU, 256 MiB in float32 (not measured)
 
@@ -30,8 +31,9 @@ def cross_entropy(
 ) -> Tensor:
     """Loss in nats of x [N, D] read by head [V, D] against targets int64 [N], its softmax in float32 or wider.
 
-    A scalar, or [N] with reduction "none"; targets of -100 do not count (0 with "none"). The head is cast to the dtype of x, and
-    its gradient is summed over chunks in its own. chunk: tokens whose logits are held at once; by default plain where that is faster.
+    A scalar, or [N] with reduction "none"; targets of -100 do not count (0 with "none"). The head is cast to the dtype
+    of x, and its gradient is summed over chunks in its own. chunk: tokens whose logits are held at once; by default
+    plain where that is faster.
     """
     chunk = chunk or tokens_at_once(x, head)
     if chunk == 0:
@@ -72,7 +74,9 @@ def token_losses(x: Tensor, head: Tensor, targets: Tensor, learns: bool) -> Tens
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
-    """The mean loss with its gradients, computed forward: x [N, D], head [V, D], targets [N] -> loss, d loss/dx, d loss/d head."""
+    """The mean loss with its gradients, computed forward: x [N, D], head [V, D], targets [N] -> loss, d loss/dx, d
+    loss/d head.
+    """
 
     @staticmethod
     def forward(x: Tensor, head: Tensor, targets: Tensor, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -104,7 +108,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
 
 def softmax_gradient(logits: Tensor, targets: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
-    """Of one chunk: the weighted loss, a scalar, and its gradient by the logits [n, V] in their dtype. Uses the logits up.
+    """Of one chunk: the weighted loss, a scalar, and its gradient by the logits [n, V] in their dtype. Uses the logits
+    up.
 
     share [n]: the weight of every token, 0 where the target is -100.
     """

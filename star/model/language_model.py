@@ -2,8 +2,8 @@
 
     tokens [B, T]  ->  x [B, T, D]  ->  block: x + gain * norm(LIV(norm(x)))  ...  ->  norm  ->  logits [B, T, V]
 
-`model(tokens)` returns logits and a state that continues exactly; `model.loss` is the training entry and computes no state.
-Master weights stay in their own dtype; activations take `compute_dtype` (bfloat16 on a GPU), without autocast.
+`model(tokens)` returns logits and a state that continues exactly; `model.loss` is the training entry and computes no
+state. Master weights stay in their own dtype; activations take `compute_dtype` (bfloat16 on a GPU), without autocast.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ BASE_WIDTH = 64  # where logits start at a standard deviation of 1
 
 @dataclass
 class ModelState:
-    """What decoding remembers: one dict of tensors per layer, the tokens seen, the tokens that the caches have room for."""
+    """What decoding remembers: one dict of tensors per layer, the tokens seen, the tokens that the caches have room
+    for.
+    """
 
     layers: list[State]
     length: int
@@ -178,8 +180,9 @@ class LanguageModel(nn.Module):
     def reset_parameters(self, seed: int) -> None:
         """Start all weights from one seed. Output maps shrink with depth, so that the residual stream keeps its size.
 
-        Embedding and head start alike at any width, and the final norm scales the logits by 1 / width: a wider model then starts,
-        and learns, like a narrow one (muP, arXiv 2203.03466; the multipliers are weights, so that an exported model has none).
+        Embedding and head start alike at any width, and the final norm scales the logits by 1 / width: a wider model
+        then starts, and learns, like a narrow one (muP, arXiv 2203.03466; the multipliers are weights, so that an
+        exported model has none).
         """
         generator = torch.Generator().manual_seed(seed)
         for parameter in [self.embedding] + ([] if self.tie_embeddings else [self.head]):

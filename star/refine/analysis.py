@@ -1,7 +1,8 @@
-"""Which settings mattered: regression of the loss on settings and descriptors, and importances from the process that proposed.
+"""Which settings mattered: regression of the loss on settings and descriptors, and importances from the process that
+proposed.
 
-The trials of a refinement are not a designed experiment: settings that looked good were tried more often and together, so
-coefficients say what went with a lower loss among the trials, near the best, and no more.
+The trials of a refinement are not a designed experiment: settings that looked good were tried more often and together,
+so coefficients say what went with a lower loss among the trials, near the best, and no more.
 """
 
 from collections.abc import Sequence
@@ -34,7 +35,9 @@ PLAIN = ("expected loss", "log2 parameters", "depth")  # descriptors in the regr
 
 @dataclass(frozen=True)
 class Coefficient:
-    """Effect on the loss in nats: of a doubling, of a choice against the search's, or of one unit of a descriptor; 95 % interval (HC3)."""
+    """Effect on the loss in nats: of a doubling, of a choice against the search's, or of one unit of a descriptor; 95 %
+    interval (HC3).
+    """
 
     name: str
     effect: float
@@ -60,7 +63,9 @@ class Regression:
 
 @dataclass(frozen=True)
 class Importance:
-    """Of one setting or descriptor: share of the sum of 1 / length scale^2; and what shuffling it changes in the process's mean, nats."""
+    """Of one setting or descriptor: share of the sum of 1 / length scale^2; and what shuffling it changes in the
+    process's mean, nats.
+    """
 
     name: str
     sensitivity: float
@@ -104,7 +109,9 @@ def regression(refined: Refined, planner: Planner) -> Regression | None:
 
 
 def ols_hc3(X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, float]:
-    """Least squares of y [n] on X [n, p] (full rank): coefficients, their HC3 covariance (MacKinnon and White, 1985), R2, residual sd."""
+    """Least squares of y [n] on X [n, p] (full rank): coefficients, their HC3 covariance (MacKinnon and White, 1985),
+    R2, residual sd.
+    """
     inverse = np.linalg.inv(X.T @ X)
     beta = inverse @ X.T @ y
     residual = y - X @ beta

@@ -13,7 +13,9 @@ LEAST_SHARE = 0.01  # of a full training: fidelity coordinate 0
 
 
 def fidelity_coordinate(share: np.ndarray | float) -> np.ndarray:
-    """A share of the full training's tokens as an input of the Gaussian process: 0.01 -> 0, 1 -> 1, logarithmic between."""
+    """A share of the full training's tokens as an input of the Gaussian process: 0.01 -> 0, 1 -> 1, logarithmic
+    between.
+    """
     return 1.0 - np.log(np.maximum(np.asarray(share, float), LEAST_SHARE)) / np.log(LEAST_SHARE)
 
 
@@ -24,7 +26,9 @@ class Pool:
     The last fidelity is the full training (1.0); the one objective that is modelled, the loss, matters there alone.
     """
 
-    X: np.ndarray  # [n, d] inputs in [0, 1], or [n, k, d] where they depend on the fidelity (a learning rate relative to a rule for its tokens)
+    # [n, d] inputs in [0, 1], or [n, k, d] where they depend on the fidelity (a learning rate relative to a rule for
+    # its tokens)
+    X: np.ndarray
     fidelities: tuple[float, ...] = (1.0,)  # shares of the full training's tokens, ascending
     cost: np.ndarray | None = None  # [n, k] in full trainings, or [n] of a full one; default: the fidelities
     exact: np.ndarray | None = None  # [n, m] the other objectives, scaled, smaller is better; default: none

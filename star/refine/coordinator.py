@@ -39,9 +39,9 @@ def refine(
 ) -> Ending:
     """Train trials until the budget is spent, and measure the best with fresh seeds.
 
-    A refinement with the same settings goes on where it had come to; a larger budget takes it further. Callbacks get refine_start,
-    trial_start, candidate_progress, trial_end, message and refine_end events (see `Refiner`).
-    Raises UserError if a member cannot be refined or the budget is too small; RunFailed if nothing works or the disk is full.
+    A refinement with the same settings goes on where it had come to; a larger budget takes it further. Callbacks get
+    refine_start, trial_start, candidate_progress, trial_end, message and refine_end events (see `Refiner`). Raises
+    UserError if a member cannot be refined or the budget is too small; RunFailed if nothing works or the disk is full.
     """
     emit = Emitter(callbacks)
     with open_run(run, workers) as session:
@@ -150,9 +150,9 @@ class Refiner:
     """One coordinator at work on one refinement. `stop()` may be called at any time, also from a signal handler.
 
     Events for a display: refine_start (run, refinement, resumed, members, workers, corpus, plus those of `progress`);
-    trial_start (the trial's fields, changed: settings that differ from the search's); trial_end (the same, and status, reason, loss,
-    seconds, plus those of `progress`); candidate_progress (id of the trial, as in a search); message; refine_end (status, text).
-    progress: spent, budget (full trainings), trials, elapsed (seconds), eta_seconds.
+    trial_start (the trial's fields, changed: settings that differ from the search's); trial_end (the same, and status,
+    reason, loss, seconds, plus those of `progress`); candidate_progress (id of the trial, as in a search); message;
+    refine_end (status, text). progress: spent, budget (full trainings), trials, elapsed (seconds), eta_seconds.
     """
 
     def __init__(

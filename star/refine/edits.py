@@ -3,8 +3,9 @@
     for edit in edits(genome, space):        # a Space says which classes, depths and widths are legal
         edit.kind, edit.text, edit.genome    # "class swap", "LIV 2: GMemless -> SA-1", Genome
 
-An edit that leaves a sharing group invalid is repaired as after variation in a search (`star.genome.repair`), with random choices
-that follow from the genome alone. What cannot be built at its width, or is the genome itself, is left out.
+An edit that leaves a sharing group invalid is repaired as after variation in a search (`star.genome.repair`), with
+random choices that follow from the genome alone. What cannot be built at its width, or is the genome itself, is left
+out.
 """
 
 import itertools
@@ -80,7 +81,9 @@ def _classes(genome: Genome, space: Space) -> Changes:
 
 
 def _operators(genome: Genome) -> Changes:
-    """A gene of a LIV's operator a step or two up or down (expansion, repeat, window); of all LIVs that must agree with it."""
+    """A gene of a LIV's operator a step or two up or down (expansion, repeat, window); of all LIVs that must agree with
+    it.
+    """
     genes = genome.backbone
     for members in together(genome):
         i = members[0]

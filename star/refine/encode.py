@@ -5,12 +5,13 @@
     encoder.row(setup)       # [recipe coordinates | genome descriptors | expected loss], about [0, 1]
     encoder.prior(rows)      # the expected loss in nats
 
-The expected loss of a genome is what the search's own surrogate says of it under the search's recipe, with all of the search's
-results. It is the prior mean of the refinement's process, so what that has to learn is only what settings and edits change; the
-losses of different members differ by ten times more than that.
+The expected loss of a genome is what the search's own surrogate says of it under the search's recipe, with all of the
+search's results. It is the prior mean of the refinement's process, so what that has to learn is only what settings and
+edits change; the losses of different members differ by ten times more than that.
 
-The member is no input of its own: two candidates with the same genome and settings are the same, whatever member they came from, so
-what is learned about one member speaks about the others by how alike they are. The share of the budget is appended by `Pool`.
+The member is no input of its own: two candidates with the same genome and settings are the same, whatever member they
+came from, so what is learned about one member speaks about the others by how alike they are. The share of the budget is
+appended by `Pool`.
 """
 
 import hashlib
@@ -40,7 +41,9 @@ DESCRIPTORS = (
 
 @dataclass(frozen=True)
 class Setup:
-    """A genome and the settings of its recipe. member: id of the front member; edits: from it to here, as text; kind: of the last."""
+    """A genome and the settings of its recipe. member: id of the front member; edits: from it to here, as text; kind:
+    of the last.
+    """
 
     member: str
     genome: Genome
@@ -64,7 +67,9 @@ class Setup:
 
 
 class Encoder:
-    """evidence: (genome, loss in nats) of the search that is refined: descriptors are scaled by it, and losses expected from it."""
+    """evidence: (genome, loss in nats) of the search that is refined: descriptors are scaled by it, and losses expected
+    from it.
+    """
 
     def __init__(
         self, space: RecipeSpace, vocab_size: int, cache_tokens: int, evidence: Sequence[tuple[Genome, float]]
@@ -122,8 +127,8 @@ def _costs(genome: Genome, vocab_size: int, cache_tokens: int) -> Costs:
 def describe(genome: Genome, cost: Costs) -> list[float]:
     """`DESCRIPTORS` of a genome in their own units: sizes, which families in what shares, and what is shared.
 
-    Fewer than the search's (`star.surrogate.descriptors`), because a refinement has a length scale for each. "first mixer" is where
-    the first LIV that mixes tokens stands, as a share of the depth.
+    Fewer than the search's (`star.surrogate.descriptors`), because a refinement has a length scale for each. "first
+    mixer" is where the first LIV that mixes tokens stands, as a share of the depth.
     """
     genes = genome.canonical().backbone
     operators = [genome.operator(gene) for gene in genes]

@@ -1,9 +1,11 @@
-"""Futures drawn from the posterior and played by any chooser: where a policy learns, and where it must beat Bayesian optimization first.
+"""Futures drawn from the posterior and played by any chooser: where a policy learns, and where it must beat Bayesian
+optimization first.
 
-A *scene* is a batch of pools of P actions with a belief about their losses. A *world* is one true loss for every action, and one
-noise. A *chooser* gives every action, and stopping, a logit; what it tries is measured in the world, and the belief
-is conditioned on it. The return of a play is minus the true loss of what is delivered at its end, minus price x cost: in nats. Only
-what was trained in full can be delivered: the target with the lowest mean of those tried, unless what was had before is better.
+A *scene* is a batch of pools of P actions with a belief about their losses. A *world* is one true loss for every
+action, and one noise. A *chooser* gives every action, and stopping, a logit; what it tries is measured in the world,
+and the belief is conditioned on it. The return of a play is minus the true loss of what is delivered at its end, minus
+price x cost: in nats. Only what was trained in full can be delivered: the target with the lowest mean of those tried,
+unless what was had before is better.
 """
 
 from collections.abc import Callable
@@ -80,7 +82,9 @@ class Scene:
         )  # fmt: skip
 
     def delivered(self) -> tuple[Tensor, Tensor]:
-        """[B] the target with the lowest mean of those tried, and whether it is expected to be better than what was had before."""
+        """[B] the target with the lowest mean of those tried, and whether it is expected to be better than what was had
+        before.
+        """
         means = torch.where(self.tried.gather(1, self.targets), self.mean.gather(1, self.targets), torch.inf)
         lowest, at = means.min(dim=1)
         return self.targets.gather(1, at[:, None])[:, 0], lowest < self.best
@@ -100,7 +104,9 @@ class Scene:
 
 
 def worth(scene: Scene) -> Tensor:
-    """[B, P + 1] log value per cost of each action, in nats per full training, and of stopping: the price. Bayesian optimization."""
+    """[B, P + 1] log value per cost of each action, in nats per full training, and of stopping: the price. Bayesian
+    optimization.
+    """
     if scene.value is None:  # what greedy, policy and their divergence all ask for
         object.__setattr__(
             scene, "value", torch.cat([_worth(scene), scene.price.clamp(min=1e-300).log()[:, None]], dim=1)
@@ -154,7 +160,9 @@ def greedy(scene: Scene) -> Tensor:
 
 @dataclass(frozen=True)
 class Worlds:
-    """Truths for each of S scenes: W losses of every action, and the noise of every measurement; nats. Antithetic: i and i + W / 2."""
+    """Truths for each of S scenes: W losses of every action, and the noise of every measurement; nats. Antithetic: i
+    and i + W / 2.
+    """
 
     loss: Tensor  # [S, W, P]
     noise: Tensor  # [S, W, P]
@@ -184,7 +192,9 @@ def play(scene: Scene, loss: Tensor, noise: Tensor, chooser: Callable[[Scene], T
 
 
 def outcomes(scene: Scene, worlds: Worlds, actions: Tensor, steps: int) -> Tensor:
-    """Returns [S, m, W] of choosing each of actions [S, m] first and going on as Bayesian optimization would, in the same worlds."""
+    """Returns [S, m, W] of choosing each of actions [S, m] first and going on as Bayesian optimization would, in the
+    same worlds.
+    """
     (S, m), (_, W, P) = actions.shape, worlds.loss.shape
     first = actions[:, :, None].expand(S, m, W).reshape(-1)
     loss, noise = (part[:, None].expand(S, m, W, P).reshape(-1, P) for part in (worlds.loss, worlds.noise))
@@ -213,7 +223,8 @@ def dream(
 ) -> Worlds:
     """2 x pairs worlds of one scene, each pair drawn from one process of an average.
 
-    roots: mean [P] and root of the covariance [P, P] of each process (`star.surrogate.posterior.whitened`), with their weights.
+    roots: mean [P] and root of the covariance [P, P] of each process (`star.surrogate.posterior.whitened`), with their
+    weights.
     """
     P = len(roots[0][0])
     which = rng.choice(len(roots), size=pairs, p=weights)

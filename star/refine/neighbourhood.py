@@ -1,7 +1,8 @@
-"""Which candidates a step may choose from: the recipes and edits around each member, as a finite list drawn anew at every step.
+"""Which candidates a step may choose from: the recipes and edits around each member, as a finite list drawn anew at
+every step.
 
-Of each member: all that was tried (it may go on to a higher fidelity), recipes from all over the space, recipes near the best ones,
-single edits of the best genomes within the trust region, and what was best for the other members.
+Of each member: all that was tried (it may go on to a higher fidelity), recipes from all over the space, recipes near
+the best ones, single edits of the best genomes within the trust region, and what was best for the other members.
 """
 
 from collections.abc import Mapping, Sequence
@@ -46,7 +47,9 @@ class Neighbourhood:
     def around(
         self, member: Setup, seen: Sequence[Seen], others: Sequence[Setup], radius: float, rng: np.random.Generator
     ) -> list[Setup]:
-        """Each candidate once; those that were tried first. others: the best of other members. radius: edits that are allowed."""
+        """Each candidate once; those that were tried first. others: the best of other members. radius: edits that are
+        allowed.
+        """
         best = incumbents(member, seen)
         tried = [s.setup for s in seen if s.setup.member == member.member]
         new: list[Setup] = []
@@ -71,7 +74,9 @@ class Neighbourhood:
         return list(found.values())
 
     def _edited(self, best: Sequence[Setup], radius: float, rng: np.random.Generator) -> list[Setup]:
-        """Edits of the best, as many of each kind as there are; half with the settings of the best, half with some nearby."""
+        """Edits of the best, as many of each kind as there are; half with the settings of the best, half with some
+        nearby.
+        """
         room = [setup for setup in best if len(setup.edits) < radius]
         chosen: list[Setup] = []
         for setup in room:

@@ -1,9 +1,11 @@
-"""What to train next in a refinement: a pure function of what is recorded, so that one that was killed goes on to the same trials.
+"""What to train next in a refinement: a pure function of what is recorded, so that one that was killed goes on to the
+same trials.
 
-Trial number k is decided from the results of trials 0 ... k - parallel, those after them counting as pending even where they are done:
-then neither the number of workers nor the order in which they finish changes anything.
+Trial number k is decided from the results of trials 0 ... k - parallel, those after them counting as pending even where
+they are done: then neither the number of workers nor the order in which they finish changes anything.
 
-    design      each member as the search trained it, with fresh seeds; recipes that have helped elsewhere, spread ones and edits, dealt out
+    design      each member as the search trained it, with fresh seeds; recipes that have helped elsewhere, spread ones
+                and edits, dealt out
                 among the members, as many as there are no earlier refinements of this run to learn from
     proposal    by `star.refine.propose`, over the neighbourhood of all members, until the budget or the time is used up
     confirm     the best, and the members themselves, with fresh seeds: the best of many noisy results is partly luck
@@ -38,7 +40,8 @@ REGION = TrustRegion(start=1.0, least=1.0, most=3.0)  # edits: further away is a
 
 
 class Planner:
-    """Args: the run's config and space; candidates: its cheap objectives; known: genomes of the search by id, members included;
+    """Args: the run's config and space; candidates: its cheap objectives; known: genomes of the search by id, members
+    included;
     evidence: [(id, loss), ...] of the search; earlier: what other refinements of this run have tried."""
 
     def __init__(
@@ -67,7 +70,9 @@ class Planner:
         self.members = {id: Setup(id, known[id], self.recipes.base) for id in settings.members}
 
     def next(self, state: Refinement) -> list[Trial] | None:
-        """The next trials to be run; [] if results must come first; None when all is done. Raises RunFailed where nothing works."""
+        """The next trials to be run; [] if results must come first; None when all is done. Raises RunFailed where
+        nothing works.
+        """
         k, s = len(state.trials), self.settings
         if k < len(self.design):
             return [self.design[k]]
@@ -104,7 +109,9 @@ class Planner:
         return list(found.values())
 
     def _spread(self, rng: np.random.Generator) -> list[Setup]:
-        """Recipes that have helped elsewhere, then some from the middle of the space around the search's; of four trials one is an edit."""
+        """Recipes that have helped elsewhere, then some from the middle of the space around the search's; of four
+        trials one is an edit.
+        """
         s, members = self.settings, list(self.members.values())
         n = max(0, s.design - len(self.earlier))
         n_edits = {"both": n // 4, "recipes": 0, "edits": n}[s.change]
@@ -237,7 +244,8 @@ class Planner:
     # What is known.
 
     def seen(self, state: Refinement, told: Sequence[Trial]) -> list[Seen]:
-        """What the search measured and what the trials did, in that order. Members are measured afresh: what the search says of them is partly
+        """What the search measured and what the trials did, in that order. Members are measured afresh: what the search
+        says of them is partly
         luck, for which they were chosen."""
         known = [
             Seen(Setup("", self.known[id], self.recipes.base), 1.0, loss)
@@ -248,7 +256,8 @@ class Planner:
         return known + earlier + [Seen(self.setup(t), t.share, self._loss_of(state, t)) for t in told]
 
     def observations(self, seen: Sequence[Seen], pending: Sequence[Trial] = ()) -> Observations:
-        """Of trials alone: the search's results are in the prior mean already, and so many losses that are just as expected would make every
+        """Of trials alone: the search's results are in the prior mean already, and so many losses that are just as
+        expected would make every
         effect of a setting look like an outlier."""
         seen = [x for x in seen if x.setup.member]
         y = np.array([math.nan if x.loss is None else x.loss for x in seen])
@@ -273,7 +282,9 @@ class Planner:
         return noise.sd if noise else 0.0
 
     def front(self, seen: Sequence[Seen]) -> np.ndarray | None:
-        """Losses and exact objectives [k, 1 + m], scaled, of all that is known at full length; None if the loss alone counts, or nothing is."""
+        """Losses and exact objectives [k, 1 + m], scaled, of all that is known at full length; None if the loss alone
+        counts, or nothing is.
+        """
         if not self.exact:
             return None
         F = np.array([[loss, *self.exact_of(setup.genome)] for loss, setup in ranked(seen)])
@@ -283,7 +294,8 @@ class Planner:
         return F[~dominated]
 
     def levels(self, setups: Sequence[Setup], seen: Sequence[Seen], posterior: Averaged) -> np.ndarray:
-        """Loss [n] that each candidate must beat: the lowest that is expected of its member or of what was made of it and trained in full.
+        """Loss [n] that each candidate must beat: the lowest that is expected of its member or of what was made of it
+        and trained in full.
 
         Expected, not measured: the lowest of many measurements is lucky, and nothing would promise to beat it.
         """
@@ -380,11 +392,15 @@ class Planner:
         return [Trial(**vars(t) | {"predicted": p}) for t, p in zip(trials, predicted, strict=True)]
 
     def first_fresh(self, candidate: str) -> int:
-        """The first repeat of a candidate that has decided nothing: 1, or more where an earlier refinement measured it again."""
+        """The first repeat of a candidate that has decided nothing: 1, or more where an earlier refinement measured it
+        again.
+        """
         return 1 + max((t.repeat for t, _ in self.earlier if t.candidate == candidate), default=0)
 
     def best(self, state: Refinement, seen: Sequence[Seen], posterior: Averaged) -> list[Setup]:
-        """Of each member the tried candidate with the lowest expected loss among those no larger than it; then others on the front."""
+        """Of each member the tried candidate with the lowest expected loss among those no larger than it; then others
+        on the front.
+        """
         tried = list({x.setup.key: x.setup for x in seen if x.loss is not None and x.setup.member}.values())
         base = {member.key for member in self.members.values()}
         tried = [setup for setup in tried if setup.key not in base]
@@ -414,8 +430,8 @@ class Planner:
     def expected(self, posterior: Averaged, seen: Sequence[Seen], setups: Sequence[Setup]) -> np.ndarray:
         """Loss [n] at full length: the posterior's, moved towards what a candidate measured itself.
 
-        What the process takes for noise is larger than the noise between seeds; the rest is an effect of this candidate that the process
-        could not see, and stays when it is trained again.
+        What the process takes for noise is larger than the noise between seeds; the rest is an effect of this candidate
+        that the process could not see, and stays when it is trained again.
         """
         mean, _ = posterior.predict(self.rows([(setup, 1.0) for setup in setups]))
         seeds = self.seed_sd(seen) ** 2
@@ -432,7 +448,9 @@ class Planner:
 
 
 def _gain(front: np.ndarray, point: np.ndarray) -> float:
-    """How far a point is from being dominated by any of the front: the least, over members, of its best advantage, in units of the front."""
+    """How far a point is from being dominated by any of the front: the least, over members, of its best advantage, in
+    units of the front.
+    """
     if not len(front):
         return math.inf
     span = np.ptp(front, axis=0)

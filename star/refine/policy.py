@@ -1,241 +1,286 @@
-"""The policy: a network that sees what the Gaussian process believes of every candidate, and corrects Bayesian optimization.
+"""The policy, on one page: which member next, at which fidelity, or stop.
 
-    logit = beta x log(value per cost) + network(what is seen)
+Bayesian optimization ranks the trials of one member well, but it looks one trial ahead. Whether to try cheaply first,
+to move to another member or to stop depends on what comes after. So the policy chooses among a few *options*: of every
+member, at every fidelity, the candidate that Bayesian optimization ranks first; and stopping, where training has a
+price.
 
-The network's last layer begins at zero, so an untrained policy is greedy Bayesian optimization (and stops where that would); all it
-can learn is a correction among the *contenders*, the actions that Bayesian optimization ranks highest, and stopping. It learns by the policy
-gradient over all of them (Sutton et al., 2001: REINFORCE without the noise of sampling actions): each contender is tried first in imagined worlds,
-Bayesian optimization goes on, and its return is compared with that of Bayesian optimization in the same worlds (a self-critical
-baseline: Rennie et al., 2017). It acts only where its choice is better in fresh worlds.
+    logit(option) = beta x log(value per cost) + network(what is known of the options)
+
+The network sees mean and uncertainty of the Gaussian process. Its last layer is zero at first, so an untrained policy
+is Bayesian optimization. It learns at every step anew, by policy gradient over all options (Sutton et al., 2000), in
+simulations sampled from the Gaussian process: each option is tried first, Bayesian optimization continues, and the
+return is compared with that of Bayesian optimization in the same simulation (a self-critical baseline: Rennie et al.,
+2017). It acts only where a one-sided t-test on fresh simulations says that its choice is better. Nothing is carried
+from step to step, so a resumed refinement repeats itself.
 """
 
-import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy.stats import t as student
 from torch import Tensor, nn
+from torch.nn.functional import silu
 
-from star.refine.candidates import KINDS
-from star.refine.imagine import SHUT, Scene, Worlds, anchored, outcomes, worth
+from star.surrogate.acquisition import log_ei, log_rate
 
-FACTS = 1 + len(KINDS) + 4  # fidelity; kind of edit; inherits; distance from its member; two exact objectives
-SEEN = FACTS + 10
-CONTEXT = 5
+CLOSED = -1e9  # logit of what may not be chosen
+NOTHING = -700.0  # log value of what cannot lead to anything
+DEPTH = 12.0  # log values this far below the best are cut off
+NODES = 10  # of quadrature, in simulations
+SEEN = 9  # features of an option
 
 
 @dataclass(frozen=True)
 class PolicySettings:
-    """How the policy learns at each step of a refinement. The defaults cost some 0.4 s a step on one core."""
-
-    updates: int = (
-        20  # from the pre-trained weights, at every step anew: nothing is carried, so a resumed run repeats itself
-    )
-    rate: float = 5e-3
-    contenders: int = 8
-    pairs: int = 32  # antithetic pairs of imagined worlds that it learns in
-    steps: int = 4  # of each future
-    entropy: float = 0.001  # weights, in units of the losses' sd
-    anchor: float = 0.002  # of KL(policy, Bayesian optimization)
-    gate_pairs: int = 64  # of fresh worlds
-    confidence: float = 0.95  # of the gate: one-sided lower limit of the imagined gain above 0
-    actions: int = 48  # at most, in imagination
-
-
-class Policy(nn.Module):
-    """Equivariant to the order of the candidates; any number of them. uncertainty=False hides sd and all that derives from it."""
-
-    def __init__(self, hidden: int = 32, beta: float = 2.5, uncertainty: bool = True, seed: int = 0):
-        super().__init__()
-        self.beta, self.uncertainty = beta, uncertainty
-        self.each = nn.Linear(SEEN, hidden)
-        self.both = nn.Linear(3 * hidden + CONTEXT, hidden)
-        self.score = nn.Linear(hidden, 1)
-        self.stop = nn.Sequential(nn.Linear(2 * hidden + CONTEXT, hidden), nn.SiLU(), nn.Linear(hidden, 1))
-        generator = torch.Generator().manual_seed(seed)
-        for layer in self.modules():
-            if isinstance(layer, nn.Linear):
-                with torch.no_grad():
-                    layer.weight.copy_(
-                        torch.randn(layer.weight.shape, generator=generator) / math.sqrt(layer.in_features)
-                    )
-                    layer.bias.zero_()
-        for last in (self.score, self.stop[-1]):
-            nn.init.zeros_(last.weight)
-        self.double()
-
-    def forward(self, scene: Scene) -> Tensor:
-        """Logits [B, P + 1], the last of stopping."""
-        legal, scores = scene.legal(), worth(scene)
-        seen, context = see(scene, scores[:, :-1], self.uncertainty)
-        h = nn.functional.silu(self.each(seen))  # [B, P, hidden]
-        pooled = torch.cat([h.mean(dim=1), h.amax(dim=1), context], dim=1)  # [B, 2 hidden + CONTEXT]
-        h = nn.functional.silu(self.both(torch.cat([h, pooled[:, None].expand(-1, h.shape[1], -1)], dim=2)))
-        residual = torch.cat([self.score(h)[..., 0], self.stop(pooled)], dim=1)
-        if not self.uncertainty:
-            mean = (
-                -torch.cat([scene.mean - scene.best[:, None], torch.zeros_like(scene.best)[:, None]], dim=1)
-                / scene.scale[:, None]
-            )
-            scores = 3.0 * mean - torch.cat([scene.cost.log(), torch.zeros_like(scene.best)[:, None]], dim=1)
-        return (self.beta * anchored(scores, legal) + residual).masked_fill(~legal, SHUT)
-
-
-def see(scene: Scene, scores: Tensor, uncertainty: bool = True) -> tuple[Tensor, Tensor]:
-    """What the policy sees: of each action [B, P, SEEN], and of the whole [B, CONTEXT]. All of order one, whatever the unit of the loss.
-
-    scores [B, P]: log value per cost.
+    """How the policy learns at each step of a refinement. pairs: of antithetic simulations, to learn in and for the
+    test.
     """
-    scale, sd = scene.scale[:, None], scene.sd()
-    left = (scene.budget - scene.spent).clamp(min=1e-9)
-    variance = (sd**2 + scene.noise[:, None]).clamp(min=1e-18)
-    influence = (scene.covariance**2).mean(dim=2) / variance / (sd**2).mean(dim=1, keepdim=True).clamp(min=1e-18)
-    lowest = scene.targets.gather(1, scene.mean.gather(1, scene.targets).argmin(dim=1, keepdim=True))
-    at = scene.covariance.gather(2, lowest[:, None, :].expand(-1, sd.shape[1], 1))[..., 0]
-    chosen = sd.gather(1, lowest)
-    alike = at / (sd * chosen).clamp(min=1e-12)
-    unsure = [
-        (sd / scale).clamp(max=3.0),
-        (sd / scale).clamp(min=1e-4).log() / 4,
-        (scores - scores.masked_fill(~scene.open, SHUT).amax(dim=1, keepdim=True)).clamp(-12.0, 0.0) / 4,
-        ((scores + scene.cost.log()) - scale.log()).clamp(-16.0, 2.0) / 8,
-        influence.clamp(max=3.0),
-        alike,
-    ]
-    known = [
-        ((scene.mean - scene.had()[:, None]) / scale).clamp(-3.0, 3.0),
-        scene.cost.log() / 3,
-        (scene.cost / left[:, None]).clamp(max=2.0),
-        scene.tried.to(scale.dtype),
-    ]
-    if not uncertainty:
-        unsure = [torch.zeros_like(part) for part in unsure]
-    priced = torch.where(scene.price > 0, (scene.price.clamp(min=1e-12) / scene.scale).log().clamp(-8.0, 4.0) / 4, -3.0)
-    context = torch.stack(
-        [
-            left.clamp(max=10.0).log1p(),
-            (left / scene.budget.clamp(min=1e-9)),
-            torch.full_like(left, scene.step / 5),
-            priced,
-            (scene.price > 0).to(left.dtype),
-        ],
-        dim=1,
-    )
-    return torch.cat([torch.stack(known + unsure, dim=2), scene.facts], dim=2), context
 
-
-def contenders(scene: Scene, n: int) -> tuple[Tensor, Tensor]:
-    """The n actions [S, n] that Bayesian optimization ranks highest, its own choice first; stopping takes the last place where it is allowed
-    and not among them. Second: which of them are legal."""
-    legal = scene.legal()
-    scores, n = worth(scene).masked_fill(~legal, SHUT), min(n, legal.shape[1])
-    actions = scores.argsort(dim=1, descending=True, stable=True)[:, :n]
-    stop = legal.shape[1] - 1
-    missing = legal[:, stop] & ~(actions == stop).any(dim=1)
-    actions = torch.cat([actions[:, :-1], torch.where(missing, stop, actions[:, -1])[:, None]], dim=1)
-    return actions, legal.gather(1, actions)
+    beta: float = 2.5
+    hidden: int = 24
+    updates: int = 20
+    rate: float = 1e-2
+    pairs: int = 64
+    gate_pairs: int = 64
+    depth: int = 4  # trials of a simulation
+    entropy: float = 0.001  # weights, in units of the losses' standard deviation
+    anchor: float = 0.002  # of KL(policy, Bayesian optimization)
+    confidence: float = 0.95  # of the test
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """What each contender would bring: the mean return over imagined worlds minus that of Bayesian optimization, in sds of the losses."""
+class Scene:
+    """P actions (a candidate at a fidelity) as the Gaussian process sees them now. Tensors are float64, losses in nats.
 
-    scene: Scene  # S scenes
-    actions: Tensor  # [S, n]
-    legal: Tensor  # [S, n]
-    advantage: Tensor  # [S, n]
-
-
-def lesson(scene: Scene, worlds: Worlds, settings: PolicySettings) -> Lesson:
-    actions, legal = contenders(scene, settings.contenders)
-    returns = outcomes(scene, worlds, actions, settings.steps)
-    advantage = (returns - returns[:, :1]).mean(dim=2) / scene.scale[:, None]
-    return Lesson(scene, actions, legal, advantage.clamp(-3.0, 3.0).masked_fill(~legal, 0.0))
-
-
-def learn(
-    policy: Policy, lessons: Iterable[Lesson], settings: PolicySettings, decay: int = 0
-) -> tuple[Policy, list[dict[str, float]]]:
-    """A copy of the policy after one gradient step on each lesson; and of each its expected gain, entropy and KL to Bayesian optimization.
-
-    decay: the number of lessons over whose last third the rate falls linearly to zero; 0: it stays.
+    A candidate's full training is one of the actions. Losses are relative to what the candidate must beat.
     """
-    policy = copy.deepcopy(policy)
-    optimizer = torch.optim.Adam(policy.parameters(), lr=settings.rate)
-    history = []
-    for i, given in enumerate(lessons):
-        for group in optimizer.param_groups:
-            group["lr"] = settings.rate * (min(1.0, 3 * (decay - i) / decay) if decay else 1.0)
-        log_p, log_q = among(policy, given.scene, given.actions, given.legal)
+
+    mean: Tensor  # [P]
+    covariance: Tensor  # [P, P] of the noise-free loss
+    noise: float  # variance of one measurement
+    cost: Tensor  # [P] full trainings
+    own: Tensor  # [P] the action that trains the same candidate in full
+    open: Tensor  # [P] may be tried
+    options: Tensor  # [n] actions to choose among, that of Bayesian optimization first; P is stopping
+    scores: Tensor  # [P] log value per cost
+    best: float  # the lowest mean that is had already
+    scale: float  # standard deviation of the observed losses
+    budget: float  # full trainings left
+    price: float = 0.0  # nats that one full training is worth; 0: never stop early
+
+
+@dataclass(frozen=True)
+class State:
+    """B simulations after some trials. Fields as in `Scene`, with a first dimension B."""
+
+    mean: Tensor
+    covariance: Tensor
+    open: Tensor
+    tried: Tensor  # [B, P]
+    spent: Tensor  # [B]
+    stopped: Tensor  # [B]
+
+
+def start(scene: Scene, n: int) -> State:
+    """n equal simulations before their first trial."""
+    P = len(scene.mean)
+    none, zeros = torch.zeros(n, P, dtype=torch.bool), torch.zeros(n, dtype=torch.float64)
+    covariance = scene.covariance.expand(n, P, P)
+    return State(scene.mean.expand(n, P), covariance, scene.open.expand(n, P), none, zeros, zeros.bool())
+
+
+def observe(scene: Scene, state: State, action: Tensor, y: Tensor) -> State:
+    """The states after y [B] was measured at action [B]; an action of P stops for good."""
+    rows, P = torch.arange(len(action)), len(scene.mean)
+    go = (action < P) & ~state.stopped
+    a = action.clamp(max=P - 1)
+    column = state.covariance[rows, :, a]  # [B, P]
+    variance = (column[rows, a] + scene.noise).clamp(min=1e-18)
+    mean = state.mean + column * ((y - state.mean[rows, a]) / variance * go)[:, None]
+    gain = column * (go / variance.sqrt())[:, None]
+    covariance = torch.baddbmm(state.covariance, gain[:, :, None], gain[:, None, :], alpha=-1.0)
+    mark = torch.zeros_like(state.tried)
+    mark[rows, a] = go
+    spent = state.spent + go * scene.cost[a]
+    return State(mean, covariance, state.open & ~mark, state.tried | mark, spent, state.stopped | (action >= P))
+
+
+def delivered(scene: Scene, state: State) -> tuple[Tensor, Tensor]:
+    """Action [B] with the lowest mean among those trained in full, and that mean or, if lower, what was had before."""
+    full = state.tried & (scene.own == torch.arange(len(scene.own)))
+    lowest, action = state.mean.masked_fill(~full, torch.inf).min(dim=1)
+    return action, lowest.clamp(max=scene.best)
+
+
+def values(scene: Scene, state: State) -> Tensor:
+    """[B, P + 1]: log value per cost of every action by Bayesian optimization, and of stopping; CLOSED where not
+    allowed.
+
+    Full trainings: expected improvement. Cheap ones: the rate of `star.surrogate.acquisition.log_rate`.
+    """
+    own, is_full = scene.own, scene.own == torch.arange(len(scene.own))
+    variance = state.covariance.diagonal(dim1=1, dim2=2)
+    mean, sd, (_, had) = state.mean[:, own], variance.clamp(min=0).sqrt()[:, own], delivered(scene, state)
+    value = log_ei(mean, sd, had) - scene.cost.log()
+    left = (scene.budget - state.spent)[:, None] * (1 + 1e-9)
+    if not is_full.all():
+        shared = state.covariance[:, own, torch.arange(len(own))].abs()
+        moves = torch.minimum(shared / (variance + scene.noise).clamp(min=1e-18).sqrt(), sd)
+        log_gain = lambda m, s: log_ei(m.flatten(1), s.flatten(1), had).view_as(m)  # noqa: E731
+        first = log_rate(log_gain, mean, sd, moves, scene.cost, scene.cost[own], n=NODES)
+        possible = state.open[:, own] & (scene.cost + scene.cost[own] <= left)
+        value = torch.where(is_full, value, first.masked_fill(~possible, NOTHING))
+    legal = state.open & (scene.cost <= left) & ~state.stopped[:, None]
+    stop = torch.full((len(value), 1), math.log(max(scene.price, 1e-300)), dtype=value.dtype)
+    stop = stop.masked_fill(legal.any(dim=1, keepdim=True) & (scene.price <= 0), CLOSED)
+    return torch.cat([value.clamp(min=NOTHING).masked_fill(~legal, CLOSED), stop], dim=1)
+
+
+Worlds = tuple[
+    Tensor, Tensor
+]  # true losses [W, P] and measurement noise [W, P]; simulations i and i + W / 2 are antithetic
+
+
+def sample_worlds(
+    roots: list[tuple[np.ndarray, np.ndarray]],
+    weights: np.ndarray,
+    noise_sd: float,
+    pairs: int,
+    rng: np.random.Generator,
+) -> Worlds:
+    """2 x pairs simulated truths from an average of Gaussian processes: their means [P] and roots of covariances [P,
+    P].
+    """
+    P = len(roots[0][0])
+    which = rng.choice(len(roots), size=pairs, p=weights)
+    z, e = rng.standard_normal((pairs, P)), rng.standard_normal((pairs, P))
+    means = np.stack([roots[k][0] for k in which])
+    moves = np.stack([roots[k][1] @ v for k, v in zip(which, z, strict=True)])
+    loss = np.concatenate([means + moves, means - moves])
+    return torch.as_tensor(loss), torch.as_tensor(noise_sd * np.concatenate([e, -e]))
+
+
+def returns(scene: Scene, worlds: Worlds, first: Tensor, depth: int) -> Tensor:
+    """[n, W] nats: minus the true loss of what is delivered and the price of what was spent, if option first[i] is
+    tried
+    first and Bayesian optimization continues, in every simulation."""
+    n, (W, P) = len(first), worlds[0].shape
+    pad = torch.zeros(n * W, 1, dtype=torch.float64)
+    loss, noise = (torch.cat([part.repeat(n, 1), pad], dim=1) for part in worlds)
+    state, action, rows = start(scene, n * W), first.repeat_interleave(W), torch.arange(n * W)
+    for step in range(depth):
+        if step:
+            action = values(scene, state).argmax(dim=1)
+        state = observe(scene, state, action, loss[rows, action] + noise[rows, action])
+    action, expected = delivered(scene, state)
+    truth = torch.where(expected < scene.best, loss[rows, action], scene.best)
+    return (-truth - scene.price * state.spent).view(n, W)
+
+
+class Policy(nn.Module):
+    """Corrects Bayesian optimization among options; equivariant to their order. Weights follow from the seed."""
+
+    def __init__(self, settings: PolicySettings, seed: int = 0):
+        super().__init__()
+        self.beta, hidden = settings.beta, settings.hidden
+        self.each, self.both, self.last = nn.Linear(SEEN, hidden), nn.Linear(2 * hidden, hidden), nn.Linear(hidden, 1)
+        generator = torch.Generator().manual_seed(seed)
+        for layer in (self.each, self.both, self.last):
+            nn.init.normal_(layer.weight, std=layer.in_features**-0.5, generator=generator)
+            nn.init.zeros_(layer.bias)
+        nn.init.zeros_(self.last.weight)
+        self.double()
+
+    def forward(self, scene: Scene) -> Tensor:
+        """Logits [n] of the options."""
+        h = silu(self.each(features(scene)))
+        h = silu(self.both(torch.cat([h, h.mean(dim=0).expand_as(h)], dim=1)))
+        return self.beta * anchored(scene) + self.last(h)[:, 0]
+
+
+def anchored(scene: Scene) -> Tensor:
+    """Log values of the options relative to the best of them [n], cut off at -12."""
+    value = torch.cat([scene.scores, torch.tensor([math.log(max(scene.price, 1e-300))])])[scene.options]
+    return (value - value.max()).clamp(min=-DEPTH)
+
+
+def features(scene: Scene) -> Tensor:
+    """What the network sees of the options [n, SEEN], of order one in any unit of the loss."""
+    sd = scene.covariance.diagonal().clamp(min=0).sqrt()
+    left = max(scene.budget, 1e-9)
+    seen = torch.stack(
+        [
+            ((scene.mean[scene.own] - scene.best) / scene.scale).clamp(-3, 3),
+            (sd[scene.own] / scene.scale).clamp(max=3),
+            (sd[scene.own] / scene.scale).clamp(min=1e-4).log() / 4,
+            (scene.covariance[scene.own, torch.arange(len(sd))] / (sd * sd[scene.own]).clamp(min=1e-12)).clamp(-1, 1),
+            ((scene.scores + scene.cost.log()) - math.log(scene.scale)).clamp(-16, 2) / 8,
+            scene.cost.log() / 3,
+            (scene.cost / left).clamp(max=2),
+            torch.full_like(sd, math.log1p(min(left, 10.0))),
+            torch.zeros_like(sd),
+        ],
+        dim=1,
+    )
+    stop = torch.zeros(1, SEEN, dtype=torch.float64)
+    stop[0, -1] = 1.0
+    return torch.cat([seen, stop])[scene.options]
+
+
+def learn(policy: Policy, scene: Scene, worlds: Worlds, settings: PolicySettings) -> dict[str, float]:
+    """Train the policy in place; returns its expected gain over Bayesian optimization (in units of `scale`), entropy
+    and KL.
+    """
+    found = returns(scene, worlds, scene.options, settings.depth)
+    advantage = ((found - found[:1]).mean(dim=1) / scene.scale).clamp(-3, 3)
+    base = (policy.beta * anchored(scene)).log_softmax(dim=0)
+    optimizer, log = torch.optim.Adam(policy.parameters(), lr=settings.rate), {}
+    for _ in range(settings.updates):
+        log_p = policy(scene).log_softmax(dim=0)
         p = log_p.exp()
-        gain = (p * given.advantage).sum(dim=1)
-        entropy, divergence = (
-            -(p * log_p.clamp(min=-50.0)).sum(dim=1),
-            (p * (log_p - log_q).clamp(-50.0, 50.0)).sum(dim=1),
-        )
-        loss = (-gain - settings.entropy * entropy + settings.anchor * divergence).mean()
+        gain, entropy, divergence = (p * advantage).sum(), -(p * log_p).sum(), (p * (log_p - base)).sum()
         optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        (-gain - settings.entropy * entropy + settings.anchor * divergence).backward()
         optimizer.step()
-        history.append(
-            {
-                name: float(value.detach().mean())
-                for name, value in (("gain", gain), ("entropy", entropy), ("kl", divergence))
-            }
-        )
-    return policy, history
-
-
-def among(policy: Policy, scene: Scene, actions: Tensor, legal: Tensor) -> tuple[Tensor, Tensor]:
-    """Log probabilities [S, n] of the policy and of Bayesian optimization, at the same beta, over these actions."""
-    mine = policy(scene).gather(1, actions).masked_fill(~legal, SHUT)
-    base = (policy.beta * anchored(worth(scene), scene.legal())).gather(1, actions).masked_fill(~legal, SHUT)
-    return mine.log_softmax(dim=1), base.log_softmax(dim=1)
+        log = {"learned": gain.item(), "entropy": entropy.item(), "kl": max(0.0, divergence.item())}
+    return log
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether the policy may act: the imagined return of its choice minus that of Bayesian optimization's, in nats, over fresh worlds."""
+    """Whether the policy acts: mean gain of its choice over that of Bayesian optimization in nats, and its lower limit."""
 
-    acts: bool
-    gain: float
-    low: float  # one-sided lower limit
-    pairs: int
-
-
-def gate(scene: Scene, worlds: Worlds, action: int, bayes: int, settings: PolicySettings) -> Verdict:
-    """Both actions of one scene begin the same worlds, Bayesian optimization goes on; limits by Student's t over the antithetic pairs."""
-    returns = outcomes(scene, worlds, torch.tensor([[action, bayes]]), settings.steps)[0]
-    gain = (returns[0] - returns[1]).numpy().reshape(2, -1).mean(axis=0)
-    low = gain.mean() - student.ppf(settings.confidence, len(gain) - 1) * gain.std(ddof=1) / np.sqrt(len(gain))
-    return Verdict(bool(low > 0), float(gain.mean()), float(low), len(gain))
+    acts: bool = False
+    gain: float = 0.0
+    low: float = 0.0
 
 
-@dataclass(frozen=True)
-class Choice:
-    """What the policy and Bayesian optimization would do in one scene; entropy of the policy and KL between them, over the contenders, in nats."""
-
-    action: int
-    bayes: int
-    probability: dict[int, float]
-    entropy: float
-    kl: float
+def gate(scene: Scene, worlds: Worlds, option: int, settings: PolicySettings) -> Verdict:
+    """One-sided t-test over antithetic pairs of simulations in which both choices are tried first."""
+    both = returns(scene, worlds, scene.options[[option, 0]], settings.depth)
+    gain = (both[0] - both[1]).numpy().reshape(2, -1).mean(axis=0)
+    low = gain.mean() - student.ppf(settings.confidence, len(gain) - 1) * gain.std(ddof=1) / math.sqrt(len(gain))
+    return Verdict(bool(low > 0), float(gain.mean()), float(low))
 
 
-def choose(policy: Policy, scene: Scene, settings: PolicySettings) -> Choice:
-    actions, legal = contenders(scene, settings.contenders)
+def consult(
+    scene: Scene, sample: Callable[[int], Worlds], settings: PolicySettings = PolicySettings()
+) -> tuple[int, dict[str, float]]:
+    """Which option to take (0: that of Bayesian optimization), and a log: acts, agrees, gain, low, learned, entropy,
+    kl.
+
+    sample(pairs) makes fresh simulations of the scene.
+    """
+    if len(scene.options) < 2:
+        return 0, {"acts": False, "agrees": True, "gain": 0.0, "low": 0.0}
+    policy = Policy(settings)
+    log = learn(policy, scene, sample(settings.pairs), settings)
     with torch.no_grad():
-        log_p, log_q = (part[0].numpy() for part in among(policy, scene, actions, legal))
-    p, numbers = np.exp(log_p), actions[0].tolist()
-    kl = float((p * np.clip(log_p - log_q, -50, 50)).sum())
-    return Choice(
-        numbers[int(p.argmax())],
-        numbers[0],
-        dict(zip(numbers, p.tolist(), strict=True)),
-        float(-(p * np.maximum(log_p, -50)).sum()),
-        max(0.0, kl),
-    )
+        option = int(policy(scene).argmax())
+    verdict = gate(scene, sample(settings.gate_pairs), option, settings) if option else Verdict()
+    log |= {"acts": verdict.acts, "agrees": option == 0, "gain": verdict.gain, "low": verdict.low}
+    return (option if verdict.acts else 0), log

@@ -107,8 +107,11 @@ def _rbf(A: np.ndarray, scales: np.ndarray, B: np.ndarray | None = None) -> np.n
 
 
 def held_out(policy: Policy, n: int = 48, seed: int = 10_000) -> dict[str, list[float]]:
-    """In scenes that were never trained on, in sds of the losses: gain of the policy's choices over Bayesian optimization's, with its standard error;
-    and of the best contender, found in half of the worlds and judged in the other: how much there is to gain, with its standard error."""
+    """In scenes that were never trained on, in sds of the losses: gain of the policy's choices over Bayesian
+    optimization's, with its standard error;
+    and of the best contender, found in half of the worlds and judged in the other: how much there is to gain, with its
+    standard error.
+    """
     found = {}
     for name, part in PARTS.items():
         gains, rooms = [], []

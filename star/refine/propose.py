@@ -1,12 +1,13 @@
-"""What to try next: a pure function of (pool, observations, seed, step), so that a resumed refinement proposes the same.
+"""What to try next: a pure function of (pool, observations, seed, step), so that a resumed refinement proposes the
+same.
 
     pool = Pool(X, fidelities=(0.2, 0.5, 1.0), cost=cost)
     proposal = propose(pool, Observations(rows, losses), seed=0, step=12, budget=4.0)
     proposal.candidate, proposal.fidelity          # None, None: stop
     proposal.mean, proposal.sd                     # what it should measure: keep it, it is judged afterwards
 
-Bayesian optimization proposes. A policy, if there is one, learns in worlds drawn from the posterior of this step and takes the choice
-over where it beats Bayesian optimization there.
+Bayesian optimization proposes. A policy, if there is one, learns in worlds drawn from the posterior of this step and
+takes the choice over where it beats Bayesian optimization there.
 """
 
 import math
@@ -37,7 +38,9 @@ class Settings:
 
 @dataclass(frozen=True)
 class Proposal:
-    """The action to try, or None to stop; what the averaged posterior expects of it, noise included (nats); who chose it, and a log."""
+    """The action to try, or None to stop; what the averaged posterior expects of it, noise included (nats); who chose
+    it, and a log.
+    """
 
     action: int | None
     candidate: int | None
@@ -54,9 +57,10 @@ def propose(
 ) -> Proposal:  # fmt: skip
     """The next trial, given at least one observation. Without a policy: Bayesian optimization alone.
 
-    budget: full trainings left. front [k, 1 + m]: the losses and exact objectives of the present front; with it, trials are worth
-    what they add to its hypervolume. level(posterior) [n]: instead, the loss that each candidate must beat (that of its own member, say); by default
-    all must beat the best. scale: of the reported sd, from `star.surrogate.calibration.inflation`.
+    budget: full trainings left. front [k, 1 + m]: the losses and exact objectives of the present front; with it, trials
+    are worth what they add to its hypervolume. level(posterior) [n]: instead, the loss that each candidate must beat
+    (that of its own member, say); by default all must beat the best. scale: of the reported sd, from
+    `star.surrogate.calibration.inflation`.
     """
     k = len(pool.fidelities)
     posterior, rows = fit(seen, k > 1, seed, settings.samples), pool.rows()
@@ -83,7 +87,9 @@ def propose(
 def recommend(
     pool: Pool, seen: Observations, seed: int = 0, tried: Sequence[int] | None = None
 ) -> tuple[int, float, float]:
-    """The candidate with the lowest averaged mean at full fidelity, of those tried (at any fidelity) or of all; its mean and sd."""
+    """The candidate with the lowest averaged mean at full fidelity, of those tried (at any fidelity) or of all; its
+    mean and sd.
+    """
     posterior = fit(seen, len(pool.fidelities) > 1, seed)
     among = np.arange(pool.n) if tried is None else np.unique(np.asarray(tried, int))
     mean, sd = posterior.predict(pool.rows()[pool.full()[among]])
@@ -196,7 +202,9 @@ def _consult(policy, pool, belief, scores, legal, settings, budget, seed, step) 
 
 
 def shortlist(pool: Pool, scores: np.ndarray, mean: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
-    """Actions [<= most] that imagination is about: of the candidates worth most, expected best and some by lot, all fidelities."""
+    """Actions [<= most] that imagination is about: of the candidates worth most, expected best and some by lot, all
+    fidelities.
+    """
     k = len(pool.fidelities)
     n = max(1, min(pool.n, most // k))
     worth, expected = scores.reshape(-1, k).max(axis=1), mean[pool.full()]
@@ -211,7 +219,9 @@ def shortlist(pool: Pool, scores: np.ndarray, mean: np.ndarray, most: int, rng: 
 
 
 def facts(pool: Pool) -> np.ndarray:
-    """Of each action what does not change [n * k, FACTS]: fidelity, kind of edit, inherits, distance, exact objectives within the pool."""
+    """Of each action what does not change [n * k, FACTS]: fidelity, kind of edit, inherits, distance, exact objectives
+    within the pool.
+    """
     k = len(pool.fidelities)
     exact = np.zeros((pool.n, 2))
     m = min(2, pool.exact.shape[1])
@@ -224,7 +234,9 @@ def facts(pool: Pool) -> np.ndarray:
 
 
 def thresholds(front: np.ndarray, exact: np.ndarray) -> np.ndarray:
-    """Loss [n] that a candidate with exact objectives [n, m] must beat: the lowest of the front [k, 1 + m] that is as small; else the highest."""
+    """Loss [n] that a candidate with exact objectives [n, m] must beat: the lowest of the front [k, 1 + m] that is as
+    small; else the highest.
+    """
     as_small = (front[None, :, 1:] <= exact[:, None, :] + 1e-12).all(axis=2)  # [n, k]
     lowest = np.where(as_small, front[None, :, 0], np.inf).min(axis=1)
     return np.where(np.isfinite(lowest), lowest, front[:, 0].max())

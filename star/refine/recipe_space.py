@@ -1,11 +1,12 @@
-"""What a refinement may change about a recipe: one table of typed dimensions, with ranges around the recipe of the search.
+"""What a refinement may change about a recipe: one table of typed dimensions, with ranges around the recipe of the
+search.
 
     space = recipe_space(config.training, {"learning_rate": "1e-3:1e-2", "schedule": "linear,wsd"})
     settings = space.base                     # {"learning_rate": 0.004, "batch_tokens": 256, "schedule": "linear", ...}
     recipe = space.recipe(settings)           # a star.training.Recipe
 
-Settings are what a person tunes; a recipe follows from them by rules that take out what is known beforehand, so that the settings
-are independent of each other and of the budget:
+Settings are what a person tunes; a recipe follows from them by rules that take out what is known beforehand, so that
+the settings are independent of each other and of the budget:
 
     batch_tokens         of the full budget; a share s of it takes s^0.5 times the batch
     learning_rate        at the batch of the search; a batch b times as large takes b^0.35 times the rate
@@ -37,7 +38,8 @@ Settings = dict[str, float | str]
 class Dimension:
     """One setting. Numbers lie in [low, high] on a logarithmic scale; choices are text.
 
-    off: 0 is legal too and switches the technique off. base: the value under the search's recipe, which may lie outside.
+    off: 0 is legal too and switches the technique off. base: the value under the search's recipe, which may lie
+    outside.
     """
 
     name: str
@@ -113,7 +115,8 @@ class RecipeSpace:
     ) -> list[Settings]:
         """n settings that fill a box of this share of every range evenly (a Latin hypercube; McKay et al., 1979).
 
-        The box lies around some settings, by default those of the search; a choice is drawn again with probability `width`.
+        The box lies around some settings, by default those of the search; a choice is drawn again with probability
+        `width`.
         """
         around = {**self.start(), **{name: value for name, value in (around or {}).items() if name not in self._fixed}}
         strata = [(rng.permutation(n) + rng.random(n)) / n for _ in self.open]
@@ -131,7 +134,9 @@ class RecipeSpace:
         return found
 
     def portfolio(self) -> list[Settings]:
-        """Changes of the search's recipe that have helped elsewhere (`PORTFOLIO`), within the ranges; each once, none that changes nothing."""
+        """Changes of the search's recipe that have helped elsewhere (`PORTFOLIO`), within the ranges; each once, none
+        that changes nothing.
+        """
         start, found = self.start(), []
         for moves in PORTFOLIO:
             settings = dict(start)
@@ -170,7 +175,9 @@ class RecipeSpace:
         return self.base | {d.name: d.choices[0] if d.choices else d.low for d in self.dimensions if d.fixed}
 
     def mend(self, dimension: Dimension, value: float | str) -> float | str:
-        """The nearest value that can be carried out: batches are those of the search times a power of two, of whole sequences."""
+        """The nearest value that can be carried out: batches are those of the search times a power of two, of whole
+        sequences.
+        """
         if dimension.name != "batch_tokens":
             return value
         return self.around.seq_len * _sequences(self.around, value / (self.around.micro_batch * self.around.accumulate))
@@ -201,9 +208,10 @@ class RecipeSpace:
         return Recipe(**asdict(around) | changes)
 
 
-# Factors on the search's settings, most promising first: where an initial design begins, before it spreads. Chosen by hand after trying one
-# setting at a time on one small member of a front, and after an earlier refinement of three others, in which rates above the search's and
-# larger embedding multipliers had won. One of those three is a member of benchmarks/refine/refine_on_training.py.
+# Factors on the search's settings, most promising first: where an initial design begins, before it spreads. Chosen by
+# hand after trying one setting at a time on one small member of a front, and after an earlier refinement of three
+# others, in which rates above the search's and larger embedding multipliers had won. One of those three is a member of
+# benchmarks/refine/refine_on_training.py.
 PORTFOLIO: tuple[dict[str, float | str], ...] = (
     {"learning_rate": 2.0},
     {"optimizer": "muon", "learning_rate": 3.0},
@@ -226,7 +234,8 @@ DIRECT = (
 
 
 def recipe_space(around: Recipe, ranges: Mapping[str, str] | None = None) -> RecipeSpace:
-    """The dimensions around a recipe. ranges: `LOW:HIGH`, a single value, choices with commas, or `off`, by name of a dimension.
+    """The dimensions around a recipe. ranges: `LOW:HIGH`, a single value, choices with commas, or `off`, by name of a
+    dimension.
 
     Raises UserError for an unknown name, and for a range that is empty, inverted or beyond what a recipe may be.
     """
@@ -248,7 +257,9 @@ def recipe_space(around: Recipe, ranges: Mapping[str, str] | None = None) -> Rec
 
 
 def dimensions(around: Recipe) -> tuple[Dimension, ...]:
-    """Every setting with its range around a recipe. What has no effect in a run's models is fixed unless a range is given."""
+    """Every setting with its range around a recipe. What has no effect in a run's models is fixed unless a range is
+    given.
+    """
 
     def number(name: str, base: float, low: float, high: float, doc: str, off: bool = False) -> Dimension:
         return Dimension(name, doc, rounded(base), rounded(low), rounded(high), (), off)
@@ -364,7 +375,9 @@ def _sequences(around: Recipe, ratio: float) -> int:
 
 
 def _micro_batch(around: Recipe, n: int) -> int:
-    """Sequences of a micro-batch, a divisor of n: as large as the search's, or a few times that where it did not accumulate."""
+    """Sequences of a micro-batch, a divisor of n: as large as the search's, or a few times that where it did not
+    accumulate.
+    """
     most = around.batch_size * (GROWTH if around.accumulate == 1 else 1)
     return next(size for size in range(min(n, most), 0, -1) if n % size == 0)
 

@@ -3,8 +3,8 @@
     refined = star.Run("runs/first").refinement()
     for row in refined.members(): print(row.member, row.loss.mean, "->", row.candidate, row.refined.mean)
 
-A candidate's loss is the mean of its fresh measurements: those that did not decide about it. Of one that has none, what it measured
-when it was tried, which is too good on average if it was chosen for it.
+A candidate's loss is the mean of its fresh measurements: those that did not decide about it. Of one that has none, what
+it measured when it was tried, which is too good on average if it was chosen for it.
 """
 
 import math
@@ -42,7 +42,9 @@ class SearchResults(Protocol):
 
 @dataclass(frozen=True)
 class Measured:
-    """Loss of one candidate at full length, scaled: mean and standard error of n trainings; fresh: none of them decided about it."""
+    """Loss of one candidate at full length, scaled: mean and standard error of n trainings; fresh: none of them decided
+    about it.
+    """
 
     mean: float
     se: float
@@ -54,8 +56,8 @@ class Measured:
 class MemberRow:
     """A member of the front, and the best that was made of it without being larger.
 
-    candidate: None where nothing was measured afresh. difference: refined minus member, nats, with its 95 % interval; None without
-    fresh seeds of both. perplexity: ratio of perplexities, exp(difference).
+    candidate: None where nothing was measured afresh. difference: refined minus member, nats, with its 95 % interval;
+    None without fresh seeds of both. perplexity: ratio of perplexities, exp(difference).
     """
 
     member: str
@@ -90,7 +92,9 @@ class Refined:
         return bool(self.trials) and self.trials[-1][0].purpose == "confirm" and not self.state.unfinished()
 
     def summary(self) -> dict:
-        """How far it is, and what it brought: id, trials, spent and budget (full trainings), finished, perplexity (ratio, by member)."""
+        """How far it is, and what it brought: id, trials, spent and budget (full trainings), finished, perplexity
+        (ratio, by member).
+        """
         facts = {
             "id": self.id,
             "trials": len(self.trials),
@@ -215,7 +219,9 @@ class Refined:
         return found
 
     def front(self) -> list[Candidate]:
-        """The front of the search and of all that was measured afresh, best loss first: members with their fresh losses where known."""
+        """The front of the search and of all that was measured afresh, best loss first: members with their fresh losses
+        where known.
+        """
         found = {
             c.id: c
             for c in [*map(self._as_measured, self.run.front()), *(c for c in self.candidates() if c.metrics["fresh"])]
@@ -238,7 +244,8 @@ class Refined:
         return volumes[0], volumes[1]
 
     def progress(self) -> list[dict]:
-        """After each settled trial: cost (full trainings so far), purpose, hypervolume (as measured; None without a frame), and
+        """After each settled trial: cost (full trainings so far), purpose, hypervolume (as measured; None without a
+        frame), and
         best: by member the lowest loss at full length so far."""
         front = Front(self.run.objectives)
         for c in self.run.front():
@@ -258,12 +265,16 @@ class Refined:
         return rows
 
     def forecasts(self) -> tuple[list[tuple[float, float]], list[float]]:
-        """Predictions [mean, sd] that were recorded before their results, and those results, in order; failed trials left out."""
+        """Predictions [mean, sd] that were recorded before their results, and those results, in order; failed trials
+        left out.
+        """
         pairs = [(t.predicted, v) for t, r in self.trials if t.predicted and (v := self.value(r)) is not None]
         return [p for p, _ in pairs], [v for _, v in pairs]
 
     def decisions(self) -> list[dict]:
-        """What was logged with each proposal: source, acts, gain, low, entropy, kl, ...; and realised: how much lower the best loss became."""
+        """What was logged with each proposal: source, acts, gain, low, entropy, kl, ...; and realised: how much lower
+        the best loss became.
+        """
         best: dict[tuple[str, float], float] = {}
         rows = []
         for trial, result in self.trials:

@@ -16,13 +16,14 @@ AIMS = ("members", "front")
 class RefineSettings:
     """Costs are in full trainings: the training budget of one candidate of the search.
 
-    members: ids of front members. budget: of everything, the last measurements included. minutes: after which nothing new is
-    proposed; 0: no limit. fidelities: shares of the training budget at which candidates may be tried. ranges: see
-    `star.refine.recipe_space.recipe_space`. change: what may be changed. aim: members, a lower loss of each, at no more parameters,
-    cache and so on; or front, hypervolume, whatever the size. policy: whether the learned policy may choose (where it wins in
-    imagination). design: trials before the first proposal, apart from the members themselves, dealt out among them. confirm: fresh seeds of each
-    candidate that is measured at the end. parallel: proposals at one time; part of what decides the results, so it is
-    fixed when a refinement begins, whatever the number of workers later on; 0: as many as there are workers then.
+    members: ids of front members. budget: of everything, the last measurements included. minutes: after which nothing
+    new is proposed; 0: no limit. fidelities: shares of the training budget at which candidates may be tried. ranges:
+    see `star.refine.recipe_space.recipe_space`. change: what may be changed. aim: members, a lower loss of each, at no
+    more parameters, cache and so on; or front, hypervolume, whatever the size. policy: whether the learned policy may
+    choose (where it wins in imagination). design: trials before the first proposal, apart from the members themselves,
+    dealt out among them. confirm: fresh seeds of each candidate that is measured at the end. parallel: proposals at one
+    time; part of what decides the results, so it is fixed when a refinement begins, whatever the number of workers
+    later on; 0: as many as there are workers then.
     """
 
     members: tuple[str, ...]
@@ -78,7 +79,9 @@ class RefineSettings:
 
     @property
     def extra(self) -> int:
-        """Candidates measured at the end besides the best of each member: others that may be on the front, where that is the aim."""
+        """Candidates measured at the end besides the best of each member: others that may be on the front, where that
+        is the aim.
+        """
         return len(self.members) - 1 if self.aim == "front" else 0
 
     @property

@@ -1,9 +1,11 @@
-"""Results of related tasks (other members, cheaper rungs, the search's own trials) as observations of one contextual process.
+"""Results of related tasks (other members, cheaper rungs, the search's own trials) as observations of one contextual
+process.
 
-Losses of two tasks differ by an offset, which is taken out, and are alike in shape, which is what is transferred. How alike is learnt:
-each source has an input of its own, 1 for its rows, whose length scale the fit decides. A source that makes the target's
-leave-one-out predictions worse is dropped, unless it ranks them well: the first trials are often good and alike, which a process that
-knows nothing else predicts to the last digit, without a notion of how bad others may be.
+Losses of two tasks differ by an offset, which is taken out, and are alike in shape, which is what is transferred. How
+alike is learnt: each source has an input of its own, 1 for its rows, whose length scale the fit decides. A source that
+makes the target's leave-one-out predictions worse is dropped, unless it ranks them well: the first trials are often
+good and alike, which a process that knows nothing else predicts to the last digit, without a notion of how bad others
+may be.
 """
 
 from collections.abc import Sequence
@@ -20,7 +22,9 @@ RANKS = 0.5  # rank correlation from which on a source is kept
 
 @dataclass(frozen=True)
 class Source:
-    """Observations of a related task, rows [m, d] in the inputs of the target; with fidelities, the last column is the fidelity."""
+    """Observations of a related task, rows [m, d] in the inputs of the target; with fidelities, the last column is the
+    fidelity.
+    """
 
     X: np.ndarray
     y: np.ndarray
@@ -51,7 +55,9 @@ def widen(rows: np.ndarray, n: int, fidelity: bool, which: int | None = None) ->
 
 
 def _joined(seen: Observations, sources: Sequence[Source], fidelity: bool) -> Observations:
-    """The target's rows first. Source losses are shifted so that the target's lie around what their own process predicts for them."""
+    """The target's rows first. Source losses are shifted so that the target's lie around what their own process
+    predicts for them.
+    """
     n = len(sources)
     X, y = [widen(seen.X, n, fidelity)], [seen.y]
     for i, source in enumerate(sources):

@@ -105,7 +105,9 @@ def _label(groups: tuple[str, ...]) -> str:
 
 
 def _ends(links: list[Link]) -> dict[tuple[str, int], list[Link]]:
-    """Links that end on one side of one LIV, from top to bottom so that they cross least: consumed ones, inner lane first, then owned ones."""
+    """Links that end on one side of one LIV, from top to bottom so that they cross least: consumed ones, inner lane
+    first, then owned ones.
+    """
     ends: dict[tuple[str, int], list[Link]] = {}
     for link in links:
         for index in (link.owner, *link.consumers):

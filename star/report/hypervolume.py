@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 
 def hypervolume(run: Run) -> Figure:
-    """Hypervolume of all candidates so far over trained candidates, with generations and the level of the initial population."""
+    """Hypervolume of all candidates so far over trained candidates, with generations and the level of the initial
+    population.
+    """
     points = run.hypervolume()
     figure = new_figure(height=3.6)
     axes = figure.subplots()

@@ -1,4 +1,6 @@
-"""Names beside points, without overlap: each goes to the free place nearest to its point, with a leader line if that is far."""
+"""Names beside points, without overlap: each goes to the free place nearest to its point, with a leader line if that is
+far.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A refinement as text, data and pictures: what it brought, whether its forecasts were honest, and which settings mattered."""
+"""A refinement as text, data and pictures: what it brought, whether its forecasts were honest, and which settings
+mattered.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +79,9 @@ def refinement_table(refined: Refined) -> Table:
 
 
 def origin_text(run: Run, candidate: Candidate) -> str:
-    """Where a candidate of a run comes from, and what it measured: 'refined from 3af5fe61822b: optimizer muon; loss 1.98 nats/byte, ...'"""
+    """Where a candidate of a run comes from, and what it measured: 'refined from 3af5fe61822b: optimizer muon; loss
+    1.98 nats/byte, ...'
+    """
     if candidate.recipe is None:
         ways = f" by {', '.join(candidate.operators)}" if candidate.operators else ""
         origin = f"{candidate.origin}, generation {candidate.generation}{ways}" + (
@@ -186,7 +190,9 @@ def _analysis_lines(refined: Refined) -> list[str]:
 
 
 def refinement_json(refined: Refined, analysis: bool = False) -> dict:
-    """For programs: settings, members (see `star.refine.results.MemberRow`), front, hypervolume, calibration, decisions; regression."""
+    """For programs: settings, members (see `star.refine.results.MemberRow`), front, hypervolume, calibration,
+    decisions; regression.
+    """
     data = {
         "id": refined.id,
         "settings": refined.settings.to_json(),

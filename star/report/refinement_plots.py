@@ -61,7 +61,9 @@ def refinement_progress(refined: Refined) -> Figure:
 
 
 def calibration_panels(refined: Refined) -> Figure:
-    """Nominal against observed coverage with its binomial band; predicted against measured; probability integral transforms."""
+    """Nominal against observed coverage with its binomial band; predicted against measured; probability integral
+    transforms.
+    """
     predicted, actual = refined.forecasts()
     figure = new_figure(height=3.0)
     coverage, scatter, pit = figure.subplots(1, 3)
@@ -100,7 +102,9 @@ def calibration_panels(refined: Refined) -> Figure:
 
 
 def convergence(refined: Refined) -> Figure:
-    """Over proposals: entropy of the policy and its distance to Bayesian optimization; imagined gain, and what was gained."""
+    """Over proposals: entropy of the policy and its distance to Bayesian optimization; imagined gain, and what was
+    gained.
+    """
     rows = [row for row in refined.decisions() if row.get("entropy") is not None]
     figure = new_figure(height=3.2)
     left, right = figure.subplots(1, 2)

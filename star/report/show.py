@@ -95,7 +95,9 @@ def sharing_text(genome: Genome, gene: Gene, layer: Layer) -> str:
 
 
 def _lanes(links: list[Link], index: int) -> Text:
-    """One row of the link diagram: featurizer weights, then features; a line that ends in the row runs to its left edge."""
+    """One row of the link diagram: featurizer weights, then features; a line that ends in the row runs to its left
+    edge.
+    """
     text = Text()
     for kind, color in ((WEIGHTS, "red"), (FEATURES, "blue")):
         cells = [" "] * (2 * n_lanes(links, kind))

@@ -61,8 +61,9 @@ def _classes(candidate: Candidate) -> str:
 def rescore_rows(run: Run) -> list[dict]:
     """Every candidate that was measured with fresh seeds, best fresh first objective first.
 
-    id, seeds (that ended well), failed; by objective: searched, fresh (mean), se; luck: fresh minus searched, of the first
-    objective; on_front; non_dominated and its probability among all front members (None for one that is not on the front).
+    id, seeds (that ended well), failed; by objective: searched, fresh (mean), se; luck: fresh minus searched, of the
+    first objective; on_front; non_dominated and its probability among all front members (None for one that is not on
+    the front).
     """
     repeats, front = run.repeats(), run.front()
     chosen = front + [
@@ -146,7 +147,9 @@ def rescore_table(run: Run) -> tuple[Table, list[str]]:
 
 
 def front_rows(run: Run, members: list[Candidate] | None = None) -> list[dict]:
-    """The front, or these, for programs: id, genome (as in a genome file) and objectives in their units; recipe: of a refined one."""
+    """The front, or these, for programs: id, genome (as in a genome file) and objectives in their units; recipe: of a
+    refined one.
+    """
     rows = []
     for c in run.front() if members is None else members:
         recipe = {"recipe": dataclasses.asdict(c.recipe)} if c.recipe else {}

@@ -36,7 +36,9 @@ class Candidates:
         return {o.name: float(o.measure(costs)) for o in self.cheap}
 
     def job(self, proposal: Proposal, tries: Sequence[str], stage: int, directory: Path) -> dict:
-        """What `star.assess.evaluations` says a job is. stage: the rung to train up to; the number of rungs: to the end."""
+        """What `star.assess.evaluations` says a job is. stage: the rung to train up to; the number of rungs: to the
+        end.
+        """
         attempt = outcomes.attempt_number(tries)
         rungs = () if proposal.origin == "baseline" else self.config.search.rungs
         tokens = self.config.training.tokens

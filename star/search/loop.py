@@ -98,7 +98,9 @@ class Loop:
     # Ask and tell.
 
     def _advance(self) -> bool:
-        """The next step that needs no worker, as one transaction: judge at a rung, or tell and ask. Whether there was one."""
+        """The next step that needs no worker, as one transaction: judge at a rung, or tell and ask. Whether there was
+        one.
+        """
         if self.stopped:
             return False
         if self._first_generation_failed():

@@ -12,8 +12,9 @@ from star.config import ObjectivesConfig
 from star.search.algorithm import Told
 from star.store import Proposal, Result, Rung
 
-# Attempts beyond the first. Diverging, running out of time or of memory (training has halved its micro-batch by then) are results of
-# the genome and are never repeated; an exception may be bad luck; a lost worker is no fault of the genome.
+# Attempts beyond the first. Diverging, running out of time or of memory (training has halved its micro-batch by then)
+# are results of the genome and are never repeated; an exception may be bad luck; a lost worker is no fault of the
+# genome.
 RETRIES = {"failed": 1, "lost": 3}
 
 
@@ -40,7 +41,9 @@ def constraint_names(config: ObjectivesConfig) -> tuple[str, ...]:
 
 
 def violations(costs: Mapping[str, float], config: ObjectivesConfig) -> dict[str, float]:
-    """How far beyond each bound that is known before training, in units of the bound (pymoo adds them up); broken where above 0."""
+    """How far beyond each bound that is known before training, in units of the bound (pymoo adds them up); broken where
+    above 0.
+    """
     measured = measured_bounds(config)
     return {name: costs[name] / bound - 1.0 for name, bound in bounds(config).items() if name not in measured}
 
@@ -52,11 +55,12 @@ def promoted(
     share: float,
     gains: Mapping[str, float] | None = None,
 ) -> list[str]:
-    """Those of `waiting` that are among the best `share` of waiting and peers at this rung; at least one of a full pool.
+    """Those of `waiting` that are among the best `share` of waiting and peers at this rung; at least one of a full
+    pool.
 
-    F: scaled objectives of all that ever reached the rung. Best: those of whom a surrogate expects most (`gains` of waiting
-    and peers); without one, by non-dominated rank among all of F, then least crowded (Deb et al., 2002), so that a
-    generation is also judged by what went before.
+    F: scaled objectives of all that ever reached the rung. Best: those of whom a surrogate expects most (`gains` of
+    waiting and peers); without one, by non-dominated rank among all of F, then least crowded (Deb et al., 2002), so
+    that a generation is also judged by what went before.
     """
     if gains is not None:
         pool = sorted({*waiting, *peers}, key=lambda id: (-gains[id], id))

@@ -94,7 +94,9 @@ class SteadyState:
         return self._generation_of(record.n_asked + i)
 
     def judged(self, record: Record) -> tuple[list[str], list[str]]:
-        """One at a time, with the latest that came to this rung before it (Li et al., 2020, ASHA, in its stopping form)."""
+        """One at a time, with the latest that came to this rung before it (Li et al., 2020, ASHA, in its stopping
+        form).
+        """
         waiting = next((id for id in record.asked if record.waits(id)), None)
         if waiting is None:
             return [], []

@@ -1,7 +1,7 @@
 """Measure members of a front again with fresh seeds, so that lucky ones are seen.
 
-The best of many noisy measurements is partly luck: its loss is low also because its seed was good. Fresh measurements of
-the same genome under the same recipe have no such bias. They are recorded beside the search's own result and change
+The best of many noisy measurements is partly luck: its loss is low also because its seed was good. Fresh measurements
+of the same genome under the same recipe have no such bias. They are recorded beside the search's own result and change
 nothing in it; `star.Run.repeats` and `star.assess.noise` read them.
 """
 
@@ -28,7 +28,8 @@ def rescore(
     engine: Engine | None = None,
     callbacks: Iterable[Callback] = (),
 ) -> int:
-    """Bring every member of the front (or the candidates `ids`) to `repeats` fresh measurements; returns how many were made.
+    """Bring every member of the front (or the candidates `ids`) to `repeats` fresh measurements; returns how many were
+    made.
 
     What an earlier call has measured counts, so the same call goes on after a kill. Callbacks get "repeat_end" events
     with the data of the record's "repeat" event, done and total. Raises UserError if there is no front, if a candidate

@@ -60,7 +60,8 @@ class Session:
 def open_run(path: str | Path, workers: int | None = None) -> Iterator[Session]:
     """Open an existing run for work beside its search. workers: in place of `engine.workers`.
 
-    Raises UserError if there is no run, if another process works on it, or if this software or the text differ from its own.
+    Raises UserError if there is no run, if another process works on it, or if this software or the text differ from its
+    own.
     """
     path = Path(path)
     config = RunConfig.from_json(read_meta(path)["config"])

@@ -1,4 +1,6 @@
-"""Variation that sees a genome as a sequence of LIVs: crossover between aligned parents, and changes of depth and order."""
+"""Variation that sees a genome as a sequence of LIVs: crossover between aligned parents, and changes of depth and
+order.
+"""
 
 from collections.abc import Sequence
 
@@ -51,10 +53,11 @@ def align(a: Sequence[int], b: Sequence[int]) -> list[tuple[int | None, int | No
 
 
 class AlignedCrossover(Crossover):
-    """Two children that alternate between two parents at k cuts of their alignment, so that like LIVs change places with like.
+    """Two children that alternate between two parents at k cuts of their alignment, so that like LIVs change places
+    with like.
 
-    In parents of different depth, the same slot holds unrelated LIVs after the first insertion, and cuts by position tear
-    what belongs together. Sharing links stay inside the part they came with: groups of the two parents never meet.
+    In parents of different depth, the same slot holds unrelated LIVs after the first insertion, and cuts by position
+    tear what belongs together. Sharing links stay inside the part they came with: groups of the two parents never meet.
     """
 
     def __init__(self, space: Space, n_points: int, prob: float):
@@ -86,7 +89,9 @@ class AlignedCrossover(Crossover):
         )
 
     def _apart(self, rows: list[tuple[int, np.ndarray]]) -> list[np.ndarray]:
-        """The LIVs with sharing groups renamed so that those of different parents differ; more than there are names: no group."""
+        """The LIVs with sharing groups renamed so that those of different parents differ; more than there are names: no
+        group.
+        """
         legal = [set(self.space.values[self.space.segments[0].start + g]) for g in GROUPS]
         names: list[dict[tuple[int, int], int]] = [{}, {}]
         result = []

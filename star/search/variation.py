@@ -81,7 +81,8 @@ class Counts:
 
 
 class Mutations:
-    """The mutations of one search by name, in the order in which they are applied; those with probability 0 are left out.
+    """The mutations of one search by name, in the order in which they are applied; those with probability 0 are left
+    out.
 
     A search of the operator level may have two stages: first only operators mutate, then only backbones, which keep the
     operators that were found (`operator_generations`). Crossover recombines both at all times.
@@ -170,7 +171,9 @@ class KPointCrossover(Crossover):
 
 
 class GeneMutation(Mutation):
-    """Each gene, with a small probability, becomes another of the values legal at its position. positions: which; all by default."""
+    """Each gene, with a small probability, becomes another of the values legal at its position. positions: which; all
+    by default.
+    """
 
     def __init__(self, values: list[np.ndarray], probability: float, positions: Sequence[int] | None = None):
         super().__init__()
@@ -285,8 +288,8 @@ class CountingRepair(Repair):
 class Unseen(DuplicateElimination):
     """Drops every genome that was ever asked, evaluated or not, and those that a batch holds twice.
 
-    mend: whether offspring that variation left invalid may take part, as repaired; without it they are lost too, so that
-    a run shows what repair is worth.
+    mend: whether offspring that variation left invalid may take part, as repaired; without it they are lost too, so
+    that a run shows what repair is worth.
     """
 
     def __init__(self, space: Space, counts: Counts, mend: bool = True):

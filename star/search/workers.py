@@ -90,7 +90,8 @@ def visible_gpu() -> Gpu:
 
 
 def make_engine(config: RunConfig, function: str, run: Path, say: Callable = lambda text: None) -> Engine:
-    """The engine that the configuration asks for. Workers: `workers_on_gpu` of them on each GPU, or one per `threads` CPU cores.
+    """The engine that the configuration asks for. Workers: `workers_on_gpu` of them on each GPU, or one per `threads`
+    CPU cores.
 
     No more than a generation keeps busy; `say` is told of workers that would stay idle or do not fit.
     """
@@ -128,7 +129,9 @@ def make_engine(config: RunConfig, function: str, run: Path, say: Callable = lam
 
 
 def workers_on_gpu(config: RunConfig, n_gpus: int, cores: int) -> int:
-    """`engine.workers_per_gpu`, or where that is 0 what suits the largest genome of the space on the GPUs of this machine."""
+    """`engine.workers_per_gpu`, or where that is 0 what suits the largest genome of the space on the GPUs of this
+    machine.
+    """
     if config.engine.workers_per_gpu or not n_gpus:
         return config.engine.workers_per_gpu or 1
     return workers_per_gpu(largest_step(config), visible_gpu(), max(1, cores // config.engine.threads // n_gpus))

@@ -20,7 +20,9 @@ class RunLock:
     """Exclusive hold of a run directory. The file's text (who holds it) is for people; the lock itself is flock's."""
 
     def __init__(self, run: Path, patience: float = 1.0):
-        """Raises UserError if another process still holds the run after `patience` seconds, or nothing can be written there."""
+        """Raises UserError if another process still holds the run after `patience` seconds, or nothing can be written
+        there.
+        """
         self.path = run / NAME
         try:
             self.file = open(self.path, "a+")

@@ -1,8 +1,11 @@
 """Refinements of a run, folded from their events: what was to be tried, and what came of it.
 
-refinement  id, settings, evidence, earlier         a refinement began, or goes on with another budget (settings: `star.refine.settings`;
-            evidence: [[candidate of the search, loss], ...] and earlier: [[another refinement, trial], ...], what it takes as known)
-trial       refinement, id, candidate, member, genome, settings, kind, edits, share, repeat, purpose, costs, predicted?, source?, log
+refinement  id, settings, evidence, earlier         a refinement began, or goes on with another budget (settings:
+            `star.refine.settings`;
+            evidence: [[candidate of the search, loss], ...] and earlier: [[another refinement, trial], ...], what it
+                takes as known)
+trial       refinement, id, candidate, member, genome, settings, kind, edits, share, repeat, purpose, costs, predicted?,
+            source?, log
             this was decided to be trained; predicted: [mean, sd] of its loss, before anything of it was known
 trial_end   refinement, id, attempt, status, reason, traceback?, metrics, objectives?, seconds, worker, final
             an attempt ended; final: the trial is settled, otherwise it will be attempted again
@@ -17,8 +20,8 @@ class Trial:
     """One training in a refinement.
 
     candidate: id of (genome, settings). member: id of the front member it came from; edits: what was changed, as text.
-    kind: of the last edit (`star.refine.candidates.KINDS`). share: of the search's training budget. repeat: which seed, from 0.
-    purpose: "member" (as the search trained it), "design", "proposal" or "confirm". costs: cheap objectives.
+    kind: of the last edit (`star.refine.candidates.KINDS`). share: of the search's training budget. repeat: which seed,
+    from 0. purpose: "member" (as the search trained it), "design", "proposal" or "confirm". costs: cheap objectives.
     source: "bayes" or "policy"; log: what it saw (`star.refine.propose`).
     """
 

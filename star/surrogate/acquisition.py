@@ -1,9 +1,9 @@
 """What a trial is worth. Everything is in logarithms, works on batches of beliefs, and is exact on a finite pool.
 
-Log expected improvement per cost where every trial is a full one, and its expected gain in hypervolume where other objectives count. Where
-trials may be cheap, the rate of gain of trying cheaply first and in full only if it still promises enough; the knowledge gradient per cost,
-which values what is learnt about any candidate but not that it must be trained in full to be had, is there to compare with.
-Losses are smaller is better; costs are in full trainings.
+Log expected improvement per cost where every trial is a full one, and its expected gain in hypervolume where other
+objectives count. Where trials may be cheap, the rate of gain of trying cheaply first and in full only if it still
+promises enough; the knowledge gradient per cost, which values what is learnt about any candidate but not that it must
+be trained in full to be had, is there to compare with. Losses are smaller is better; costs are in full trainings.
 """
 
 import math
@@ -32,7 +32,9 @@ def quadrature(n: int = 20) -> tuple[Tensor, Tensor]:
 
 
 def log_excess(u: Tensor) -> Tensor:
-    """log of E[max(0, u + z)], z standard normal: log(phi(u) + u Phi(u)), without underflow (Ament et al., 2023, arXiv 2310.20708)."""
+    """log of E[max(0, u + z)], z standard normal: log(phi(u) + u Phi(u)), without underflow (Ament et al., 2023, arXiv
+    2310.20708).
+    """
     log_phi = -0.5 * u * u - 0.5 * math.log(2 * math.pi)
     near = u.clamp(min=-1.0)
     above = (torch.exp(-0.5 * near * near) / math.sqrt(2 * math.pi) + near * torch.special.ndtr(near)).log()
@@ -44,13 +46,16 @@ def log_excess(u: Tensor) -> Tensor:
 
 
 def log_ei(mean: Tensor, sd: Tensor, best: Tensor) -> Tensor:
-    """Log expected improvement [..., P] below best [...], which should be the lowest posterior mean, not the luckiest observation."""
+    """Log expected improvement [..., P] below best [...], which should be the lowest posterior mean, not the luckiest
+    observation.
+    """
     sd = sd.clamp(min=1e-12)
     return sd.log() + log_excess((best[..., None] - mean) / sd)
 
 
 def knowledge_gradient(mean: Tensor, covariance: Tensor, noise: Tensor, targets: Tensor) -> Tensor:
-    """How much lower the lowest mean of the targets is expected to be once action a was measured [B, P]; never negative.
+    """How much lower the lowest mean of the targets is expected to be once action a was measured [B, P]; never
+    negative.
 
     mean [B, P], covariance [B, P, P], noise [B], targets [B, T]: actions at full fidelity. Exact up to the
     quadrature: KG(a) = min_t mu_t - E_z min_t (mu_t + z C_ta / sqrt(C_aa + noise)); Frazier et al. (2009).
@@ -75,12 +80,14 @@ def log_rate(
     n: int = 20,
     rounds: int = 6,
 ) -> Tensor:
-    """Log of the best expected gain per expected cost [..., P] of a trial and, if the gain expected then is worth it, the full one after it.
+    """Log of the best expected gain per expected cost [..., P] of a trial and, if the gain expected then is worth it,
+    the full one after it.
 
-    mean, sd [..., P]: of each action's candidate at full fidelity. moves [..., P]: sd of how the trial changes that mean. cost, full
-    [..., P]: of the trial, and of the full training of its candidate. log_gain(mean, sd): log expected gain of a full training. The rate r
-    solves E[(gain' - r full)+] = r cost, gain' being what will be expected after the trial: a Gittins index of two stages, with
-    opportunity priced at r itself. By Dinkelbach's iteration, which converges from below.
+    mean, sd [..., P]: of each action's candidate at full fidelity. moves [..., P]: sd of how the trial changes that
+    mean. cost, full [..., P]: of the trial, and of the full training of its candidate. log_gain(mean, sd): log expected
+    gain of a full training. The rate r solves E[(gain' - r full)+] = r cost, gain' being what will be expected after
+    the trial: a Gittins index of two stages, with opportunity priced at r itself. By Dinkelbach's iteration, which
+    converges from below.
     """
     after = (sd * sd - moves * moves).clamp(min=0.0).sqrt()[..., None]
     z, w = quadrature(n)
@@ -98,10 +105,12 @@ def log_rate(
 def log_hypervolume_gain(
     points: np.ndarray, sd: np.ndarray, first: int, front: np.ndarray, reference: float = 1.1
 ) -> np.ndarray:
-    """Log expected gain in hypervolume [n]: of points [n, m], normal in objective `first` with sd [n], exact in the others; front [k, m].
+    """Log expected gain in hypervolume [n]: of points [n, m], normal in objective `first` with sd [n], exact in the
+    others; front [k, m].
 
-    The gain is a sum over front members of the area they are the first to cover times an expected improvement below their
-    value, all terms positive, so it has a logarithm where the gain itself underflows. -inf where no outcome gains anything.
+    The gain is a sum over front members of the area they are the first to cover times an expected improvement below
+    their value, all terms positive, so it has a logarithm where the gain itself underflows. -inf where no outcome gains
+    anything.
     """
     area, steps = first_covered(points, first, front, reference)  # [n, k + 1], [k + 1]
     sd = np.maximum(sd, 1e-12)
@@ -112,7 +121,9 @@ def log_hypervolume_gain(
 
 
 def reduction(covariance: np.ndarray, noise: float, targets: np.ndarray) -> np.ndarray:
-    """By how much trying action a moves the mean of its own target [P]: the sd of that change, which is what a cheap trial can tell."""
+    """By how much trying action a moves the mean of its own target [P]: the sd of that change, which is what a cheap
+    trial can tell.
+    """
     own = np.arange(len(covariance))
     return np.abs(covariance[targets, own]) / np.sqrt(np.maximum(np.diag(covariance) + noise, 1e-18))
 
@@ -122,7 +133,9 @@ def reduction(covariance: np.ndarray, noise: float, targets: np.ndarray) -> np.n
 
 @dataclass(frozen=True)
 class TrustRegion:
-    """How many edits from its member a candidate may be. Counted from the trials told so far, so there is no state to keep."""
+    """How many edits from its member a candidate may be. Counted from the trials told so far, so there is no state to
+    keep.
+    """
 
     start: float = 2.0
     least: float = 1.0
@@ -143,7 +156,9 @@ class TrustRegion:
         return min(radius * self.factor**widened, self.most)
 
     def radii(self, trials: Sequence[tuple[int, float]], widened: int = 0, margin: float = 0.0) -> Mapping[int, float]:
-        """By member, from all trials (member, loss) in order; a success is below the member's earlier best by more than the margin."""
+        """By member, from all trials (member, loss) in order; a success is below the member's earlier best by more than
+        the margin.
+        """
         best: dict[int, float] = {}
         flags: dict[int, list[bool]] = {}
         for member, loss in trials:

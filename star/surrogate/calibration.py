@@ -1,11 +1,14 @@
 """How well predictions rank and how honest their uncertainty is, once the truth is known.
 
     report([[2.3, 0.1], ...], [2.35, ...], proxy=[...])      # predicted [mean, sd] before training, measured after it
-    calibration([[2.3, 0.1], ...], [2.35, ...])              # the same intervals, and the scores by which forecasts are judged
-    inflation([[2.3, 0.1], ...], [2.35, ...])                # what to multiply the next sd by, so that 90 % intervals hold 90 %
+    calibration([[2.3, 0.1], ...], [2.35, ...])              # the same intervals, and the scores by which forecasts are
+        judged
+    inflation([[2.3, 0.1], ...], [2.35, ...])                # what to multiply the next sd by, so that 90 % intervals
+        hold 90 %
 
-In a search the predicted are those that were chosen, so they are more alike than architectures at large, and all correlations are
-smaller than in a random sample. The proxy (size alone, say) is judged on the same ones and is what a surrogate must beat.
+In a search the predicted are those that were chosen, so they are more alike than architectures at large, and all
+correlations are smaller than in a random sample. The proxy (size alone, say) is judged on the same ones and is what a
+surrogate must beat.
 """
 
 import math
@@ -27,10 +30,12 @@ BINS = 5  # of sd, for the expected normalised calibration error
 def report(
     predicted: Sequence[Sequence[float]], actual: Sequence[float], proxy: Sequence[float] | None = None
 ) -> dict[str, float | int | None]:
-    """Keys: n; spearman, spearman_low, spearman_high; coverage_50, _80, _90: share of the truth within the central interval;
-    coverage_90_low, coverage_90_high; bias: mean of actual - predicted; error: its root mean square; with a proxy proxy_spearman, _low, _high.
+    """Keys: n; spearman, spearman_low, spearman_high; coverage_50, _80, _90: share of the truth within the central
+    interval; coverage_90_low, coverage_90_high; bias: mean of actual - predicted; error: its root mean square; with a
+    proxy proxy_spearman, _low, _high.
 
-    Intervals are of 95 %. A correlation is None with fewer than five results or where all are equal. Rows that are not finite are left out.
+    Intervals are of 95 %. A correlation is None with fewer than five results or where all are equal. Rows that are not
+    finite are left out.
     """
     rows = np.array(
         [[mean, sd, value] for (mean, sd), value in zip(predicted, actual, strict=True)], dtype=float
@@ -54,14 +59,15 @@ def report(
 def calibration(
     predicted: Sequence[Sequence[float]], actual: Sequence[float]
 ) -> dict[str, float | int | list[float] | None]:
-    """Of normal forecasts [mean, sd], noise included, and what came. Rows that are not finite are left out; empty: None everywhere.
+    """Of normal forecasts [mean, sd], noise included, and what came. Rows that are not finite are left out; empty: None
+    everywhere.
 
-    Keys: n; coverage_50, _80, _90, _95 with _low and _high: share of the truth within the central interval and its 95 % interval
-    (Wilson, 1927); nll, nll_median: negative log density, in nats; crps: continuous ranked probability score, in the
-    unit of the forecasts (Gneiting and Raftery, 2007); pit: probability integral transforms, in order; ks_p: Kolmogorov-Smirnov test
-    of their uniformity; z_sd: 1 if sds are right on average; sharpness: root mean variance; ence: expected normalised
-    calibration error over bins of sd (Levi et al., 2022); sd_error: Spearman's correlation of sd with |error|. Below 50 results
-    little more than coverage and nll means much.
+    Keys: n; coverage_50, _80, _90, _95 with _low and _high: share of the truth within the central interval and its 95 %
+    interval (Wilson, 1927); nll, nll_median: negative log density, in nats; crps: continuous ranked probability score,
+    in the unit of the forecasts (Gneiting and Raftery, 2007); pit: probability integral transforms, in order; ks_p:
+    Kolmogorov-Smirnov test of their uniformity; z_sd: 1 if sds are right on average; sharpness: root mean variance;
+    ence: expected normalised calibration error over bins of sd (Levi et al., 2022); sd_error: Spearman's correlation of
+    sd with |error|. Below 50 results little more than coverage and nll means much.
     """
     mean, sd, truth = _finite(predicted, actual)
     n, z = len(truth), (truth - mean) / sd
@@ -90,11 +96,12 @@ def calibration(
 
 
 def inflation(predicted: Sequence[Sequence[float]], actual: Sequence[float]) -> float:
-    """Factor on the sd of the next forecast, never below 1, given all earlier ones as they were made (factors included) and what came.
+    """Factor on the sd of the next forecast, never below 1, given all earlier ones as they were made (factors included)
+    and what came.
 
-    Adaptive conformal inference (Gibbs and Candes, 2021) on the log of the sd: a result outside its 90 % interval raises the factor by
-    57 %, one inside lowers it by 5 %, so that in the long run a tenth falls outside. It begins at 1.3: forecasts for what looks
-    best are too good on average, since part of looking best is luck.
+    Adaptive conformal inference (Gibbs and Candes, 2021) on the log of the sd: a result outside its 90 % interval
+    raises the factor by 57 %, one inside lowers it by 5 %, so that in the long run a tenth falls outside. It begins at
+    1.3: forecasts for what looks best are too good on average, since part of looking best is luck.
     """
     mean, sd, truth = _finite(predicted, actual)
     factor = FIRST
@@ -104,7 +111,8 @@ def inflation(predicted: Sequence[Sequence[float]], actual: Sequence[float]) -> 
 
 
 def fallen_off(predicted: Sequence[Sequence[float]], actual: Sequence[float]) -> bool:
-    """Whether fewer than 70 % of the last ten results lie in their 90 % intervals, of which a good forecaster has a chance of 1 %.
+    """Whether fewer than 70 % of the last ten results lie in their 90 % intervals, of which a good forecaster has a
+    chance of 1 %.
 
     Then people are to be told, and a trust region widened: the model is wrong about where it looks.
     """
@@ -123,7 +131,9 @@ def _finite(predicted: Sequence[Sequence[float]], actual: Sequence[float]) -> np
 
 
 def _ence(sd: np.ndarray, error: np.ndarray) -> float:
-    """|root mean variance - root mean square error| / root mean variance, mean over bins of equal size in the order of sd."""
+    """|root mean variance - root mean square error| / root mean variance, mean over bins of equal size in the order of
+    sd.
+    """
     found = []
     for part in np.array_split(np.argsort(sd, kind="stable"), min(BINS, len(sd))):
         spread = math.sqrt((sd[part] ** 2).mean())

@@ -1,7 +1,7 @@
 """What a surrogate sees of a genome: numbers that say which operators, in which order, how large, and what is shared.
 
-A description must let similar architectures be near each other. Class ids do not: SA-1 and SA-2 are two ids and nearly one
-operator. So each LIV is described by the integers of its operator, which also covers operators that evolved.
+A description must let similar architectures be near each other. Class ids do not: SA-1 and SA-2 are two ids and nearly
+one operator. So each LIV is described by the integers of its operator, which also covers operators that evolved.
 """
 
 import math

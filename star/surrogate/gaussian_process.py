@@ -2,11 +2,12 @@
 
     y(x) = c + linear(x) + smooth(x) + noise
 
-There is one such process in the project, and two sets of assumptions about it. A search fits architectures, described by some
-sixty numbers: these fall into groups (composition, order, size, ...) with one length scale each, since with n observations a
-scale for every input would be fitted to noise, and one for all would let the least useful group blur the others. A refinement
-fits recipes, described by a dozen numbers in [0, 1], each with its own length scale. Hyperparameters are the maximum of the
-posterior (L-BFGS-B, exact gradients) under log-normal priors; `star.surrogate.posterior` averages over them.
+There is one such process in the project, and two sets of assumptions about it. A search fits architectures, described
+by some sixty numbers: these fall into groups (composition, order, size, ...) with one length scale each, since with n
+observations a scale for every input would be fitted to noise, and one for all would let the least useful group blur the
+others. A refinement fits recipes, described by a dozen numbers in [0, 1], each with its own length scale.
+Hyperparameters are the maximum of the posterior (L-BFGS-B, exact gradients) under log-normal priors;
+`star.surrogate.posterior` averages over them.
 """
 
 from dataclasses import dataclass, replace
@@ -20,12 +21,14 @@ ROOT5 = np.sqrt(5.0)
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What is believed before any observation. Priors are log-normal, as (median, sd of the log); sd 0: fixed at the median."""
+    """What is believed before any observation. Priors are log-normal, as (median, sd of the log); sd 0: fixed at the
+    median.
+    """
 
     kernel: str  # matern (5/2) or rbf
     standardised: bool  # inputs are standardised first; otherwise they lie in [0, 1]
-    # The first is of the squared length scale for each input: the median grows with the root of the number of inputs, as
-    # distances do (Hvarfner et al., 2024, arXiv 2402.02229).
+    # The first is of the squared length scale for each input: the median grows with the root of the number of inputs,
+    # as distances do (Hvarfner et al., 2024, arXiv 2402.02229).
     scale: tuple[float, float]
     amplitude: tuple[float, float]
     linear: tuple[float, float]
@@ -79,7 +82,8 @@ class GaussianProcess:
     def leave_one_out(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean [n] and sd [n], noise included, of each observation given all the others, hyperparameters as they are.
 
-        Closed form (Rasmussen and Williams, 2006, equations 5.10-5.12): the sd is a little too small, since the hyperparameters have seen all.
+        Closed form (Rasmussen and Williams, 2006, equations 5.10-5.12): the sd is a little too small, since the
+        hyperparameters have seen all.
         """
         inverse = cho_solve((self.factor, True), np.eye(len(self.alpha)))
         y = self.factor @ (self.factor.T @ self.alpha)
@@ -93,7 +97,9 @@ class GaussianProcess:
 
 
 class Posterior:
-    """The posterior of the log hyperparameters given y [n] at X [n, p]: of the free ones, which are those with a prior sd above 0."""
+    """The posterior of the log hyperparameters given y [n] at X [n, p]: of the free ones, which are those with a prior
+    sd above 0.
+    """
 
     def __init__(
         self,

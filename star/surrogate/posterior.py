@@ -1,8 +1,8 @@
 """What the results say about candidates that were not tried: a Gaussian process, and its average over hyperparameters.
 
-The process with the most probable hyperparameters proposes; the average reports, since a single one is overconfident with few
-observations: along runs on four tables its 90 % intervals held 59 % of what came, the average's 83 %, the rest being choices whose promise
-was luck; `star.surrogate.calibration.inflation` sees to those.
+The process with the most probable hyperparameters proposes; the average reports, since a single one is overconfident
+with few observations: along runs on four tables its 90 % intervals held 59 % of what came, the average's 83 %, the rest
+being choices whose promise was luck; `star.surrogate.calibration.inflation` sees to those.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,9 @@ LEAST_CURVATURE = (
 
 @dataclass(frozen=True)
 class Observations:
-    """What has been tried so far, as rows of a pool (of this one or of earlier ones), in the order in which it was told."""
+    """What has been tried so far, as rows of a pool (of this one or of earlier ones), in the order in which it was
+    told.
+    """
 
     X: np.ndarray  # [m, d or d + 1]
     y: np.ndarray  # [m] losses in nats; not finite: failed or diverged
@@ -53,7 +55,8 @@ class Observations:
 class Averaged:
     """Processes with several hyperparameters. Make one by `fit`.
 
-    The first has the most probable ones, at unit output scale: it proposes. It has no weight in the average, whose output scale is free.
+    The first has the most probable ones, at unit output scale: it proposes. It has no weight in the average, whose
+    output scale is free.
     """
 
     processes: tuple[GaussianProcess, ...]
@@ -62,7 +65,9 @@ class Averaged:
         float  # nats per unit of the last input, which was taken out before the fit: what more tokens bring on average
     )
     cap: float  # nats: losses above this, and failures, were set to it
-    best: float  # nats: lowest mean of the most probable process over what was observed at full fidelity; if nothing was, its average
+    # Nats: lowest mean of the most probable process over what was observed at full fidelity; if nothing was, its
+    # average
+    best: float
     prior: Callable[[np.ndarray], np.ndarray] | None = (
         None  # losses that were expected before any observation: taken out before the fit too
     )
@@ -100,7 +105,8 @@ class Averaged:
 
 
 def fit(seen: Observations, fidelity: bool, seed: int = 0, samples: int = SAMPLES) -> Averaged:
-    """The posterior given what was seen (at least one row). fidelity: the last input is one, of which the loss falls linearly on average.
+    """The posterior given what was seen (at least one row). fidelity: the last input is one, of which the loss falls
+    linearly on average.
 
     Deterministic given seed. With samples = 0 the most probable hyperparameters alone.
     """
@@ -147,9 +153,11 @@ def winsorised(y: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def _slope(X: np.ndarray, y: np.ndarray) -> float:
-    """Of y [n] on the last input: within candidates that were measured at several fidelities, where there are any; over all otherwise.
+    """Of y [n] on the last input: within candidates that were measured at several fidelities, where there are any; over
+    all otherwise.
 
-    What is tried cheaply is not what is trained in full: over all, the slope would also be how much better the latter are.
+    What is tried cheaply is not what is trained in full: over all, the slope would also be how much better the latter
+    are.
     """
     _, group = np.unique(X[:, :-1], axis=0, return_inverse=True)
     group = group.ravel()
@@ -161,7 +169,9 @@ def _slope(X: np.ndarray, y: np.ndarray) -> float:
 
 
 def _winsorised_within(y: np.ndarray, level: np.ndarray) -> np.ndarray:
-    """Each group of equal level winsorised for itself; a group of failures alone is set to the largest value of the others."""
+    """Each group of equal level winsorised for itself; a group of failures alone is set to the largest value of the
+    others.
+    """
     told = np.full_like(y, np.nan)
     for value in np.unique(level):
         rows = level == value
@@ -174,7 +184,8 @@ def _winsorised_within(y: np.ndarray, level: np.ndarray) -> np.ndarray:
 def laplace(
     posterior: Posterior, mode: np.ndarray, samples: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Hyperparameters [1 + samples, G + 3], the mode first, and their weights: draws from the normal approximation at the mode.
+    """Hyperparameters [1 + samples, G + 3], the mode first, and their weights: draws from the normal approximation at
+    the mode.
 
     Weights are the square roots of posterior over proposal: importance weights proper are too unequal for so few draws.
     """
@@ -195,7 +206,9 @@ def laplace(
 
 
 def hessian(posterior: Posterior, theta: np.ndarray, step: float = 1e-4) -> np.ndarray:
-    """Second derivatives [f, f] of the negative log posterior in the free log hyperparameters: differences of exact gradients."""
+    """Second derivatives [f, f] of the negative log posterior in the free log hyperparameters: differences of exact
+    gradients.
+    """
     free = np.flatnonzero(posterior.free)
     rows = []
     for i in free:
@@ -214,7 +227,9 @@ def update(mean: np.ndarray, covariance: np.ndarray, noise: float, a: int, y: fl
 
 
 def condition(process_rows: np.ndarray, posterior: Averaged, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """Joint of `rows` [m, d] as if every trial still pending, at process_rows [q, d], came out as predicted: only the covariance shrinks."""
+    """Joint of `rows` [m, d] as if every trial still pending, at process_rows [q, d], came out as predicted: only the
+    covariance shrinks.
+    """
     mean, covariance, noise = posterior.joint(np.vstack([rows, process_rows]))
     for a in range(len(rows), len(mean)):
         mean, covariance = update(mean, covariance, noise, a, mean[a])
@@ -223,7 +238,9 @@ def condition(process_rows: np.ndarray, posterior: Averaged, rows: np.ndarray) -
 
 
 def whitened(rows: np.ndarray, posterior: Averaged, sample: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean [m] and a root R [m, m] of the covariance, R R' = C, of one process: a world is mean + R z with z standard normal."""
+    """Mean [m] and a root R [m, m] of the covariance, R R' = C, of one process: a world is mean + R z with z standard
+    normal.
+    """
     mean, covariance, _ = posterior.joint(rows, sample)
     values, vectors = np.linalg.eigh(covariance)
     return mean, vectors * np.sqrt(np.maximum(values, 0.0))

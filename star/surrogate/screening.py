@@ -1,7 +1,8 @@
 """A model of the objectives that cost training, which looks over offspring before any is trained.
 
-Many offspring are proposed for each one trained. The ones chosen are those from which most is expected: the expected gain
-in hypervolume (Emmerich et al., 2006), of which the cheap objectives, being exact, take no part in the uncertainty.
+Many offspring are proposed for each one trained. The ones chosen are those from which most is expected: the expected
+gain in hypervolume (Emmerich et al., 2006), of which the cheap objectives, being exact, take no part in the
+uncertainty.
 """
 
 import math
@@ -79,7 +80,9 @@ class Surrogate:
     def choose(
         self, genomes: Sequence, n: int, rng: np.random.Generator
     ) -> tuple[list[int], list[dict[str, list[float]]]]:
-        """Indices of n genomes to train, and what is predicted of each: {objective: [mean, sd]}, scaled, noise included."""
+        """Indices of n genomes to train, and what is predicted of each: {objective: [mean, sd]}, scaled, noise
+        included.
+        """
         F, covariances = self.predict(genomes)
         told = np.array(self.F)[:, : self.seen]
         low, high = told.min(axis=0), told.max(axis=0)
@@ -110,7 +113,9 @@ class Surrogate:
         return chosen, predictions
 
     def promising(self, genomes: Sequence, F: np.ndarray, rung: int) -> np.ndarray | None:
-        """Expected gain [n] of training these to the end, given their objectives F [n, m] at a rung; None: too early to tell."""
+        """Expected gain [n] of training these to the end, given their objectives F [n, m] at a rung; None: too early to
+        tell.
+        """
         curves = self.curves.get(rung)
         if curves is None or not curves.ready or not self.ready:
             return None
@@ -145,7 +150,9 @@ class Surrogate:
 
 
 class Curves:
-    """What a candidate comes to in the end, given what it had at a rung: a process whose inputs include the value there."""
+    """What a candidate comes to in the end, given what it had at a rung: a process whose inputs include the value
+    there.
+    """
 
     def __init__(self, modelled: Sequence[int]):
         self.modelled = modelled
@@ -167,7 +174,8 @@ class Curves:
     def predict(self, X: np.ndarray, at: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean and sd [n, m] at the end; objectives that are not modelled stay as they are, with sd 0.
 
-        What is modelled is the change from the rung to the end, which is alike for all but the quick starters and the late.
+        What is modelled is the change from the rung to the end, which is alike for all but the quick starters and the
+        late.
         """
         wider = np.append(groups, groups.max() + 1)
         if self.models is None:
@@ -201,12 +209,13 @@ def make_surrogate(config: RunConfig, vocab_size: int) -> Surrogate | None:
 def expected_gain(
     points: np.ndarray, sd: np.ndarray, first: int, front: np.ndarray, reference: float = 1.1
 ) -> np.ndarray:
-    """Expected gain in hypervolume [n] of points [n, m], normal in objective `first` with these sd [n], exact in the others.
+    """Expected gain in hypervolume [n] of points [n, m], normal in objective `first` with these sd [n], exact in the
+    others.
 
-    front [k, m]: non-dominated points. The volume that a point with value t gains is the integral from t to the reference
-    of A(s), the area in the other objectives that the point covers and no front member with a value up to s does. A is a step
-    function, so the expectation is a sum over its steps of A times the integral of P(value < s). Exact for any number of
-    objectives.
+    front [k, m]: non-dominated points. The volume that a point with value t gains is the integral from t to the
+    reference of A(s), the area in the other objectives that the point covers and no front member with a value up to s
+    does. A is a step function, so the expectation is a sum over its steps of A times the integral of P(value < s).
+    Exact for any number of objectives.
     """
     by_member, edges = first_covered(points, first, front, reference)
     area = np.cumsum(by_member[:, ::-1], axis=1)[:, ::-1]  # [n, k + 1] what the first i members leave open
@@ -221,10 +230,11 @@ def expected_gain(
 def first_covered(
     points: np.ndarray, first: int, front: np.ndarray, reference: float = 1.1
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of the area that each point [n, m] covers in all objectives but `first`: how much of it each front member is the first to cover.
+    """Of the area that each point [n, m] covers in all objectives but `first`: how much of it each front member is the
+    first to cover.
 
-    Areas [n, k + 1], members in the order of their value in `first`, the last for what none of them covers; and these values,
-    the last being the reference [k + 1]. Members beyond the reference are left out.
+    Areas [n, k + 1], members in the order of their value in `first`, the last for what none of them covers; and these
+    values, the last being the reference [k + 1]. Members beyond the reference are left out.
     """
     n, m = points.shape
     others = [k for k in range(m) if k != first]
@@ -238,7 +248,8 @@ def first_covered(
         covered[
             tuple(slice(int(np.searchsorted(edge, front[i, k])), None) for edge, k in zip(edges, others, strict=True))
         ] = i
-    # Cell j of an edge lies between its entries j and j + 1; everything before the first entry is one more cell, covered by none.
+    # Cell j of an edge lies between its entries j and j + 1; everything before the first entry is one more cell,
+    # covered by none.
     covered = np.pad(covered, [(1, 0)] * len(others), constant_values=len(front)) if others else covered.reshape(1)
     weights = np.ones((n, 1))
     for edge, k in zip(edges, others, strict=True):

@@ -2,17 +2,19 @@
 
     N = max(ceil(alpha sigma^2 / eps^2), 1)
 
-sigma^2 is the variance of the gradient of one micro-batch (the trace of its covariance), so that the mean of N of them has a
-standard error of eps / sqrt(alpha). With eps = theta |G| ("relative", |G| the norm of the true gradient) this is the norm test
-(arXiv 2402.11215), and sigma^2 / |G|^2 in micro-batches is the gradient noise scale (arXiv 1812.06162). Early in training the
-gradient is large and its noise does not matter: small steps in quick succession learn more from the same tokens.
+sigma^2 is the variance of the gradient of one micro-batch (the trace of its covariance), so that the mean of N of them
+has a standard error of eps / sqrt(alpha). With eps = theta |G| ("relative", |G| the norm of the true gradient) this is
+the norm test (arXiv 2402.11215), and sigma^2 / |G|^2 in micro-batches is the gradient noise scale (arXiv 1812.06162).
+Early in training the gradient is large and its noise does not matter: small steps in quick succession learn more from
+the same tokens.
 
-Both are estimated from the gradients g_1 ... g_K of micro-batches that a step needs anyway. With s = mean |g_k|^2 and m = |mean g_k|^2
+Both are estimated from the gradients g_1 ... g_K of micro-batches that a step needs anyway. With s = mean |g_k|^2 and m
+= |mean g_k|^2
 
     sigma^2 = (s - m) K / (K - 1)        |G|^2 = (K m - s) / (K - 1)
 
-are unbiased. Single estimates are noisy, and |G|^2 may come out negative; so both are averaged over time, separately, before
-one is divided by the other.
+are unbiased. Single estimates are noisy, and |G|^2 may come out negative; so both are averaged over time, separately,
+before one is divided by the other.
 """
 
 import math
@@ -35,8 +37,8 @@ def estimate(mean_square: float, square_of_mean: float, k: int) -> tuple[float, 
 class Accumulation:
     """How many micro-batches the next step takes: `recipe.accumulate`, or what the noise asks for.
 
-    N is a power of two times the least, changes by one doubling at a time, and never falls: the noise scale rises as the loss
-    falls (arXiv 2505.23971), and what looks like a fall is mostly the noise of the estimate.
+    N is a power of two times the least, changes by one doubling at a time, and never falls: the noise scale rises as
+    the loss falls (arXiv 2505.23971), and what looks like a fall is mostly the noise of the estimate.
     """
 
     def __init__(self, recipe: Recipe):
@@ -64,7 +66,9 @@ class Accumulation:
     def observe(
         self, step: int, progress: float, mean_square: float, square_of_mean: float, k: int, share: float = 1.0
     ) -> None:
-        """Take in one estimate, and decide. progress: share of the tokens so far; share: of a micro-batch that each gradient is of."""
+        """Take in one estimate, and decide. progress: share of the tokens so far; share: of a micro-batch that each
+        gradient is of.
+        """
         if not (math.isfinite(mean_square) and math.isfinite(square_of_mean)):
             return
         variance, signal = estimate(mean_square, square_of_mean, k)

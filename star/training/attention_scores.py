@@ -2,9 +2,10 @@
 
     S_ij = |A_ij| |dL/dA_ij|,   dL/dA_ij = dO_i . v_j        A = softmax(q k^T / sqrt(d)), O = A v, dO = dL/dO
 
-S is the first-order estimate of what the loss changes by if query i no longer sees key j (a Taylor score; its signed sum over
-a head is the head importance of Michel et al., arXiv 1905.10650: sum_j A_ij dA_ij = dO_i . O_i). A mask of (i, j) means
-nothing for another input, so S is reduced at once to (head, distance i - j), in the buckets that the legal windows make.
+S is the first-order estimate of what the loss changes by if query i no longer sees key j (a Taylor score; its signed
+sum over a head is the head importance of Michel et al., arXiv 1905.10650: sum_j A_ij dA_ij = dO_i . O_i). A mask of (i,
+j) means nothing for another input, so S is reduced at once to (head, distance i - j), in the buckets that the legal
+windows make.
 
 Shapes: B batch, H query heads (of all branches), G key/value heads, T queries, S visible keys, d head width.
 """
@@ -32,9 +33,9 @@ FULL = 2**62  # a window as a number: every distance
 class HeadLimits:
     """Attention whose heads have windows and gains of their own: stands in for `softmax_attention` in one LIV.
 
-    windows: keys that each of the H heads sees, itself included, None for all that the LIV sees. mixed [H]: the same as a tensor,
-    and groups: the heads of each window, both None where all heads have one window. gains [H]: what each head's output is
-    multiplied by, None where that is 1 for all.
+    windows: keys that each of the H heads sees, itself included, None for all that the LIV sees. mixed [H]: the same as
+    a tensor, and groups: the heads of each window, both None where all heads have one window. gains [H]: what each
+    head's output is multiplied by, None where that is 1 for all.
     """
 
     windows: list[int | None]
@@ -75,7 +76,9 @@ class HeadLimits:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
 
     def by_window(self, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-        """The heads of one window after those of another, each set as fast as in a LIV of that window: no dense mask is made."""
+        """The heads of one window after those of another, each set as fast as in a LIV of that window: no dense mask is
+        made.
+        """
         repeat = q.shape[1] // k.shape[1]
         parts = [
             softmax_attention(q[:, h], k[:, h // repeat], v[:, h // repeat], smaller(own, window))
@@ -100,7 +103,8 @@ def head_mask(seq_len: int, visible: int, windows: Tensor) -> Tensor:
 def scores(q: Tensor, k: Tensor, v: Tensor, grad: Tensor, windows: Tensor | None = None, block: int = 128) -> Tensor:
     """Sum of S over batch, queries and the keys of each distance bucket: float64 [H, N_BUCKETS].
 
-    Args: q [B, H, T, d]; k, v [B, G, S, d]; grad [B, H, T, d]: dL/dO; windows [H]: keys that each head sees. Memory O(B H S block).
+    Args: q [B, H, T, d]; k, v [B, G, S, d]; grad [B, H, T, d]: dL/dO; windows [H]: keys that each head sees. Memory O(B
+    H S block).
     """
     n_heads, seq_len, width = q.shape[1:]
     past = k.shape[2] - seq_len
@@ -133,8 +137,9 @@ def spread(t: Tensor, n_heads: int) -> Tensor:
 def sample_scores(model: nn.Module, inputs: Tensor, targets: Tensor) -> dict[int, Tensor]:
     """`scores` of every attention LIV of a language model on one batch, int64 [B, T]: {layer: [H, N_BUCKETS]}.
 
-    Heads see what their limits let them see, but gradients are taken behind the gains: a head that is being dropped is scored as if
-    it were whole. A forward and part of a backward of its own: weights, `.grad` and random number generators are left alone.
+    Heads see what their limits let them see, but gradients are taken behind the gains: a head that is being dropped is
+    scored as if it were whole. A forward and part of a backward of its own: weights, `.grad` and random number
+    generators are left alone.
     """
     with recorded(model) as records, torch.enable_grad(), eager():
         loss = model.loss(inputs, targets)

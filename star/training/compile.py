@@ -1,13 +1,15 @@
-"""Faster and smaller blocks: compiled once for all candidates, recomputed in the backward, or captured as one CUDA graph.
+"""Faster and smaller blocks: compiled once for all candidates, recomputed in the backward, or captured as one CUDA
+graph.
 
     compile_blocks(model)         # one compilation for each block variant of a whole search, not for each architecture
     checkpoint_blocks(model)      # only the residual stream is kept for the backward; a block is computed again there
     CapturedBackward(model, ...)  # the smallest models: forward and backward without the time of launching kernels
 
-A search trains many architectures made of few kinds of blocks. Compiling whole models costs tens of seconds for each; here a
-variant (operator, sizes, norms, what it takes and gives) is compiled the first time that any architecture has it, with its
-weights as inputs, and used by all others of the process. Inductor's files are kept in the user's cache for the next process.
-On a CPU compiling one variant takes 10 to 60 s and gains less than a factor of 2: there these are for tests.
+A search trains many architectures made of few kinds of blocks. Compiling whole models costs tens of seconds for each;
+here a variant (operator, sizes, norms, what it takes and gives) is compiled the first time that any architecture has
+it, with its weights as inputs, and used by all others of the process. Inductor's files are kept in the user's cache for
+the next process. On a CPU compiling one variant takes 10 to 60 s and gains less than a factor of 2: there these are for
+tests.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ VARIANTS: dict[tuple, Callable] = {}  # every variant that this process has comp
 def compile_blocks(model: LanguageModel, backend: str | Callable = "inductor") -> LanguageModel:
     """Train the blocks of `model` compiled, in place; evaluation, decoding and the weights stay as they are.
 
-    A block is compiled when it is first used with gradients, for that shape and dtype. Idempotent. backend: of `torch.compile`.
+    A block is compiled when it is first used with gradients, for that shape and dtype. Idempotent. backend: of
+    `torch.compile`.
     """
     _prepare_compiler()
     for layer, block in zip(model.plan.layers, model.blocks, strict=True):
@@ -49,7 +52,8 @@ def compile_blocks(model: LanguageModel, backend: str | Callable = "inductor") -
 
 
 def checkpoint_blocks(model: LanguageModel) -> LanguageModel:
-    """Keep only what enters each block of `model` for the backward, in place: about a third more compute, the same gradients bit for bit.
+    """Keep only what enters each block of `model` for the backward, in place: about a third more compute, the same
+    gradients bit for bit.
 
     For models that do not fit otherwise. It may be called after `compile_blocks`, not before. Idempotent.
     """
@@ -73,13 +77,16 @@ def _checkpointed_forward(forward: Callable, x: Tensor, state: Any, given: dict,
 
 
 def _variant(prototype: Block, provides: bool, number: int) -> Callable:
-    """The training forward of one kind of block as a function of its weights. Features are returned where a later block takes them."""
+    """The training forward of one kind of block as a function of its weights. Features are returned where a later block
+    takes them.
+    """
 
     def block(weights: dict[str, Tensor], x: Tensor, given: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         y, _, features = functional_call(prototype, weights, (x, None, given, 0))
         return y, features if provides else {}
 
-    # torch keeps compiled code by code object: one of its own for each variant, so that none searches through the others' guards.
+    # torch keeps compiled code by code object: one of its own for each variant, so that none searches through the
+    # others' guards.
     block.__code__ = block.__code__.replace(co_name=f"block_{number}")
     return block
 
@@ -105,14 +112,15 @@ def _name(backend: str | Callable) -> Any:
 
 
 class CapturedBackward:
-    """Loss and gradients of one batch shape as one CUDA graph: for models whose kernels take less time than launching them.
+    """Loss and gradients of one batch shape as one CUDA graph: for models whose kernels take less time than launching
+    them.
 
         backward = CapturedBackward(model, batch_size, seq_len)
         loss = backward(inputs, targets)      # in place of model.loss(inputs, targets) and loss.backward()
         optimizer.step(); optimizer.zero_grad()
 
-    CUDA only, written and not yet measured. Every call overwrites the gradients: with accumulation, add them up yourself. The
-    tensor that it returns is overwritten by the next call.
+    CUDA only, written and not yet measured. Every call overwrites the gradients: with accumulation, add them up
+    yourself. The tensor that it returns is overwritten by the next call.
     """
 
     WARMUP = 3

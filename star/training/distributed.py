@@ -1,7 +1,8 @@
-"""Several processes that train one model, each on its share of every batch (`torchrun --nproc-per-node N -m star train ...`).
+"""Several processes that train one model, each on its share of every batch (`torchrun --nproc-per-node N -m star train
+...`).
 
-The gradients are averaged by PyTorch's DistributedDataParallel; every process takes the same steps and holds the same weights.
-Without `torchrun` there is one process, and nothing here does anything.
+The gradients are averaged by PyTorch's DistributedDataParallel; every process takes the same steps and holds the same
+weights. Without `torchrun` there is one process, and nothing here does anything.
 """
 
 import contextlib
@@ -66,7 +67,9 @@ class Loss(nn.Module):
 
 
 def shared_loss(model: nn.Module, device: torch.device) -> DistributedDataParallel:
-    """A callable that gives the loss of this process's share; its backward averages the gradients of all, unless under `no_sync`."""
+    """A callable that gives the loss of this process's share; its backward averages the gradients of all, unless under
+    `no_sync`.
+    """
     return DistributedDataParallel(
         Loss(model), device_ids=[device.index] if device.type == "cuda" else None, broadcast_buffers=False
     )

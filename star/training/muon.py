@@ -5,9 +5,10 @@
     O = U (U^T U)^(-1/2)                        all singular values to one, by five Newton-Schulz steps
     W <- (1 - lr wd) W - lr c sqrt(max(1, out / in)) O
 
-The step has the same effect on activations at any width (spectral scaling, arXiv 2310.17813), so `lr` carries over from narrow
-models to wide ones without a change. c = 0.2 sqrt(base_width) makes the entries of a step of a square matrix of that width as
-large as those of AdamW (0.2 by measurement, arXiv 2502.16982), so that both optimizers share one `learning_rate`.
+The step has the same effect on activations at any width (spectral scaling, arXiv 2310.17813), so `lr` carries over from
+narrow models to wide ones without a change. c = 0.2 sqrt(base_width) makes the entries of a step of a square matrix of
+that width as large as those of AdamW (0.2 by measurement, arXiv 2502.16982), so that both optimizers share one
+`learning_rate`.
 
 A small model has many small matrices; those of one shape are stacked and orthogonalised in one batched product.
 """

@@ -1,9 +1,11 @@
 """The optimizer of a recipe for a model: which step each parameter takes, and how large.
 
-The model says which of its parameters are hidden matrices, embedding, head and vectors, and to which LIV they belong; the
-recipe says what that means for learning rate and decay. Learning rates are those of a model as wide as `recipe.base_width`:
+The model says which of its parameters are hidden matrices, embedding, head and vectors, and to which LIV they belong;
+the recipe says what that means for learning rate and decay. Learning rates are those of a model as wide as
+`recipe.base_width`:
 
-    hidden matrices, AdamW    lr base/width, decay x width/base    steps that move activations alike at any width (muP, Table 8
+    hidden matrices, AdamW    lr base/width, decay x width/base    steps that move activations alike at any width (muP,
+                              Table 8
                                                                    of arXiv 2203.03466), and lr x decay as it was
     hidden matrices, Muon     lr                                   the step itself is scaled (`star.training.muon`)
     embedding, head, vectors  lr x their multiplier x their scale  `scale`: what the model starts them at, over one
@@ -19,7 +21,9 @@ from star.training.recipe import Recipe
 
 
 class Optimizers:
-    """AdamW, and Muon where the recipe asks for it, as one. Each group has its `peak` rate, at schedule factor 1, and `decay`."""
+    """AdamW, and Muon where the recipe asks for it, as one. Each group has its `peak` rate, at schedule factor 1, and
+    `decay`.
+    """
 
     def __init__(self, parts: list[torch.optim.Optimizer]):
         self.parts = parts
@@ -36,10 +40,11 @@ class Optimizers:
                     yield param, part.state[param]
 
     def set(self, factor: float, batch: float = 1.0) -> None:
-        """Rates and averages of the next step. factor: of the schedule; batch: this step's over the one that the recipe is for.
+        """Rates and averages of the next step. factor: of the schedule; batch: this step's over the one that the recipe
+        is for.
 
-        The averages keep their half-lives in tokens, beta^batch (arXiv 2507.07101), and weights decay alike per token. The rate
-        grows with the root of the batch, up to the tuned one and not beyond it.
+        The averages keep their half-lives in tokens, beta^batch (arXiv 2507.07101), and weights decay alike per token.
+        The rate grows with the root of the batch, up to the tuned one and not beyond it.
         """
         coupling = min(1.0, batch**0.5)
         for group in self.param_groups:

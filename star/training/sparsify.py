@@ -1,4 +1,5 @@
-"""Structured attention sparsification (SAS): while a model trains, its attention heads get windows, and useless ones are dropped.
+"""Structured attention sparsification (SAS): while a model trains, its attention heads get windows, and useless ones
+are dropped.
 
     sparsifier = Sparsifier(model, tau=0.02, head_floor=0.03, total_tokens=recipe.tokens)
     if sparsifier.due(tokens):                          # before an optimizer step
@@ -7,17 +8,19 @@
     sparsifier.finish()                                 # after the last step
     genome = sparsifier.edited_genome()                 # takes the trained weights as they are, has a smaller cache
 
-The evidence is the score S_ij = |A_ij| |dL/dA_ij| of `star.training.attention_scores`, by head and distance, averaged over
-updates. A head gets the smallest legal window outside of which lies at most the share tau of its score; a head whose score
-is below `head_floor` of the mean of its layer is faded out. Phases, in fractions of the tokens: dense until `START`, then tau and
-floor grow from 0 on the cubic of Zhu & Gupta (arXiv 1710.01878), from `FREEZE` on nothing changes and the model recovers, with the
-windows that its edited genome has: one for all heads of a LIV and for all LIVs that share with it.
+The evidence is the score S_ij = |A_ij| |dL/dA_ij| of `star.training.attention_scores`, by head and distance, averaged
+over updates. A head gets the smallest legal window outside of which lies at most the share tau of its score; a head
+whose score is below `head_floor` of the mean of its layer is faded out. Phases, in fractions of the tokens: dense until
+`START`, then tau and floor grow from 0 on the cubic of Zhu & Gupta (arXiv 1710.01878), from `FREEZE` on nothing changes
+and the model recovers, with the windows that its edited genome has: one for all heads of a LIV and for all LIVs that
+share with it.
 
-How much tau is enough depends on how diffuse attention is, for S adds up magnitudes that would cancel: 160 thousand parameters
-after 0.1 to 0.5 million bytes of source text (three attention LIVs, context 256) find no window at tau = 0.02, and at 0.5 save
-three quarters of the cache at a lower loss.
+How much tau is enough depends on how diffuse attention is, for S adds up magnitudes that would cancel: 160 thousand
+parameters after 0.1 to 0.5 million bytes of source text (three attention LIVs, context 256) find no window at tau =
+0.02, and at 0.5 save three quarters of the cache at a lower loss.
 
-On a model without attention it does nothing. Without a sparsifier the forward is bit for bit what it is without this file.
+On a model without attention it does nothing. Without a sparsifier the forward is bit for bit what it is without this
+file.
 """
 
 from __future__ import annotations
@@ -45,9 +48,10 @@ FADE = 4  # updates below the floor that take a head from gain 1 to 0
 class HeadScores:
     """What is known of the heads of one LIV.
 
-    share: of a head's score by distance bucket, float64 [H, N_BUCKETS]; what a window has cut off keeps the share that it had, so
-    that tau is spent once and not at every update. strength [H]: a head's score over the mean of those of its layer that live.
-    windows: in force, None for all keys. faded: updates that a head has been below the floor; FADE is dropped for good.
+    share: of a head's score by distance bucket, float64 [H, N_BUCKETS]; what a window has cut off keeps the share that
+    it had, so that tau is spent once and not at every update. strength [H]: a head's score over the mean of those of
+    its layer that live. windows: in force, None for all keys. faded: updates that a head has been below the floor; FADE
+    is dropped for good.
     """
 
     share: Tensor | None
@@ -86,7 +90,9 @@ class HeadScores:
         self.share = torch.where(is_open, DECAY * self.share + (1 - DECAY) * new, self.share)
 
     def tighten(self, tau: float, floor: float, seq_len: int) -> None:
-        """Shorter windows and lower gains where the scores allow them. A window of the whole context says nothing: it stays None."""
+        """Shorter windows and lower gains where the scores allow them. A window of the whole context says nothing: it
+        stays None.
+        """
         if self.share is None:
             return
         outside = (
@@ -114,8 +120,9 @@ def over_processes(score: Tensor) -> Tensor:
 class Sparsifier:
     """Imposes windows and gains on the attention heads of `model` while it trains; see the module.
 
-    Args: tau: share of a head's score that its window may cut off; head_floor: heads whose score is below this fraction of the mean of
-        their layer are dropped (0: none); total_tokens: of the run; sequences: of the batch, that an update looks at; updates: scores from `OBSERVE` to `FREEZE`.
+    Args: tau: share of a head's score that its window may cut off; head_floor: heads whose score is below this fraction
+        of the mean of their layer are dropped (0: none); total_tokens: of the run; sequences: of the batch, that an
+        update looks at; updates: scores from `OBSERVE` to `FREEZE`.
     Raises: UserError for a setting out of bounds.
     """
 

@@ -71,7 +71,9 @@ def train(
                 return _train(run, on_progress, deadline, Path(checkpoint) if checkpoint else None)
             finally:
                 run.close()
-                run.loss = None  # what belongs to the other processes goes while they are there: its destructor may wait for them for ever
+                # What belongs to the other processes goes while they are there: its destructor may wait for them for
+                # ever
+                run.loss = None
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -115,7 +117,9 @@ def _train(
 
 
 class TrainingRun:
-    """`done` counts micro-batches and `step` steps of the optimizer, which take several micro-batches where they accumulate."""
+    """`done` counts micro-batches and `step` steps of the optimizer, which take several micro-batches where they
+    accumulate.
+    """
 
     def __init__(
         self, model: nn.Module, corpus: Corpus, recipe: Recipe, device: torch.device, stop_tokens: int | None = None
@@ -254,7 +258,9 @@ class TrainingRun:
                 torch.cuda.empty_cache()
 
     def save_memory(self) -> bool:
-        """Make the step need less memory: halve the micro-batch, or else compute activations again; False if all that is done."""
+        """Make the step need less memory: halve the micro-batch, or else compute activations again; False if all that
+        is done.
+        """
         if world_size() > 1 or self.captured is not None:
             return False
         if self.parts == 1 and self.recipe.batch_size % 2 == 0:
@@ -396,7 +402,9 @@ class TrainingRun:
 
 
 class _Pieces:
-    """What this process sees of micro-batches that are cut into parts: number i is part i % parts of micro-batch i // parts."""
+    """What this process sees of micro-batches that are cut into parts: number i is part i % parts of micro-batch i //
+    parts.
+    """
 
     def __init__(self, batches: Batches, parts: int):
         self.batches, self.rows = batches, batches.batch_size // parts // world_size()

@@ -1,4 +1,6 @@
-"""The statistics and tables of the refinement benchmark. Tables lie outside the project: skipped, saying so, where they are absent."""
+"""The statistics and tables of the refinement benchmark. Tables lie outside the project: skipped, saying so, where they
+are absent.
+"""
 
 import importlib.util
 import sys

@@ -1,4 +1,6 @@
-"""Scaled backbones: whole copies with the sharing of the original, costs that are exact, and errors that say what to write."""
+"""Scaled backbones: whole copies with the sharing of the original, costs that are exact, and errors that say what to
+write.
+"""
 
 from fractions import Fraction
 

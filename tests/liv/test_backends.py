@@ -26,7 +26,9 @@ TOKENS = 100
 
 @pytest.fixture
 def fla(monkeypatch):
-    """A module for each kernel of fla, with its keywords and our numbers; `fla.change` may spoil them, `fla.calls` are counted."""
+    """A module for each kernel of fla, with its keywords and our numbers; `fla.change` may spoil them, `fla.calls` are
+    counted.
+    """
     fake = types.SimpleNamespace(calls=[], change=lambda y: y)
 
     def kernel(name):

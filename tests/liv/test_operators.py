@@ -1,4 +1,6 @@
-"""The computed forms against their definitions, gate strengths and lengths varied; what genes say when they are not legal."""
+"""The computed forms against their definitions, gate strengths and lengths varied; what genes say when they are not
+legal.
+"""
 
 import itertools
 

@@ -1,4 +1,6 @@
-"""The policy: untrained it is Bayesian optimization, imagination teaches it, the gate holds it back; proposals are pure functions."""
+"""The policy: untrained it is Bayesian optimization, imagination teaches it, the gate holds it back; proposals are pure
+functions.
+"""
 
 import itertools
 from dataclasses import replace

@@ -1,4 +1,6 @@
-"""Refinement of a run end to end, on losses that are known: it improves, resumes to the same trials, records forecasts, refuses bad use."""
+"""Refinement of a run end to end, on losses that are known: it improves, resumes to the same trials, records forecasts,
+refuses bad use.
+"""
 
 import contextlib
 import json

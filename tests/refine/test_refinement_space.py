@@ -1,4 +1,6 @@
-"""Settings, edits and encoding of a refinement: every value can be carried out, every edit is valid, equal things are equal."""
+"""Settings, edits and encoding of a refinement: every value can be carried out, every edit is valid, equal things are
+equal.
+"""
 
 import json
 import math

@@ -1,4 +1,6 @@
-"""What people look at: plots with something on them and nothing on top of each other, tables that say what the run says."""
+"""What people look at: plots with something on them and nothing on top of each other, tables that say what the run
+says.
+"""
 
 import base64
 import csv

@@ -1,4 +1,6 @@
-"""What every search algorithm must do, whichever it is: propose what is new, repeat itself exactly, take results in any order."""
+"""What every search algorithm must do, whichever it is: propose what is new, repeat itself exactly, take results in any
+order.
+"""
 
 import random
 

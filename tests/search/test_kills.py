@@ -26,7 +26,9 @@ from star.search import evolve
 from star.store import read_events
 
 SMALL = {"search__population": 4, "search__generations": 4, "search__baselines": ("transformer++",)}
-MODES = [  # settings; slots (what a steady state finds depends on the order of arrival, which one slot fixes); every so manyth boundary
+# Settings; slots (what a steady state finds depends on the order of arrival, which one slot fixes); every so manyth
+# boundary
+MODES = [
     pytest.param({}, 2, 1, id="generations"),
     pytest.param({"search__asynchronous": True, "search__generations": 2}, 1, 1, id="steady state"),
     pytest.param({"search__rungs": (0.25, 0.5)}, 2, 4, id="rungs"),
@@ -190,7 +192,9 @@ def workers_of(pid: int) -> list[int]:
 
 @pytest.mark.parametrize("rungs", [(), (0.5,)], ids=["to the end", "rungs"])
 def test_real_training_killed_and_resumed(tmp_path, rungs):
-    """The smoke preset, smaller still: killed in mid-training, around checkpoints, between weights and result, and before the record."""
+    """The smoke preset, smaller still: killed in mid-training, around checkpoints, between weights and result, and
+    before the record.
+    """
     text = tmp_path / "text"
     text.mkdir()
     for i in range(40):

@@ -1,4 +1,6 @@
-"""When the algorithm is told and asked, and which candidates train on: by generations or one by one, with rungs or without."""
+"""When the algorithm is told and asked, and which candidates train on: by generations or one by one, with rungs or
+without.
+"""
 
 import pytest
 from fakes import TABULAR, Interrupted, Shuffled, config, history, run

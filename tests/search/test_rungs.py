@@ -17,7 +17,8 @@ from star.training import CheckpointError, Recipe, train
 RECIPE = Recipe(
     tokens=2048, batch_size=4, seq_len=16, eval_interval=0.25, eval_tokens=512, schedule="wsd", device="cpu"
 )
-# 32 steps, evaluations after 8, 16, 24 and 32: attention with shared weights and tensors, recurrence, convolution and the like
+# 32 steps, evaluations after 8, 16, 24 and 32: attention with shared weights and tensors, recurrence, convolution and
+# the like
 TEXTS = ["1-9-1", "21200-90000-21200", "21212-90000-21212", "50000-90000-60000", "7-8-9", "10-11-5"]
 
 

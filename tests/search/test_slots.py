@@ -1,4 +1,6 @@
-"""Variation that sees whole LIVs: alignment, crossover between parents of different depth, insertion, deletion, exchange."""
+"""Variation that sees whole LIVs: alignment, crossover between parents of different depth, insertion, deletion,
+exchange.
+"""
 
 import itertools
 

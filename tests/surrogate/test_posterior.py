@@ -175,7 +175,9 @@ def test_laplace_draws_stay_within_bounds():
 
 
 def test_more_tokens_lower_the_loss_on_average():
-    """A trend over the fidelity is taken out and put back: seen at low fidelity alone near its optimum, predicted in full."""
+    """A trend over the fidelity is taken out and put back: seen at low fidelity alone near its optimum, predicted in
+    full.
+    """
     rng = np.random.default_rng(0)
     X = np.column_stack([rng.random((30, 2)), rng.choice([0.0, 0.5, 1.0], size=30)])
     y = 3.0 + (X[:, 0] - 0.5) ** 2 - 0.4 * X[:, 2]

@@ -1,4 +1,6 @@
-"""Compiled and checkpointed blocks: one compilation for each variant whatever the architecture, and the numbers of the plain form."""
+"""Compiled and checkpointed blocks: one compilation for each variant whatever the architecture, and the numbers of the
+plain form.
+"""
 
 import copy
 

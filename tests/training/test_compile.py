@@ -1,7 +1,8 @@
-"""Every row of the pool under `torch.compile`: one graph without a break, the numbers of the eager form, and no second compilation.
+"""Every row of the pool under `torch.compile`: one graph without a break, the numbers of the eager form, and no second
+compilation.
 
-Forward and backward are captured and differentiated ahead of time for all rows ("aot_eager": everything that inductor does but
-its code); a few rows are compiled to code as well, since that takes long.
+Forward and backward are captured and differentiated ahead of time for all rows ("aot_eager": everything that inductor
+does but its code); a few rows are compiled to code as well, since that takes long.
 """
 
 import pytest

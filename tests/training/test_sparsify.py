@@ -1,4 +1,6 @@
-"""Sparsification of attention: scores equal dense autograd, limits are what they say, and the edit is the model that was trained."""
+"""Sparsification of attention: scores equal dense autograd, limits are what they say, and the edit is the model that
+was trained.
+"""
 
 import copy
 import functools
@@ -25,7 +27,8 @@ from star.training.attention_scores import (
 from star.training.sparsify import FADE, FREEZE, START, UPDATES, HeadScores, Sparsifier
 
 CPU = torch.device("cpu")
-# Multi-head; grouped-query with filters; a window; differential; one key head; QK-norm; keys and values shared by the next; weights too.
+# Multi-head; grouped-query with filters; a window; differential; one key head; QK-norm; keys and values shared by the
+# next; weights too.
 TEXTS = {
     "multi-head": "1-9",
     "grouped-query": "3-9-4",
@@ -296,7 +299,9 @@ def test_a_score_that_is_not_finite_is_no_evidence():
 
 
 def run(model, tau=0.3, floor=0.3, steps=60, start=0, sparsifier=None, stop=None, seq_len=70):
-    """A training loop of `steps` batches, and its sparsifier; deterministic, and can begin at `start` with a loaded one."""
+    """A training loop of `steps` batches, and its sparsifier; deterministic, and can begin at `start` with a loaded
+    one.
+    """
     total = steps * 2 * seq_len
     sparsifier = sparsifier or Sparsifier(model, tau, floor, total)
     updates = []
@@ -335,7 +340,9 @@ def test_phases_dense_then_tightened_then_frozen(finished):
 
 
 def test_tau_and_floor_grow_on_a_cubic(monkeypatch):
-    """Against the formula, on scores that never change: half as much in every further bucket, and a head of 7 % of the mean."""
+    """Against the formula, on scores that never change: half as much in every further bucket, and a head of 7 % of the
+    mean.
+    """
     score = torch.tensor([[0.5**n for n in range(N_BUCKETS)]] * 3, dtype=torch.float64)
     score[1] *= 0.07 / score[1].sum()
     score[0] *= 1 / score[0].sum()

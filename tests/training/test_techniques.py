@@ -1,4 +1,6 @@
-"""Optimizers and training techniques, each against its formula; switched off they change no bit, and together they resume exactly."""
+"""Optimizers and training techniques, each against its formula; switched off they change no bit, and together they
+resume exactly.
+"""
 
 import json
 import math

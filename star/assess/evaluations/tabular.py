@@ -35,7 +35,9 @@ def final_loss(job: dict) -> float:
 
 
 def loss_at(job: dict, share: float) -> float:
-    """After this share of the budget: a power law down to the final loss, and an error of the genome's own that dies out."""
+    """After this share of the budget: a power law down to the final loss, and an error of the genome's own that dies
+    out.
+    """
     left = share**-0.3 - 1.0  # 0 at the end
     error = 2.0 * uniform("early", job) - 1.0
     end = final_loss(job)

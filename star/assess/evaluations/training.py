@@ -23,10 +23,11 @@ def prepare(config) -> dict:
 
 
 def assess(job: dict, report: Report) -> dict:
-    """Trains one candidate to the end or to a rung. Writes its weights (at the end), then result.json, each whole or not at all.
+    """Trains one candidate to the end or to a rung. Writes its weights (at the end), then result.json, each whole or
+    not at all.
 
-    result.json outlives a coordinator that dies before it hears of the result. A rung goes on from the checkpoint of the
-    one before; without a checkpoint it trains from the start, to the same result.
+    result.json outlives a coordinator that dies before it hears of the result. A rung goes on from the checkpoint of
+    the one before; without a checkpoint it trains from the start, to the same result.
     """
     import torch  # here, so that the coordinator, which only names this function, need not pay for the import
 

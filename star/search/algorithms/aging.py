@@ -1,4 +1,5 @@
-"""Regularised evolution (Real et al., 2019, arXiv 1802.01548): the oldest dies, not the worst, so that luck does not last.
+"""Regularised evolution (Real et al., 2019, arXiv 1802.01548): the oldest dies, not the worst, so that luck does not
+last.
 
 A tournament among members of the population chooses a parent, which is mutated; there is no crossover. With several
 objectives the tournament is won by the least dominated, then the least crowded.

@@ -2,10 +2,11 @@
 
 A firefly moves towards a brighter one: each gene in which they differ is copied with the probability
 
-    beta = beta0 exp(-gamma r^2),    r = share of genes in which they differ   (its attractiveness, which fades with distance)
+    beta = beta0 exp(-gamma r^2),    r = share of genes in which they differ   (its attractiveness, which fades with
+                                     distance)
 
-and then every gene may mutate (the random step). Brightness is the place by violation, rank and crowding; the brightest only
-takes random steps. A firefly that moved replaces what it was, unless it was better before.
+and then every gene may mutate (the random step). Brightness is the place by violation, rank and crowding; the brightest
+only takes random steps. A firefly that moved replaces what it was, unless it was better before.
 """
 
 import numpy as np

@@ -1,7 +1,8 @@
-"""A genetic algorithm for one objective, the first: tournaments by feasibility, then by value; parents and offspring compete.
+"""A genetic algorithm for one objective, the first: tournaments by feasibility, then by value; parents and offspring
+compete.
 
-The other objectives are measured and shown but steer nothing. The paper found it slightly better than NSGA-II on the one
-objective, and less diverse.
+The other objectives are measured and shown but steer nothing. The paper found it slightly better than NSGA-II on the
+one objective, and less diverse.
 """
 
 import numpy as np
