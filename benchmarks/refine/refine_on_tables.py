@@ -9,11 +9,10 @@ trial at a cheaper fidelity costs its share of the tokens; a configuration propo
 the same initial configurations of a seed:
     random; TPE and GPSampler (Optuna, defaults but for the shorter start, nearest row of the table); ASHA (asynchronous
     halving of random configurations, one worker); RL only (a REINFORCE controller over the settings, no model); BO
-    (this package's GP and log EI, full trainings alone); BO + KG and BO + rate (fidelities by knowledge gradient per
-    cost, or by rate of gain); where tables hold several model sizes: BO + rule (rate; learning rate and batch relative
+    (this package's GP and log EI, full trainings alone); BO + rate (fidelities by rate of gain); where tables hold several model sizes: BO + rule (rate; learning rate and batch relative
     to a rule that is fitted on the other sizes, whose choice is the first trial), GPSampler + rule (the same first
     trial), BO + transfer (BO + rule with 24 results of the next smaller size, which are taken as had: no cost), and
-    both with full trainings alone; BO + RL ungated and gated: the policy on top of BO + rule, or of BO where there is
+    both with full trainings alone; BO + RL gated: the policy on top of BO + rule, or of BO where there is
     no rule.
 Where else a policy might help: on fidelities that mislead (BO + rate + RL), with results of a related task (BO +
     transfer + RL), and on when to stop: BO, stopping and BO + RL, stopping, where a full training has a price of one
@@ -37,13 +36,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
+from related_task import Source, contextual
 from table_tasks import PRICE, SHARED, TASKS, Task, load
 
-from star.refine import Pool, fidelity_coordinate
 from star.refine.policy import PolicySettings
-from star.refine.pretrain import pretrained
-from star.refine.propose import Settings, propose
-from star.refine.transfer import Source, contextual
+from star.refine.propose import Pool, Settings, fidelity_coordinate, propose
 from star.surrogate.calibration import inflation
 from star.surrogate.posterior import Observations
 
@@ -203,9 +200,9 @@ def controller(run: Run, rate: float = 0.15) -> None:
 
 
 def bayes(
-    fidelities: bool = False, rl: str = "", use_rule: bool = False, transfer: bool = False, gradient: bool = False, stops: bool = False
+    fidelities: bool = False, rl: bool = False, use_rule: bool = False, transfer: bool = False, stops: bool = False
 ) -> Callable[[Run], None]:  # fmt: skip
-    """This package. fidelities: KG per cost; rl: "", gated or ungated; use_rule: relative inputs, first trial by the
+    """This package. fidelities: cheap trials too; rl: the policy; use_rule: relative inputs, first trial by the
     rule; stops: at a price.
     """
 
@@ -221,8 +218,7 @@ def bayes(
             else None
         )
         price = PRICE / 100 * float(np.median(task.full) - task.full.min()) if stops else 0.0
-        settings = Settings(gated=rl != "ungated", policy=PolicySettings(), gradient=gradient, price=price)
-        policy = pretrained() if rl else None
+        settings = Settings(PolicySettings() if rl else None, price)
         first = (
             [(centre(task), -1), *((i, 0) for i in run.first)]
             if use_rule and task.tokens is not None
@@ -245,7 +241,7 @@ def bayes(
                 seen, kept = observations(run, pool, keep, source)
                 now = Pool(wide(inputs, kept), shares, open=run.open()[:, keep])
                 factor = inflation([row[:2] for row in run.predicted], [row[2] for row in run.predicted])
-                proposal = propose(now, seen, settings, policy, run.left(), run.seed, step, scale=factor)
+                proposal = propose(now, seen, settings, run.left(), run.seed, step, scale=factor)
                 if proposal.action is None:
                     break
                 i, j = proposal.candidate, proposal.action % len(shares)
@@ -301,21 +297,19 @@ ARMS: dict[str, Callable[[Run], None]] = {
     "ASHA": halving,
     "RL only": controller,
     "BO": bayes(),
-    "BO + KG": bayes(fidelities=True, gradient=True),
     "BO + rate": bayes(fidelities=True),
     "GPSampler + rule": optuna_arm("GPSampler", use_rule=True),
     "BO + rule": bayes(fidelities=True, use_rule=True),
-    "BO + RL ungated": bayes(fidelities=True, use_rule=True, rl="ungated"),
-    "BO + RL gated": bayes(fidelities=True, use_rule=True, rl="gated"),
+    "BO + RL gated": bayes(fidelities=True, use_rule=True, rl=True),
     "BO + transfer": bayes(fidelities=True, use_rule=True, transfer=True),
     "BO + rule, full": bayes(use_rule=True),
     "BO + transfer, full": bayes(use_rule=True, transfer=True),
-    "BO + rate + RL": bayes(fidelities=True, rl="gated"),
-    "BO + transfer + RL": bayes(fidelities=True, use_rule=True, transfer=True, rl="gated"),
+    "BO + rate + RL": bayes(fidelities=True, rl=True),
+    "BO + transfer + RL": bayes(fidelities=True, use_rule=True, transfer=True, rl=True),
     "BO, stopping": bayes(fidelities=True, use_rule=True, stops=True),
-    "BO + RL, stopping": bayes(fidelities=True, use_rule=True, stops=True, rl="gated"),
+    "BO + RL, stopping": bayes(fidelities=True, use_rule=True, stops=True, rl=True),
 }
-NEEDS_FIDELITIES = ("ASHA", "BO + KG", "BO + rate", "BO + rate + RL")
+NEEDS_FIDELITIES = ("ASHA", "BO + rate", "BO + rate + RL")
 NEEDS_RULE = (
     "GPSampler + rule",
     "BO + rule",

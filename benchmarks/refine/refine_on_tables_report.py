@@ -30,7 +30,7 @@ PLACES = {
 }
 COLORS = {
     "random": "#999999", "TPE": "#e69f00", "GPSampler": "#56b4e9", "ASHA": "#009e73", "RL only": "#cc79a7", "BO": "#0072b2", "BO + KG": "#b8a000",
-    "BO + rate": "#7f5fc0", "BO + rule": "#5c3a21", "GPSampler + rule": "#8fd0f0", "BO + RL ungated": "#f0a0a0", "BO + RL gated": "#d00000", "BO + transfer": "black",
+    "BO + rate": "#7f5fc0", "BO + rule": "#5c3a21", "GPSampler + rule": "#8fd0f0",  "BO + RL gated": "#d00000", "BO + transfer": "black",
     "BO + rule, full": "#c0a080", "BO + transfer, full": "#606060",
 }  # fmt: skip
 
@@ -191,7 +191,7 @@ def goals(rows: list[dict], by: dict) -> tuple[list[str], dict]:
             lines.append(
                 f"cost to the table's best 1 %, {mine} over {peer} ({what}): {r['ratio']:.2f} [{r['low']:.2f}, {r['high']:.2f}]"
             )
-    for arm in ("BO + RL gated", "BO + RL ungated"):
+    for arm in ("BO + RL gated",):
         parts = []
         for base, only in (("BO + rule", None), (ALONE, [name for name in by if "BO + rule" not in by[name]])):
             a, b, tasks_of = pairs(rows, arm, base, "area")

@@ -16,8 +16,7 @@ with so many full trainings. Arms get the same member, the same settings and edi
                          full
     RL only              a REINFORCE controller over the settings, no model of the loss
     BO                   `star refine --no-policy`
-    BO + RL ungated      the policy decides every step
-    BO + RL gated        `star refine`: the policy decides where it wins in imagination
+    BO + RL gated        `star refine`: the policy may choose the next trial where it gains in simulations
     BO + earlier         BO that has seen the refinements of the other members with the same seed (taken as had: no
                          cost), as `star refine` does
     recipes, edits       BO with only one of the two open
@@ -47,12 +46,10 @@ import torch
 import star
 from star.assess.evaluations import load_evaluation
 from star.engine.worker import run_job
+from star.refine.candidates import Setup, all_edits
 from star.refine.coordinator import choose_members, evidence_of
 from star.refine.edits import Edit
-from star.refine.encode import Setup
-from star.refine.neighbourhood import all_edits
 from star.refine.planner import Planner
-from star.refine.propose import Settings as ProposalSettings
 from star.refine.settings import RefineSettings
 from star.search import outcomes
 from star.search.jobs import Candidates
@@ -154,9 +151,9 @@ class Task:
         self.rng = np.random.default_rng([planner.settings.seed, 7])
         self.tried: list[tuple[Setup, float, float]] = []  # candidate, share, loss
         groups: dict[str, list[Edit]] = {}
-        for edit in all_edits(self.member.genome, planner.neighbourhood.genomes):
+        for edit in all_edits(self.member.genome, planner.space):
             edited = self.member.edited(edit)
-            if planner._feasible(edited) and planner._no_larger(edited):
+            if planner._allowed(edited):
                 groups.setdefault(edit.kind, []).append(edit)
         self.edits = groups
 
@@ -281,7 +278,7 @@ def controller(task: Task, rate: float = 0.15) -> Setup:
     return task.best()
 
 
-def refinement(gated: bool = True, learns: bool = False) -> Callable[[Task], Setup]:
+def refinement(learns: bool = False) -> Callable[[Task], Setup]:
     def arm(task: Task) -> Setup:
         lab, planner = task.lab, task.planner
         if learns:
@@ -295,7 +292,6 @@ def refinement(gated: bool = True, learns: bool = False) -> Callable[[Task], Set
                 (t, state.results[t.id]) for state in states for t in state.trials if state.results[t.id].objectives
             ]
             planner = lab.planner(task.member.member, planner.settings.seed, use_policy=False, earlier=earlier)
-        planner.proposals = ProposalSettings(gated=gated)
         state = decide(lab, planner)
         task.spent = state.spent
         task.tried = [(planner.setup(t), t.share, lab.value(state.results[t.id])) for t in state.trials]
@@ -305,7 +301,7 @@ def refinement(gated: bool = True, learns: bool = False) -> Callable[[Task], Set
             for t, loss in predicted
         ]
         seen = planner.seen(state, state.trials)
-        found = planner.best(state, seen, planner.posterior(seen))
+        found = planner.best(seen, planner.posterior(seen))
         return found[0] if found else task.member
 
     return arm
@@ -331,7 +327,6 @@ ARMS: dict[str, tuple[Callable[[Task], Setup], dict]] = {
     "random": (random, {}),
     "halving": (halving, {}),
     "RL only": (controller, {}),
-    "BO + RL ungated": (refinement(gated=False), {}),
     "BO + earlier": (refinement(learns=True), {"use_policy": False}),
     "recipes": (refinement(), {"use_policy": False, "change": "recipes"}),
     "edits": (refinement(), {"use_policy": False, "change": "edits"}),

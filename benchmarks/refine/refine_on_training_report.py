@@ -19,7 +19,7 @@ PEERS = ("TPE", "GPSampler")
 INFORMED = ("TPE + portfolio", "GPSampler + portfolio")
 COLORS = {
     "random": "#999999", "TPE": "#e69f00", "GPSampler": "#56b4e9", "TPE + portfolio": "#b87900", "GPSampler + portfolio": "#1f6fb0", "halving": "#009e73",
-    "RL only": "#cc79a7", "BO": "#0072b2", "BO + RL ungated": "#f0a0a0", "BO + RL gated": "#d00000", "BO + earlier": "black", "recipes": "#7f5fc0", "edits": "#5c3a21",
+    "RL only": "#cc79a7", "BO": "#0072b2", "BO + RL gated": "#d00000", "BO + earlier": "black", "recipes": "#7f5fc0", "edits": "#5c3a21",
 }  # fmt: skip
 
 
@@ -148,7 +148,7 @@ def verdicts(runs: dict, gain: dict, arms: list[str], tasks: list) -> tuple[list
         if len(a) > 1:
             r = mean_difference(a, b)
             judge(f"{LEARNT} against {peer} at the same budget", r["mean"], r["low"], r["high"], r["n"])
-    for arm in (STAR, "BO + RL ungated"):
+    for arm in (STAR,):
         a, b = both(gain, arm, ALONE, tasks)
         if len(a) > 1:
             r = mean_difference(a, b)

@@ -1,11 +1,11 @@
-"""Local edits of a genome: each changes one thing, stays valid by the genome's own rules, and is found by enumeration.
+"""Local edits of a genome: each changes one thing, is valid by the genome's own rules, and is found by enumeration.
 
     for edit in edits(genome, space):        # a Space says which classes, depths and widths are legal
         edit.kind, edit.text, edit.genome    # "class swap", "LIV 2: GMemless -> SA-1", Genome
 
 An edit that leaves a sharing group invalid is repaired as after variation in a search (`star.genome.repair`), with
-random choices that follow from the genome alone. What cannot be built at its width, or is the genome itself, is left
-out.
+random choices that depend on the genome alone. Results that cannot be built at their width, or equal the genome, are
+left out.
 """
 
 import itertools
@@ -21,15 +21,23 @@ from star.genome.genome import Gene
 from star.genome.repair import repair
 from star.liv import FAMILIES, Operator
 from star.liv.genes import SPARSITY, FeatureGenes
-from star.refine.candidates import KINDS
 
+# What a candidate changes about its member: the recipe alone, or the genome too.
+KINDS = RECIPE, SWAP, SIZE, SHARING, WINDOW, SHAPE = (
+    "recipe",
+    "class swap",
+    "repeat or expansion",
+    "sharing",
+    "heads or window",
+    "depth or width",
+)
 STEPS = 2  # of a gene's legal values, either way: the nearest may not fit the width
-RECIPE, SWAP, SIZE, SHARING, WINDOW, SHAPE = KINDS
+Changes = Iterator[tuple[str, str, Genome]]
 
 
 @dataclass(frozen=True)
 class Edit:
-    """kind: one of `KINDS`; text: what was done, for people; genome: what came of it, canonical."""
+    """kind: one of `KINDS`; text: the change in words; genome: the result, canonical."""
 
     kind: str
     text: str
@@ -37,29 +45,18 @@ class Edit:
 
 
 def edits(genome: Genome, space: Space) -> list[Edit]:
-    """All single edits, each result once (the first way to reach it), in an order that depends on nothing else."""
+    """All single edits in a fixed order, each result once (the first way to reach it)."""
     genome = genome.canonical()
     found: dict[str, Edit] = {genome.id: Edit(RECIPE, "", genome)}
-    for kind, text, changed in itertools.chain(
-        _classes(genome, space), _operators(genome), _links(genome), _shapes(genome, space)
-    ):
-        mended = _valid(changed)
-        if mended is not None:
-            found.setdefault(mended.id, Edit(kind, text, mended))
+    parts = _classes(genome, space), _operators(genome), _unlinked(genome), _linked(genome), _shapes(genome, space)
+    for kind, text, changed in itertools.chain(*parts):
+        try:
+            mended, _ = repair(changed, np.random.default_rng(int(changed.id, 16)))
+            resolve(mended)
+        except UserError:  # cannot be built
+            continue
+        found.setdefault(mended.id, Edit(kind, text, mended))
     return list(found.values())[1:]
-
-
-def _valid(genome: Genome) -> Genome | None:
-    """Repaired and resolved; None if it cannot be built."""
-    try:
-        mended, _ = repair(genome, np.random.default_rng(int(genome.id, 16)))
-        resolve(mended)
-    except UserError:
-        return None
-    return mended
-
-
-Changes = Iterator[tuple[str, str, Genome]]
 
 
 def _legal_classes(genome: Genome, space: Space) -> list[int]:
@@ -69,25 +66,22 @@ def _legal_classes(genome: Genome, space: Space) -> list[int]:
 
 
 def _classes(genome: Genome, space: Space) -> Changes:
-    """One LIV becomes another class; what it shared is dropped where the new class cannot share it."""
+    """One LIV becomes another class; it no longer shares what the new class cannot share."""
     for i, gene in enumerate(genome.backbone):
         for c in _legal_classes(genome, space):
             if c != gene.class_id:
-                yield (
-                    SWAP,
-                    f"LIV {i + 1}: {_name(genome, gene.class_id)} -> {_name(genome, c)}",
-                    _with_gene(genome, i, _limited(genome, gene, c)),
-                )
+                changed = gene._replace(class_id=c)
+                if gene.feature_strategy > genome.family(changed).n_strategies:
+                    changed = changed._replace(feature_group=0, feature_strategy=0)
+                text = f"LIV {i + 1}: {_name(genome, gene.class_id)} -> {_name(genome, c)}"
+                yield SWAP, text, _with_genes(genome, {i: changed})
 
 
 def _operators(genome: Genome) -> Changes:
-    """A gene of a LIV's operator a step or two up or down (expansion, repeat, window); of all LIVs that must agree with
-    it.
-    """
+    """A gene of a LIV's operator a step or two up or down (expansion, repeat, window); of all LIVs that must agree."""
     genes = genome.backbone
     for members in together(genome):
-        i = members[0]
-        before = genome.operator(genes[i])
+        before = genome.operator(genes[members[0]])
         if any(genome.operator(genes[k]) != before for k in members):
             continue
         for kind, text, operator in _steps(before):
@@ -100,27 +94,20 @@ def _operators(genome: Genome) -> Changes:
 
 
 def _steps(operator: Operator) -> Iterator[tuple[str, str, Operator]]:
-    family = FAMILIES[operator.family]
-    addresses = ["sparsity", *(f"{group}.{gene}" for group, _ in operator.features for gene in ("expansion", "repeat"))]
-    for address in addresses:
-        legal, now = (
-            sorted(family.legal(address), key=lambda v: (v == 0, v)),
-            operator.gene(address),
-        )  # repeat 0: one for all, beyond any number
+    family, name = FAMILIES[operator.family], operator.family
+    sizes = [f"{group}.{gene}" for group, _ in operator.features for gene in ("expansion", "repeat")]
+    for address in ["sparsity", *sizes]:
+        legal = sorted(family.legal(address), key=lambda v: (v == 0, v))  # repeat 0: one for all, beyond any number
+        now = operator.gene(address)
         at = legal.index(now)
-        for value in (
-            *legal[max(0, at - STEPS) : at],
-            *legal[at + 1 : at + 1 + STEPS],
-            *((legal[-1],) if address == "sparsity" and at == 0 else ()),
-        ):
+        values = [*legal[max(0, at - STEPS) : at], *legal[at + 1 : at + 1 + STEPS]]
+        if address == "sparsity" and at == 0:
+            values.append(legal[-1])
+        heads = address == "sparsity" or (name == "attention" and address.endswith("repeat"))
+        for value in values:
             changed = _obeying(operator.with_gene(address, value), address)
             if changed is not None:
-                kind = (
-                    WINDOW
-                    if address == "sparsity" or (operator.family == "attention" and address.endswith("repeat"))
-                    else SIZE
-                )
-                yield kind, f"{operator.family} {_shown(address, now)} -> {_shown(address, value)}", changed
+                yield WINDOW if heads else SIZE, f"{name} {_shown(address, now)} -> {_shown(address, value)}", changed
 
 
 def _shown(address: str, value: int) -> str:
@@ -134,14 +121,12 @@ def _obeying(operator: Operator, address: str) -> Operator | None:
         if rule.holds(operator):
             continue
         partner = {rule.first: rule.second, rule.second: rule.first}.get(address)
-        if partner is None:
+        legal = [value for value in family.legal(partner) if not isinstance(value, FeatureGenes)] if partner else []
+        fits = (operator.with_gene(partner, value) for value in legal)
+        found = next((o for o in fits if rule.holds(o)), None)
+        if found is None:
             return None
-        fits = [
-            operator.with_gene(partner, value) for value in family.legal(partner) if not isinstance(value, FeatureGenes)
-        ]
-        operator = next((o for o in fits if rule.holds(o)), None)
-        if operator is None:
-            return None
+        operator = found
     try:
         family.validate(operator)
     except UserError:
@@ -149,22 +134,20 @@ def _obeying(operator: Operator, address: str) -> Operator | None:
     return operator
 
 
-def _links(genome: Genome) -> Changes:
-    """Sharing: a LIV leaves its group, or two LIVs form one (or one joins the other's)."""
-    genes = genome.backbone
-    for i, gene in enumerate(genes):
+def _unlinked(genome: Genome) -> Changes:
+    """A LIV leaves its sharing group."""
+    for i, gene in enumerate(genome.backbone):
         if gene.shares_weights:
-            yield (
-                SHARING,
-                f"LIV {i + 1}: weights of its own",
-                _with_gene(genome, i, gene._replace(featurizer_group=0, featurizer_strategy=0)),
-            )
+            own = gene._replace(featurizer_group=0, featurizer_strategy=0)
+            yield SHARING, f"LIV {i + 1}: weights of its own", _with_genes(genome, {i: own})
         if gene.shares_features:
-            yield (
-                SHARING,
-                f"LIV {i + 1}: features of its own",
-                _with_gene(genome, i, gene._replace(feature_group=0, feature_strategy=0)),
-            )
+            own = gene._replace(feature_group=0, feature_strategy=0)
+            yield SHARING, f"LIV {i + 1}: features of its own", _with_genes(genome, {i: own})
+
+
+def _linked(genome: Genome) -> Changes:
+    """Two LIVs form a sharing group, or one joins the group of the other."""
+    genes = genome.backbone
     fresh = len(genes) + 1
     for i, j in itertools.combinations(range(len(genes)), 2):
         a, b = genes[i], genes[j]
@@ -184,37 +167,21 @@ def _links(genome: Genome) -> Changes:
 
 
 def _shapes(genome: Genome, space: Space) -> Changes:
-    """A LIV more or less, two that change places, another width."""
+    """A LIV is inserted or deleted, two exchange places, or the width changes."""
     genes = genome.backbone
     if len(genes) < space.n_slots:
         for i, c in itertools.product(range(len(genes) + 1), _legal_classes(genome, space)):
-            yield (
-                SHAPE,
-                f"{_name(genome, c)} inserted as LIV {i + 1}",
-                replace(genome, backbone=(*genes[:i], Gene(c), *genes[i:])),
-            )
+            longer = replace(genome, backbone=(*genes[:i], Gene(c), *genes[i:]))
+            yield SHAPE, f"{_name(genome, c)} inserted as LIV {i + 1}", longer
     if len(genes) > 1 and 0 in space.classes:
         for i, gene in enumerate(genes):
-            yield (
-                SHAPE,
-                f"LIV {i + 1} ({_name(genome, gene.class_id)}) deleted",
-                replace(genome, backbone=(*genes[:i], *genes[i + 1 :])),
-            )
+            shorter = replace(genome, backbone=(*genes[:i], *genes[i + 1 :]))
+            yield SHAPE, f"LIV {i + 1} ({_name(genome, gene.class_id)}) deleted", shorter
     for i, j in itertools.combinations(range(len(genes)), 2):
         yield SHAPE, f"LIVs {i + 1} and {j + 1} exchanged", _with_genes(genome, {i: genes[j], j: genes[i]})
     for width in space.d_models:
         if width != genome.d_model:
             yield SHAPE, f"width {genome.d_model} -> {width}", replace(genome, d_model=width)
-
-
-def _limited(genome: Genome, gene: Gene, class_id: int) -> Gene:
-    changed = gene._replace(class_id=class_id)
-    legal = genome.family(changed).n_strategies
-    return changed if gene.feature_strategy <= legal else changed._replace(feature_group=0, feature_strategy=0)
-
-
-def _with_gene(genome: Genome, index: int, gene: Gene) -> Genome:
-    return _with_genes(genome, {index: gene})
 
 
 def _with_genes(genome: Genome, genes: dict[int, Gene]) -> Genome:

@@ -168,7 +168,7 @@ def returns(scene: Scene, worlds: Worlds, first: Tensor, depth: int) -> Tensor:
     """[n, W] nats: minus the true loss of what is delivered and the price of what was spent, if option first[i] is
     tried
     first and Bayesian optimization continues, in every simulation."""
-    n, (W, P) = len(first), worlds[0].shape
+    n, W = len(first), len(worlds[0])
     pad = torch.zeros(n * W, 1, dtype=torch.float64)
     loss, noise = (torch.cat([part.repeat(n, 1), pad], dim=1) for part in worlds)
     state, action, rows = start(scene, n * W), first.repeat_interleave(W), torch.arange(n * W)
@@ -252,7 +252,7 @@ def learn(policy: Policy, scene: Scene, worlds: Worlds, settings: PolicySettings
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether the policy acts: mean gain of its choice over that of Bayesian optimization in nats, and its lower limit."""
+    """Whether the policy acts: mean gain of its choice over Bayesian optimization (nats), and its lower limit."""
 
     acts: bool = False
     gain: float = 0.0

@@ -17,7 +17,7 @@ Exponents are those that the quadratic fit of loss on (N, D, rate, batch) gives 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -107,7 +107,7 @@ class RecipeSpace:
         return [x for d in self.open for x in d.encode(settings[d.name])]
 
     def changed(self, settings: Mapping[str, float | str]) -> Settings:
-        """What is not as in the search's recipe."""
+        """Settings that differ from the search's recipe."""
         return {name: value for name, value in settings.items() if value != self.base[name]}
 
     def sample(
@@ -118,7 +118,8 @@ class RecipeSpace:
         The box lies around some settings, by default those of the search; a choice is drawn again with probability
         `width`.
         """
-        around = {**self.start(), **{name: value for name, value in (around or {}).items() if name not in self._fixed}}
+        open_ = {d.name for d in self.open}
+        around = self.start() | {name: value for name, value in (around or {}).items() if name in open_}
         strata = [(rng.permutation(n) + rng.random(n)) / n for _ in self.open]
         found = []
         for row in range(n):
@@ -156,8 +157,7 @@ class RecipeSpace:
         for i in rng.choice(len(self.open), size=min(len(self.open), int(rng.integers(1, 4))), replace=False):
             d = self.open[i]
             if d.choices or (d.off and (not settings[d.name] or rng.random() < 0.3)):
-                places = rng.random()
-                value = d.decode(places)
+                value = d.decode(rng.random())
                 if value == settings[d.name] and d.choices:
                     value = d.choices[(d.choices.index(value) + 1) % len(d.choices)]
             else:
@@ -165,10 +165,6 @@ class RecipeSpace:
                 value = rounded(d.low * (d.high / d.low) ** place)
             changed[d.name] = self.mend(d, value)
         return changed
-
-    @property
-    def _fixed(self) -> set[str]:
-        return {d.name for d in self.dimensions if d.fixed}
 
     def start(self) -> Settings:
         """The search's recipe, but for what a range has fixed."""
@@ -204,7 +200,7 @@ class RecipeSpace:
         }
         changes |= {name: s[name] for name in DIRECT}
         if s == self.base and share == 1.0:
-            return around  # to the last bit what the search did
+            return around  # bit-identical to the search
         return Recipe(**asdict(around) | changes)
 
 
@@ -221,16 +217,8 @@ PORTFOLIO: tuple[dict[str, float | str], ...] = (
     {"learning_rate": 3.0, "beta1_half_life": 0.5},
 )
 
-DIRECT = (
-    "embedding_multiplier",
-    "head_multiplier",
-    "vector_multiplier",
-    "layer_decay",
-    "warmup",
-    "schedule",
-    "optimizer",
-    "sparsify",
-)
+# Settings that a recipe takes as they are.
+DIRECT = "embedding_multiplier head_multiplier vector_multiplier layer_decay warmup schedule optimizer sparsify".split()
 
 
 def recipe_space(around: Recipe, ranges: Mapping[str, str] | None = None) -> RecipeSpace:
@@ -257,77 +245,73 @@ def recipe_space(around: Recipe, ranges: Mapping[str, str] | None = None) -> Rec
 
 
 def dimensions(around: Recipe) -> tuple[Dimension, ...]:
-    """Every setting with its range around a recipe. What has no effect in a run's models is fixed unless a range is
-    given.
-    """
-
-    def number(name: str, base: float, low: float, high: float, doc: str, off: bool = False) -> Dimension:
-        return Dimension(name, doc, rounded(base), rounded(low), rounded(high), (), off)
-
-    step = around.micro_batch * around.accumulate
-    rate, decay = around.learning_rate, around.weight_decay
-    lives = [_half_life(step, beta) for beta in around.betas]
-    most = around.tokens / 4  # tokens; longer averages would span the run
-    return (
-        number("learning_rate", rate, rate / 4, rate * 4, "peak, of hidden matrices, at the search's batch"),
-        number(
+    """Every setting with its range around a recipe; those without effect in a run's models are fixed."""
+    r, step = around, around.micro_batch * around.accumulate
+    live1, live2 = (_half_life(step, beta) for beta in r.betas)
+    most, head = r.tokens / 4, r.head_multiplier  # tokens; longer averages would span the run
+    eps = r.precision if r.adaptive else 0.0
+    numbers: list[tuple[str, float, float, float, str, bool]] = [
+        (
+            "learning_rate",
+            r.learning_rate,
+            r.learning_rate / 4,
+            r.learning_rate * 4,
+            "peak, at the search's batch",
+            False,
+        ),
+        (
             "embedding_multiplier",
-            around.embedding_multiplier,
+            r.embedding_multiplier,
             0.5,
             16,
             "learning rate of the embedding over the hidden one",
+            False,
         ),
-        number(
+        (
             "head_multiplier",
-            around.head_multiplier,
-            around.head_multiplier,
-            around.head_multiplier,
-            "of a head of its own; a run's heads are tied",
+            head,
+            head,
+            head,
+            "learning rate of an output head of its own; a run's heads are tied",
+            False,
         ),
-        number(
-            "vector_multiplier",
-            around.vector_multiplier,
-            0.25,
-            4,
-            "learning rate of norms, gates and filters over the hidden one",
-        ),
-        number("layer_decay", around.layer_decay, 0.3, 3, "gamma of the layer-wise rate gamma^(l / L)"),
-        number("weight_decay", decay, 0.01, 0.3, "of matrices, at the search's batch", off=not decay),
-        number(
-            "warmup", around.warmup, 0.005, 0.2, "share of the tokens over which the rate rises", off=not around.warmup
-        ),
-        Dimension("schedule", "shape of the learning rate", around.schedule, choices=SCHEDULES),
-        number("batch_tokens", step, max(around.seq_len, step / 4), step * 4, "tokens of an optimizer step"),
-        number(
+        ("vector_multiplier", r.vector_multiplier, 0.25, 4, "learning rate of norms, gates and filters", False),
+        ("layer_decay", r.layer_decay, 0.3, 3, "gamma of the layer-wise rate gamma^(l / L)", False),
+        ("weight_decay", r.weight_decay, 0.01, 0.3, "of matrices, at the search's batch", not r.weight_decay),
+        ("warmup", r.warmup, 0.005, 0.2, "share of the tokens over which the rate rises", not r.warmup),
+        ("schedule", 0, 0, 0, "shape of the learning rate", False),
+        ("batch_tokens", step, max(r.seq_len, step / 4), step * 4, "tokens of an optimizer step", False),
+        (
             "beta1_half_life",
-            lives[0],
-            lives[0] / 4,
-            max(lives[0], min(lives[0] * 4, most)),
+            live1,
+            live1 / 4,
+            max(live1, min(live1 * 4, most)),
             "of Adam's first average, tokens",
+            False,
         ),
-        number(
+        (
             "beta2_half_life",
-            lives[1],
-            lives[1] / 8,
-            max(lives[1], min(lives[1] * 8, most)),
+            live2,
+            live2 / 8,
+            max(live2, min(live2 * 8, most)),
             "of Adam's second average, tokens",
+            False,
         ),
-        Dimension("optimizer", "of hidden matrices", around.optimizer, choices=OPTIMIZERS),
-        number(
-            "precision", around.precision if around.adaptive else 0.0, 0.3, 3, "eps of adaptive accumulation", off=True
-        ),
-        number(
-            "sparsify",
-            around.sparsify,
-            0.0,
-            0.0,
-            "tau of structured attention sparsification; the smaller cache is not counted",
-            off=True,
-        ),
+        ("optimizer", 0, 0, 0, "of hidden matrices", False),
+        ("precision", eps, 0.3, 3, "eps of adaptive accumulation", True),
+        ("sparsify", r.sparsify, 0, 0, "tau of attention sparsification; the smaller cache is not counted", True),
+    ]
+    choices = {"schedule": (r.schedule, SCHEDULES), "optimizer": (r.optimizer, OPTIMIZERS)}
+    return tuple(
+        Dimension(name, doc, choices[name][0], choices=choices[name][1])
+        if name in choices
+        else Dimension(name, doc, rounded(base), rounded(low), rounded(high), (), off)
+        for name, base, low, high, doc, off in numbers
     )
 
 
 def rounded(value: float) -> float:
+    """To `DIGITS` significant digits."""
     return float(f"{value:.{DIGITS}g}") if value < 10**DIGITS else float(round(value))
 
 
@@ -344,27 +328,21 @@ def _ranged(d: Dimension, text: str) -> Dimension:
         return Dimension(**fields)
     parts = text.split(":")
     try:
-        low, high = (float(parts[0]), float(parts[-1]))
+        low, high = float(parts[0]), float(parts[-1])
     except ValueError:
         low = high = math.nan
-    if not 1 <= len(parts) <= 2 or not (math.isfinite(low) and math.isfinite(high)):
-        raise UserError(
-            f"{where}: write LOW:HIGH in numbers, such as {d.name}={d.low or 0.005:g}:{d.high or 0.05:g}, or one value to keep it fixed"
-        )
-    if low <= 0 or (len(parts) == 2 and low >= high):
-        what = (
-            "must lie above 0"
-            if low <= 0
-            else "is inverted: the first number must be the smaller one"
-            if low > high
-            else "is empty: its two ends are equal"
-        )
-        raise UserError(f"{where}: this range {what}")
-    return (
-        Dimension(**fields, low=low, high=high)
-        if len(parts) == 2
-        else Dimension(**fields | {"off": False}, low=low, high=low)
-    )
+    if len(parts) > 2 or not (math.isfinite(low) and math.isfinite(high)):
+        example = f"{d.name}={d.low or 0.005:g}:{d.high or 0.05:g}"
+        raise UserError(f"{where}: write LOW:HIGH in numbers, such as {example}, or one value to keep it fixed")
+    if low <= 0:
+        raise UserError(f"{where}: this range must lie above 0")
+    if len(parts) == 2 and low > high:
+        raise UserError(f"{where}: this range is inverted: the first number must be the smaller one")
+    if len(parts) == 2 and low == high:
+        raise UserError(f"{where}: this range is empty: its two ends are equal")
+    if len(parts) == 1:
+        fields["off"] = False
+    return Dimension(**fields, low=low, high=high)
 
 
 def _sequences(around: Recipe, ratio: float) -> int:
@@ -390,10 +368,11 @@ def _beta(step_tokens: int, half_life: float) -> float:
     return min(0.5 ** (step_tokens / half_life), 0.99999)
 
 
-def settings_text(settings: Mapping[str, float | str], names: Sequence[str] | None = None) -> str:
+def settings_text(settings: Mapping[str, float | str]) -> str:
     """learning_rate 0.008, schedule wsd, precision off"""
-    parts = [(name, settings[name]) for name in (settings if names is None else names)]
-    return ", ".join(
-        f"{name} {value if isinstance(value, str) else 'off' if name in ('precision', 'sparsify') and not value else f'{value:g}'}"
-        for name, value in parts
-    )
+
+    def shown(name: str, value: float | str) -> str:
+        off = name in ("precision", "sparsify") and not value
+        return "off" if off else value if isinstance(value, str) else f"{value:g}"
+
+    return ", ".join(f"{name} {shown(name, value)}" for name, value in settings.items())

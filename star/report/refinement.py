@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.table import Table
 
-from star.refine.analysis import everything_seen, importances, planner_of, regression
+from star.report.setting_effects import everything_seen, importances, planner_of, regression
 from star.refine.recipe_space import recipe_space, settings_text
 from star.refine.results import Measured, Refined
 from star.report.refinement_plots import calibration_panels, convergence, refinement_progress

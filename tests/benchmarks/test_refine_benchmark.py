@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from star.surrogate.posterior import Observations
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks" / "refine"
 
 
@@ -94,7 +96,7 @@ def test_the_rule_knows_nothing_of_the_size_it_is_for(table):
 
 
 @pytest.mark.parametrize(
-    "arm", ["random", "ASHA", "RL only", "BO", "BO + KG", "BO + rate", "BO + rule", "BO + transfer", "BO + RL gated"]
+    "arm", ["random", "ASHA", "RL only", "BO", "BO + rate", "BO + rule", "BO + transfer", "BO + RL gated"]
 )
 def test_every_arm_keeps_to_its_budget(table, arm, monkeypatch):
     refine = module("refine_on_tables")
@@ -108,3 +110,20 @@ def test_every_arm_keeps_to_its_budget(table, arm, monkeypatch):
     again = refine.Run(task, 3)
     refine.ARMS[arm](again)
     assert again.trials == run.trials and again.curve == run.curve
+
+
+def test_a_related_task_helps_and_an_unrelated_one_is_dropped():
+    rng = np.random.default_rng(0)
+    f = lambda X: np.sin(6 * X[:, 0]) + X[:, 1] ** 2  # noqa: E731
+    X, held = rng.random((6, 2)), rng.random((40, 2))
+    related = module("related_task")
+    alike = related.Source(XS := rng.random((30, 2)), f(XS) + 5.0)
+    unlike = related.Source(XS, -3 * f(XS) + rng.standard_normal(30))
+    from star.surrogate.posterior import fit
+
+    alone = fit(Observations(X, f(X)), False).predict(held)[0]
+    joined, kept = related.contextual(Observations(X, f(X)), [alike, unlike], False)
+    assert kept == [0]
+    both = fit(joined, False).predict(related.widen(held, 1, False))[0]
+    assert np.abs(both - f(held)).mean() < 0.5 * np.abs(alone - f(held)).mean()
+    assert related.widen(np.array([[0.1, 1.0]]), 2, True, 1).tolist() == [[0.1, 0.0, 1.0, 1.0]]

@@ -21,11 +21,11 @@ from star.cost import costs
 from star.engine import InProcess
 from star.errors import RunFailed, UserError
 from star.genome import from_json
-from star.refine.analysis import everything_seen, ols_hc3, planner_of, regression
 from star.refine.coordinator import choose_members, refine
 from star.refine.settings import RefineSettings
 from star.report.page import write_page
 from star.report.refinement import refinement_json, refinement_lines, refinement_table
+from star.report.setting_effects import everything_seen, ols_hc3, planner_of, regression
 from star.run import Run
 from star.store import CandidateFiles, RunLock, Store, read_events
 from star.store.files import WEIGHTS, write_atomically
@@ -34,7 +34,7 @@ BEST_RATE = 0.009  # of the landscape; the run's recipe has 0.004
 
 
 def landscape(job: dict, report) -> dict:
-    """A bowl in the learning rate, a bonus for Muon, a loss that falls with size and tokens, and noise from the seed."""
+    """A bowl in the learning rate, a bonus for Muon, a loss that falls with size and tokens, and seed noise."""
     recipe, cost = job["recipe"], costs(from_json(job["genome"]), 256, 4096)
     loss = 3.0 - 0.1 * math.log10(1 + cost.backbone_parameters) - 0.05 * math.log10(1 + cost.cache_bytes)
     loss += 0.04 * math.log2(recipe["learning_rate"] / BEST_RATE) ** 2 - 0.05 * (recipe["optimizer"] == "muon")

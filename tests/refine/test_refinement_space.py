@@ -15,10 +15,8 @@ from star.errors import UserError
 from star.genome import Genome, OperatorSpace, Space, from_json, load_genome, resolve, to_json
 from star.genome.genome import Gene
 from star.model import build
-from star.refine.candidates import KINDS
-from star.refine.edits import edits
-from star.refine.encode import DESCRIPTORS, Encoder, Setup, describe
-from star.refine.neighbourhood import Neighbourhood, Seen
+from star.refine.candidates import DESCRIPTORS, Encoder, Seen, Setup, around, describe
+from star.refine.edits import KINDS, edits
 from star.refine.recipe_space import RATE_OF_BATCH, recipe_space, settings_text
 from star.training.recipe import Recipe
 
@@ -247,23 +245,23 @@ def test_descriptors_tell_genomes_apart_and_the_expected_loss_follows_the_search
     assert np.corrcoef(ahead, [costs(g).parameters for g in fresh])[0, 1] > 0.8
 
 
-def test_a_neighbourhood_is_the_same_at_every_call_and_within_its_radius():
+def test_the_candidates_around_a_member_are_the_same_at_every_call_and_few_edits_away():
     member = Setup("m", genomes(1)[0], SPACE.base)
-    near = Neighbourhood(SPACE, GENOMES)
     edit = edits(member.genome, GENOMES)[5]
+    once = member.edited(edit)
     seen = [
         Seen(member, 1.0, 2.0),
-        Seen(member.edited(edit), 1.0, 1.9),
+        Seen(once, 1.0, 1.9),
         Seen(member.with_settings(SPACE.base | {"learning_rate": 0.01}), 0.25, None),
     ]
 
-    def draw(radius, change="both"):
-        return Neighbourhood(SPACE, GENOMES, change).around(member, seen, [], radius, np.random.default_rng(4))
+    def found(change="both"):
+        return around(member, seen, [], SPACE, GENOMES, change, np.random.default_rng(4))
 
-    found = near.around(member, seen, [], 2, np.random.default_rng(4))
-    assert [s.key for s in found] == [s.key for s in draw(2)] and len({s.key for s in found}) == len(found)
-    assert {s.key for s in found} >= {x.setup.key for x in seen}, "what was tried may go on"
-    assert {len(s.edits) for s in found} == {0, 1, 2} and {len(s.edits) for s in draw(1)} == {0, 1}
-    assert {s.genome.id for s in draw(2, "recipes")} == {member.genome.id, seen[1].setup.genome.id}
-    assert all(s.settings in (SPACE.base, seen[2].setup.settings) for s in draw(2, "edits"))
-    assert math.isclose(np.mean([bool(s.edits) for s in found]), 0.6, abs_tol=0.35)
+    both = found()
+    assert [s.key for s in both] == [s.key for s in found()] and len({s.key for s in both}) == len(both)
+    assert {s.key for s in both} >= {x.setup.key for x in seen}, "candidates that were tried may continue"
+    assert {len(s.edits) for s in both} == {0, 1, 2}
+    assert {s.genome.id for s in found("recipes")} == {member.genome.id, seen[1].setup.genome.id}
+    assert all(s.settings in (SPACE.base, seen[2].setup.settings) for s in found("edits"))
+    assert math.isclose(np.mean([bool(s.edits) for s in both]), 0.6, abs_tol=0.35)

@@ -13,8 +13,7 @@ from scipy.stats import t as student
 
 from star.config import RunConfig
 from star.genome import Space
-from star.refine.encode import Setup
-from star.refine.neighbourhood import Seen
+from star.refine.candidates import Seen, Setup
 from star.refine.planner import Planner
 from star.refine.results import Refined
 from star.search.jobs import Candidates
