@@ -3,7 +3,7 @@
 Imports `star.liv` and `star.errors` only. Read `genome.py`, then `plan.py`.
 """
 
-from star.genome.classes import PAPER_CLASSES, POOL, PoolClass, operator
+from star.genome.classes import PAPER_CLASSES, POOL, PoolClass, operator, register_family
 from star.genome.codec import NamedGenome, from_json, parse_text, read_json, to_json
 from star.genome.genome import NORMS, RESIDUALS, Gene, Genome
 from star.genome.library import find_genome, list_genomes, load_genome
@@ -14,6 +14,30 @@ from star.genome.space import Space
 from star.genome.table import gene_table
 
 __all__ = [
-    "BlockConfig", "Gene", "Genome", "Layer", "NORMS", "NamedGenome", "OperatorSpace", "PAPER_CLASSES", "POOL", "Plan", "PoolClass", "RESIDUALS", "Space",
-    "find_genome", "from_json", "gene_table", "list_genomes", "load_genome", "operator", "parse_text", "read_json", "repair", "resolve", "space_from_json", "to_json",
-]  # fmt: skip
+    "BlockConfig",
+    "Gene",
+    "Genome",
+    "Layer",
+    "NORMS",
+    "NamedGenome",
+    "OperatorSpace",
+    "PAPER_CLASSES",
+    "POOL",
+    "Plan",
+    "PoolClass",
+    "RESIDUALS",
+    "Space",
+    "find_genome",
+    "from_json",
+    "gene_table",
+    "list_genomes",
+    "load_genome",
+    "operator",
+    "parse_text",
+    "read_json",
+    "register_family",
+    "repair",
+    "resolve",
+    "space_from_json",
+    "to_json",
+]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from star.errors import UserError
-from star.liv import ABSENT, FAMILIES, FeatureGenes, LIVConfig, Operator, OperatorGenes
+from star.liv import ABSENT, FAMILIES, Family, FeatureGenes, LIVConfig, Operator, OperatorGenes
 
 # Which family of feature groups a featurizer class (first gene of the operator genome) has.
 FEATURIZERS = {
@@ -27,6 +27,18 @@ FEATURIZERS = {
     9: "memoryless",
     10: "elementwise",
 }
+
+
+def register_family(featurizer: int, family: Family) -> None:
+    """Make a family of operators from outside the package known. featurizer: the first gene of its operators, 11 or more.
+
+    Raises UserError if the number or the name is taken by another family.
+    """
+    if FEATURIZERS.get(featurizer, family.name) != family.name or featurizer < 1:
+        raise UserError(f"featurizer {featurizer} is that of {FEATURIZERS.get(featurizer)}; choose a number above 10")
+    if family.name in FAMILIES and FAMILIES[family.name] is not family and family.name not in FEATURIZERS.values():
+        raise UserError(f"there is a family {family.name!r} already; choose another name")
+    FAMILIES[family.name], FEATURIZERS[featurizer] = family, family.name
 
 
 @dataclass(frozen=True)

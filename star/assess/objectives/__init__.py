@@ -1,4 +1,7 @@
-"""Objectives: each file here defines one, as `OBJECTIVE`, and is known by its file name."""
+"""Objectives: each file here defines one, as `OBJECTIVE`, and is known by its file name.
+
+An objective of your own needs no file here: name it "module:NAME", for an `Objective` called NAME in an importable module.
+"""
 
 import importlib
 import math
@@ -38,15 +41,29 @@ class Objective:
 
 
 def objective_names() -> list[str]:
+    """Names of the objectives that come with the package."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
 def load_objectives(names: Sequence[str]) -> tuple[Objective, ...]:
-    """Raises UserError for an unknown or repeated name."""
-    legal = objective_names()
-    for name in names:
-        if name not in legal:
-            raise UserError(f"objectives.names holds {name!r}; it may hold {', '.join(legal)}")
-    if not names or len(set(names)) != len(names):
+    """The objectives with these names. Raises UserError for an unknown or repeated name."""
+    found = tuple(_load(name) for name in names)
+    if not found or len({objective.name for objective in found}) != len(found):
         raise UserError(f"objectives.names is {', '.join(names) or 'empty'}; give at least one objective, each once")
-    return tuple(importlib.import_module(f"{__name__}.{name}").OBJECTIVE for name in names)
+    return found
+
+
+def _load(name: str) -> Objective:
+    module, _, attribute = name.partition(":")
+    if attribute:
+        try:
+            found = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"objectives.names holds {name!r}, which cannot be imported: {error}") from None
+        if not isinstance(found, Objective):
+            raise UserError(f"objectives.names holds {name!r}, which is not a star.assess.Objective")
+        return found
+    legal = objective_names()
+    if name not in legal:
+        raise UserError(f"objectives.names holds {name!r}; it may hold {', '.join(legal)}, or module:NAME")
+    return importlib.import_module(f"{__name__}.{name}").OBJECTIVE

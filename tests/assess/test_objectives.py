@@ -1,0 +1,32 @@
+"""Objectives by name: those of the package, and those of a user's own module."""
+
+import sys
+
+import pytest
+
+from star.assess import Objective, load_objectives
+from star.errors import UserError
+
+
+def test_an_objective_from_a_module_of_the_user(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "from star.assess import Objective\nDEPTH = Objective('depth', 'LIVs', 'depth', lambda c: 3.0, cheap=True)\nX = 1\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    loss, depth = load_objectives(("loss", "mine:DEPTH"))
+    assert isinstance(depth, Objective) and depth.name == "depth" and loss.name == "loss"
+    for name, why in (
+        ("mine:X", "not a star.assess.Objective"),
+        ("mine:Y", "no attribute"),
+        ("nothing:X", "No module"),
+    ):
+        with pytest.raises(UserError, match=why):
+            load_objectives((name,))
+    with pytest.raises(UserError, match="each once"):
+        load_objectives(("mine:DEPTH", "mine:DEPTH"))
+    sys.modules.pop("mine")
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(UserError, match=r"'speed'; it may hold cache, flops, loss, mad, parameters, or module:NAME"):
+        load_objectives(("speed",))
