@@ -21,6 +21,7 @@ from star.surrogate.acquisition import log_ei, log_hypervolume_gain, log_rate, r
 from star.surrogate.posterior import SAMPLES, Averaged, Observations, condition, fit, whitened
 
 LEAST_SHARE = 0.01  # of a full training: fidelity coordinate 0
+CANDIDATES = 6  # of each member at each fidelity in simulations; the policy chooses among the first of each
 
 
 def fidelity_coordinate(share: np.ndarray | float) -> np.ndarray:
@@ -202,7 +203,7 @@ class Belief:
         for member in np.unique(pool.member):
             for j in range(k):
                 group = np.flatnonzero(np.repeat(pool.member == member, k) & (np.arange(len(scores)) % k == j) & legal)
-                groups.append(group[np.argsort(-scores[group], kind="stable")][:2])
+                groups.append(group[np.argsort(-scores[group], kind="stable")][:CANDIDATES])
         actions = np.unique(np.concatenate([*groups, *(self.own[group] for group in groups)])).astype(int)
         at = {int(action): i for i, action in enumerate(actions)}
         options = sorted({at[int(group[0])] for group in groups if len(group)}, key=lambda i: -scores[actions[i]])
