@@ -321,6 +321,18 @@ def _settings(config: RunConfig) -> list[tuple[str, dataclasses.Field, Any]]:
     return [row for row in rows if row[0] != "training.seed"]
 
 
+def settings_table(config: RunConfig) -> list[tuple[str, str, str, str]]:
+    """Every setting as (dotted key, value, legal values, meaning), for the documentation."""
+    rows = []
+    for key, field_, value in _settings(config):
+        low, high, choices = (field_.metadata.get(name) for name in ("low", "high", "choices"))
+        bounds = [f"at least {low:g}"] if low is not None and math.isfinite(low) else []
+        bounds += [f"at most {high:g}"] if high is not None and math.isfinite(high) else []
+        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        rows.append((key, text, ", ".join(choices or bounds), field_.metadata.get("doc", "")))
+    return rows
+
+
 def _build(flat: Mapping[str, Any]) -> RunConfig:
     """The configuration with these values, each converted to the type its field declares."""
     sections: dict[str, Any] = {}
