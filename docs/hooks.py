@@ -9,7 +9,7 @@ import click
 import typer
 
 from star.cli import app
-from star.config import PRESETS, RunConfig, settings_table
+from star.config import PRESETS, describe
 from star.cost import costs
 from star.genome import POOL, gene_table, list_genomes, load_genome
 
@@ -53,10 +53,12 @@ def commands() -> str:
 
 def settings() -> str:
     """Every setting of a run."""
-    return table(
-        ("setting", "default", "legal", "meaning"),
-        [(f"`{key}`", f"`{default}`", legal, doc) for key, default, legal, doc in settings_table(RunConfig())],
-    )
+    rows = []
+    for row in describe():
+        value = row["default"]
+        shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
+        rows.append((f"`{row['key']}`", f"`{shown}`" if shown != "" else "", row["legal"], row["doc"]))
+    return table(("setting", "default", "legal", "meaning"), rows)
 
 
 def presets() -> str:

@@ -6,12 +6,18 @@ __version__ = "0.4.0"
 
 # Imported when first used: `star --help` must not wait for torch.
 _HOME = {
-    "Costs": "star.cost", "costs": "star.cost",
-    "RunFailed": "star.errors", "UserError": "star.errors",
-    "Genome": "star.genome", "list_genomes": "star.genome", "load_genome": "star.genome",
-    "LanguageModel": "star.model", "build": "star.model",
-    "Run": "star.run", "load": "star.export",
-}  # fmt: skip
+    "Costs": "star.cost",
+    "costs": "star.cost",
+    "RunFailed": "star.errors",
+    "UserError": "star.errors",
+    "Genome": "star.genome",
+    "list_genomes": "star.genome",
+    "load_genome": "star.genome",
+    "LanguageModel": "star.model",
+    "build": "star.model",
+    "Run": "star.run",
+    "load": "star.export",
+}
 __all__ = sorted(_HOME)
 
 

@@ -1,11 +1,11 @@
-"""Every setting of a run: its default, its legal range and what it is for, in one place.
+"""Every setting of a run: default, legal range and meaning.
 
     config = load_config("smoke", overrides={"seed": 1, "search.population": 6})
     config.search.population, config.to_json(), RunConfig.from_json(data)
 
 A preset gives every setting; a TOML file (`[search]` / `population = 6`) and then overrides (dotted keys) change
-some. The resolved configuration is stored with the run. Settings marked `resumable` may change when a stopped run
-is continued; all others decide what the run's results are.
+some. The resolved configuration is stored with the run. Settings marked `resumable` may change when a run is
+resumed; all others determine its results.
 """
 
 import dataclasses
@@ -31,81 +31,87 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class SpaceConfig:
-    slots: int = setting(6, "LIV slots: the greatest depth of a genome", 1, 512)
-    d_models: tuple[int, ...] = setting((64,), "legal widths of the residual stream", 1)
+    slots: int = setting(6, "LIV slots: the maximum depth of a genome", 1, 512)
+    d_models: tuple[int, ...] = setting((64,), "allowed widths of the residual stream", 1)
     head_dim: int = setting(16, "width of an attention or recurrence head", 2)
-    classes: tuple[int, ...] = setting((), "operator classes by pool id, 0 for an empty slot; empty: the paper's 17", 0)
+    classes: tuple[int, ...] = setting(
+        (), "allowed operator classes by number, 0 for an empty slot; none given: the paper's 17", 0
+    )
     level: str = setting(
         "backbone",
-        "what evolves. backbone: LIVs of the fixed pool; operator: also operators that LIVs may name",
+        "what evolves. backbone: LIVs from the fixed pool; operator: the operators too",
         choices=("backbone", "operator"),
     )
-    evolved: int = setting(4, "operators that are part of each genome, at level operator", 1, 64)
+    evolved: int = setting(4, "operators in each genome, at level operator", 1, 64)
     sharing: bool = setting(True, "LIVs may share featurizer weights and computed features")
-    norms: tuple[int, ...] = setting((1,), "legal normalisation schemes", 1)
-    residuals: tuple[int, ...] = setting((1,), "legal residual schemes", 1)
+    norms: tuple[int, ...] = setting((1,), "allowed normalisation schemes", 1)
+    residuals: tuple[int, ...] = setting((1,), "allowed residual schemes", 1)
 
 
 @dataclass(frozen=True)
 class SearchConfig:
     algorithm: str = setting("nsga2", "search algorithm: a file in star/search/algorithms")
-    population: int = setting(8, "genomes of the initial population", 2, 100_000)
-    parents: int = setting(32, "genomes that survive as possible parents; 0: as many as the population", 0, 100_000)
-    generations: int = setting(9, "generations, the initial population included", 1, resumable=True)
-    offspring: int = setting(4, "genomes trained per generation after the first; 0: as many as the population", 0)
+    population: int = setting(8, "genomes in the initial population", 2, 100_000)
+    parents: int = setting(32, "size of the parent archive; 0: the population size", 0, 100_000)
+    generations: int = setting(9, "generations, including the initial population", 1, resumable=True)
+    offspring: int = setting(4, "genomes trained per generation after the first; 0: the population size", 0)
     asynchronous: bool = setting(
-        False, "ask for a new genome whenever a worker is free: no idle workers, but not repeatable"
+        False, "propose a new genome whenever a worker is free: no idle workers, but not repeatable"
     )
     rungs: tuple[float, ...] = setting(
         (),
-        "shares of the training budget at which only the best go on (schedule wsd keeps the rate steady up to them); none: train all to the end",
+        "fractions of the training budget after which only the best continue (use schedule wsd); none: all are "
+        "trained fully",
         1e-3,
         0.999,
     )
-    promote: float = setting(0.5, "share of the candidates at a rung that go on", 0.01, 1)
+    promote: float = setting(0.5, "fraction of the candidates at a rung that continue", 0.01, 1)
     screen: int = setting(
-        32, "offspring proposed for each one trained; a surrogate chooses among them. 1: no surrogate", 1, 1000
+        32, "offspring proposed for each one trained; the surrogate chooses among them. 1: no surrogate", 1, 1000
     )
-    tournament: int = setting(2, "genomes that compete to become a parent, by rank, then crowding", 1)
+    tournament: int = setting(2, "tournament size for parent selection, by rank, then crowding distance", 1)
     crossover: str = setting(
         "kpoint",
-        "kpoint: cut by position, as the paper; aligned: where the parents' LIVs correspond",
+        "kpoint: cut by position, as in the paper; aligned: cut where the parents' LIVs correspond",
         choices=("kpoint", "aligned"),
     )
-    crossover_probability: float = setting(0.9, "share of matings that exchange genes", 0, 1)
-    crossover_points: int = setting(2, "cuts of the k-point crossover", 1)
+    crossover_probability: float = setting(0.9, "probability that two parents exchange genes", 0, 1)
+    crossover_points: int = setting(2, "cut points of the k-point crossover", 1)
     crossover_inside: bool = setting(False, "also cut inside a LIV, not only between LIVs")
     operator_generations: int = setting(
         0,
-        "generations in which only operators mutate (level operator); then only backbones do. 0: both at all times",
+        "first generations in which only operators mutate (level operator); later only backbones do. 0: both always",
         0,
     )
-    mutation_probability: float = setting(0.1, "probability that a gene is re-sampled among its legal values", 0, 1)
-    link_probability: float = setting(0.2, "share of offspring in which two LIVs of one class are made to share", 0, 1)
-    insert_probability: float = setting(0.1, "share of offspring that get one more LIV", 0, 1)
-    delete_probability: float = setting(0.1, "share of offspring that lose a LIV", 0, 1)
-    swap_probability: float = setting(0.1, "share of offspring in which two LIVs change places", 0, 1)
-    repair: bool = setting(True, "repair what variation left invalid; without it, such offspring are lost")
+    mutation_probability: float = setting(0.1, "probability that a gene is resampled from its legal values", 0, 1)
+    link_probability: float = setting(0.2, "probability that two LIVs of one class are linked to share", 0, 1)
+    insert_probability: float = setting(0.1, "probability that a LIV is inserted", 0, 1)
+    delete_probability: float = setting(0.1, "probability that a LIV is deleted", 0, 1)
+    swap_probability: float = setting(0.1, "probability that two LIVs are exchanged", 0, 1)
+    repair: bool = setting(True, "repair invalid offspring; otherwise they are discarded")
     seeds: tuple[str, ...] = setting(
-        (), "genomes (names, files or text) in the initial population, scaled to the space"
+        (), "genomes (names, files or text) to include in the initial population, scaled to the space"
     )
     baselines: tuple[str, ...] = setting(
-        ("transformer++", "lfm2-350m"), "genomes trained alike for comparison, scaled to the space; never evolved"
+        ("transformer++", "lfm2-350m"),
+        "genomes trained under the same recipe for comparison, scaled to the space; they do not evolve",
     )
 
 
 @dataclass(frozen=True)
 class ObjectivesConfig:
     names: tuple[str, ...] = setting(
-        ("loss", "parameters", "cache"), "what to minimise: files in star/assess/objectives"
+        ("loss", "parameters", "cache"), "what to minimise: names of star/assess/objectives, or module:NAME"
     )
     cache_tokens: int = setting(4096, "context length at which the cache is measured, in tokens", 1)
-    max_parameters: int = setting(0, "no genome with more parameters is trained; 0: no bound", 0)
-    max_cache: int = setting(0, "no genome with a larger cache (bytes) is trained; 0: no bound", 0)
-    max_flops: int = setting(0, "no genome with more training FLOPs per token is trained; 0: no bound", 0)
-    max_mad: float = setting(0.0, "bound on the mean error on synthetic tasks, checked after training; 0: none", 0, 1)
+    max_parameters: int = setting(0, "upper bound on parameters, checked before training; 0: none", 0)
+    max_cache: int = setting(0, "upper bound on the cache in bytes, checked before training; 0: none", 0)
+    max_flops: int = setting(0, "upper bound on training FLOPs per token, checked before training; 0: none", 0)
+    max_mad: float = setting(
+        0.0, "upper bound on the mean error on synthetic tasks, checked after training; 0: none", 0, 1
+    )
     mad_tokens: int = setting(
-        200_000, "tokens to train on for each synthetic task, where an objective or a bound asks for them", 1
+        200_000, "training tokens for each synthetic task, if an objective or bound needs them", 1
     )
 
 
@@ -116,23 +122,23 @@ class EngineConfig:
         "", 'Ray cluster: "auto" or HOST:PORT; empty: RAY_ADDRESS, else one on this machine', resumable=True
     )
     workers: int = setting(
-        0, "candidates trained at one time; 0: as many as CPU cores or GPUs hold", 0, 4096, resumable=True
+        0, "candidates trained at the same time; 0: as many as CPU cores or GPUs allow", 0, 4096, resumable=True
     )
     workers_per_gpu: int = setting(
-        0, "candidates that share a GPU; 0: as many as the size of the largest genome suggests", 0, 64, resumable=True
+        0, "candidates that share a GPU; 0: estimated from the largest genome", 0, 64, resumable=True
     )
-    threads: int = setting(1, "CPU threads of each worker; another number rounds differently", 1, 1024)
-    timeout: float = setting(600.0, "seconds after which a candidate is given up; 0: never", 0, resumable=True)
+    threads: int = setting(1, "CPU threads of each worker; results depend on it in the last digits", 1, 1024)
+    timeout: float = setting(600.0, "time limit of a candidate in seconds; 0: none", 0, resumable=True)
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """All settings of a run. Section `training` is `star.training.Recipe`; its seed is derived per candidate."""
 
-    preset: str = setting("laptop", "the preset that the other settings started from")
-    seed: int = setting(0, "the one seed from which every random choice follows", 0, 2**63 - 1)
-    evaluation: str = setting("training", "what gives a candidate its loss: a module of star/assess/evaluations")
-    keep: str = setting("front", "whose weights stay on the disk", choices=("front", "all", "none"), resumable=True)
+    preset: str = setting("laptop", "the preset that gave the other settings")
+    seed: int = setting(0, "random seed", 0, 2**63 - 1)
+    evaluation: str = setting("training", "how a candidate is measured: a module of star/assess/evaluations")
+    keep: str = setting("front", "whose weights are kept", choices=("front", "all", "none"), resumable=True)
     journal: str = setting(
         "wal", 'SQLite journal; "delete" on a network file system', choices=("wal", "delete"), resumable=True
     )
@@ -160,7 +166,7 @@ class RunConfig:
 
     @property
     def candidates(self) -> int:
-        """Genomes that the search proposes in all, baselines apart."""
+        """Genomes that the search proposes, without baselines."""
         return self.search.population + (self.search.generations - 1) * self.offspring
 
     def replace(self, changes: Mapping[str, Any]) -> "RunConfig":
@@ -286,16 +292,16 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 
 
 def describe() -> list[dict[str, Any]]:
-    """Every setting as a row (key, default, doc, resumable), for help texts and documentation."""
-    return [
-        {
-            "key": key,
-            "default": value,
-            "doc": f.metadata.get("doc", ""),
-            "resumable": f.metadata.get("resumable", False),
-        }
-        for key, f, value in _settings(RunConfig())
-    ]
+    """Every setting as a row (key, default, legal, doc, resumable), for help texts and documentation."""
+    rows = []
+    for key, f, value in _settings(RunConfig()):
+        low, high, choices = (f.metadata.get(name) for name in ("low", "high", "choices"))
+        bounds = [f"at least {low:g}"] if low is not None and math.isfinite(low) else []
+        bounds += [f"at most {high:g}"] if high is not None and math.isfinite(high) else []
+        doc, resumable = f.metadata.get("doc", ""), f.metadata.get("resumable", False)
+        legal = ", ".join(choices or bounds)
+        rows.append({"key": key, "default": value, "legal": legal, "doc": doc, "resumable": resumable})
+    return rows
 
 
 def diff(a: RunConfig, b: RunConfig, resumable: bool = False) -> list[tuple[str, Any, Any]]:
@@ -319,18 +325,6 @@ def _settings(config: RunConfig) -> list[tuple[str, dataclasses.Field, Any]]:
         else:
             rows.append((f.name, f, value))
     return [row for row in rows if row[0] != "training.seed"]
-
-
-def settings_table(config: RunConfig) -> list[tuple[str, str, str, str]]:
-    """Every setting as (dotted key, value, legal values, meaning), for the documentation."""
-    rows = []
-    for key, field_, value in _settings(config):
-        low, high, choices = (field_.metadata.get(name) for name in ("low", "high", "choices"))
-        bounds = [f"at least {low:g}"] if low is not None and math.isfinite(low) else []
-        bounds += [f"at most {high:g}"] if high is not None and math.isfinite(high) else []
-        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        rows.append((key, text, ", ".join(choices or bounds), field_.metadata.get("doc", "")))
-    return rows
 
 
 def _build(flat: Mapping[str, Any]) -> RunConfig:

@@ -73,7 +73,7 @@ class Run:
         """The front member nearest to the ideal point, each objective scaled to the front's own range."""
         members = self.front()
         if not members:
-            raise UserError(f"{self.path} has no finished candidate yet; star status {self.path} shows how far it is")
+            raise UserError(f"{self.path} has no finished candidate yet; star status {self.path} shows its progress")
         columns = list(zip(*(self._front([]).scaled(c.objectives) for c in members), strict=True))
         spans = [(min(column), (max(column) - min(column)) or 1.0) for column in columns]
         distance = [
@@ -84,7 +84,7 @@ class Run:
 
     @property
     def reference(self) -> dict[str, float] | None:
-        """The fixed hypervolume reference by objective, in its own unit; None until the first generation is complete."""
+        """The fixed hypervolume reference by objective (own units); None until the first generation is complete."""
         frame = self._frame
         return frame and {o.name: o.unscaled(frame.reference[o.name]) for o in self.objectives}
 
@@ -196,7 +196,7 @@ class Run:
         return found
 
     def status(self) -> dict:
-        """Counts by outcome, progress, what runs now, and the time that is left (seconds; None if it cannot be told)."""
+        """Counts by outcome, progress, running candidates, and the time left (seconds; None if unknown)."""
         record, candidates = self._record, self._candidates
         counts = {
             status: sum(c.status == status for c in candidates)

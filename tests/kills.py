@@ -76,7 +76,7 @@ class Fuse:
 
 
 def session(path: Path, settings, slots: int, k: float = float("inf"), function: str = "jobs:counted") -> None:
-    """One call of `evolve`, to be run in a child. Leaves the number of boundaries it passed in a file beside the run."""
+    """One call of `evolve`, to be run in a child. Writes the number of boundaries it passed beside the run."""
     fuse = Fuse(k)
     fuse.install()
     evolve(path, settings, engine=InProcess(function, slots=slots))

@@ -467,7 +467,8 @@ def main() -> None:
         print(line, flush=True)
 
     show(
-        f"width {args.width}, {args.seq_len} tokens, batch {args.batch}, {setting.dtype}, {device}, torch {torch.__version__}\n"
+        f"width {args.width}, {args.seq_len} tokens, batch {args.batch}, {setting.dtype}, {device}, torch "
+        f"{torch.__version__}\n"
     )
     show(f"{'operator':22}{'what':20}{'peer':42}{'ours ms':>9}{'peer ms':>9}   peer / ours")
     rows: list[Row] = []
@@ -476,7 +477,8 @@ def main() -> None:
             rows.append(row)
             slower = "  slower" if row.ratio < 0.95 else ""
             show(
-                f"{row.operator:22}{row.what:20}{row.peer:42}{row.ours_ms:9.2f}{row.peer_ms:9.2f}   {row.ratio:.2f} [{row.low:.2f}, {row.high:.2f}]{slower}"
+                f"{row.operator:22}{row.what:20}{row.peer:42}{row.ours_ms:9.2f}{row.peer_ms:9.2f}   {row.ratio:.2f} "
+                f"[{row.low:.2f}, {row.high:.2f}]{slower}"
             )
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / f"operators-{args.device}-d{args.width}-t{args.seq_len}{'-compiled' if args.compile else ''}.json"

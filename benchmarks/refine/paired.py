@@ -16,12 +16,17 @@ def mean_difference(a: np.ndarray, b: np.ndarray) -> dict[str, float | int]:
     low, high = bca(d)
     same = bool(np.ptp(d) == 0)
     return {
-        "n": len(d), "mean": float(d.mean()), "low": low, "high": high,
+        "n": len(d),
+        "mean": float(d.mean()),
+        "low": low,
+        "high": high,
         "t_p": 1.0 if same else float(stats.ttest_1samp(d, 0.0).pvalue),
         "wilcoxon_p": 1.0 if not d.any() else float(stats.wilcoxon(d, zero_method="pratt").pvalue),
         "dz": 0.0 if same else float(d.mean() / d.std(ddof=1)),
-        "better": int((d < 0).sum()), "worse": int((d > 0).sum()), "ties": int((d == 0).sum()),
-    }  # fmt: skip
+        "better": int((d < 0).sum()),
+        "worse": int((d > 0).sum()),
+        "ties": int((d == 0).sum()),
+    }
 
 
 def bca(values: np.ndarray, statistic: Callable = np.mean, n: int = 4000) -> tuple[float, float]:

@@ -9,7 +9,8 @@ trial at a cheaper fidelity costs its share of the tokens; a configuration propo
 the same initial configurations of a seed:
     random; TPE and GPSampler (Optuna, defaults but for the shorter start, nearest row of the table); ASHA (asynchronous
     halving of random configurations, one worker); RL only (a REINFORCE controller over the settings, no model); BO
-    (this package's GP and log EI, full trainings alone); BO + rate (fidelities by rate of gain); where tables hold several model sizes: BO + rule (rate; learning rate and batch relative
+    (this package's GP and log EI, full trainings alone); BO + rate (fidelities by rate of gain); where tables hold
+    several model sizes: BO + rule (rate; learning rate and batch relative
     to a rule that is fitted on the other sizes, whose choice is the first trial), GPSampler + rule (the same first
     trial), BO + transfer (BO + rule with 24 results of the next smaller size, which are taken as had: no cost), and
     both with full trainings alone; BO + RL gated: the policy on top of BO + rule, or of BO where there is
@@ -91,7 +92,7 @@ class Run:
         return loss
 
     def recommend(self, i: int | None = None) -> None:
-        """After a trial: configuration i, or the best full trial so far, or the best at the highest fidelity there is."""
+        """After a trial: configuration i, or the best full trial so far, or the best at the highest fidelity."""
         if i is None:
             top = max(j for _, j, _ in self.trials)
             i = min((loss, c) for c, j, loss in self.trials if j == top)[1]
@@ -201,7 +202,7 @@ def controller(run: Run, rate: float = 0.15) -> None:
 
 def bayes(
     fidelities: bool = False, rl: bool = False, use_rule: bool = False, transfer: bool = False, stops: bool = False
-) -> Callable[[Run], None]:  # fmt: skip
+) -> Callable[[Run], None]:
     """This package. fidelities: cheap trials too; rl: the policy; use_rule: relative inputs, first trial by the
     rule; stops: at a price.
     """
@@ -332,9 +333,15 @@ def execute(task: str, arm: str, seed: int) -> dict:
     run, started = Run(load(task), seed), time.perf_counter()
     ARMS[arm](run)
     return {
-        "task": task, "arm": arm, "seed": seed, "cost": [round(c, 4) for c, _ in run.curve], "loss": [round(float(run.task.full[i]), 6) for _, i in run.curve],
-        "predicted": [[round(float(v), 6) for v in row] for row in run.predicted], "log": run.log, "seconds": round(time.perf_counter() - started, 2),
-    }  # fmt: skip
+        "task": task,
+        "arm": arm,
+        "seed": seed,
+        "cost": [round(c, 4) for c, _ in run.curve],
+        "loss": [round(float(run.task.full[i]), 6) for _, i in run.curve],
+        "predicted": [[round(float(v), 6) for v in row] for row in run.predicted],
+        "log": run.log,
+        "seconds": round(time.perf_counter() - started, 2),
+    }
 
 
 def main() -> None:

@@ -29,10 +29,21 @@ PLACES = {
     "when to stop": ("BO + RL, stopping", "BO, stopping", "utility"),
 }
 COLORS = {
-    "random": "#999999", "TPE": "#e69f00", "GPSampler": "#56b4e9", "ASHA": "#009e73", "RL only": "#cc79a7", "BO": "#0072b2", "BO + KG": "#b8a000",
-    "BO + rate": "#7f5fc0", "BO + rule": "#5c3a21", "GPSampler + rule": "#8fd0f0",  "BO + RL gated": "#d00000", "BO + transfer": "black",
-    "BO + rule, full": "#c0a080", "BO + transfer, full": "#606060",
-}  # fmt: skip
+    "random": "#999999",
+    "TPE": "#e69f00",
+    "GPSampler": "#56b4e9",
+    "ASHA": "#009e73",
+    "RL only": "#cc79a7",
+    "BO": "#0072b2",
+    "BO + KG": "#b8a000",
+    "BO + rate": "#7f5fc0",
+    "BO + rule": "#5c3a21",
+    "GPSampler + rule": "#8fd0f0",
+    "BO + RL gated": "#d00000",
+    "BO + transfer": "black",
+    "BO + rule, full": "#c0a080",
+    "BO + transfer, full": "#606060",
+}
 
 
 def report(runs: list[dict], out: Path, device: str) -> None:
@@ -54,10 +65,12 @@ def report(runs: list[dict], out: Path, device: str) -> None:
         task = load(name)
         lines += [
             "",
-            f"{name}: {len(task.full)} configurations, budget {task.budget:g} full trainings; regret 0 = best, 100 = median of the table",
+            f"{name}: {len(task.full)} configurations, budget {task.budget:g} full trainings; regret 0 = best, 100 "
+            "= median of the table",
         ]
         lines.append(
-            f"{'arm':18s} {'seeds':>5s} {'area under regret [95 %]':>28s} {'IQM':>6s} {'final':>6s} {'to best 1 % (never)':>20s} {f'to regret {NEAR:g}':>14s} {'s/run':>6s}"
+            f"{'arm':18s} {'seeds':>5s} {'area under regret [95 %]':>28s} {'IQM':>6s} {'final':>6s} "
+            f"{'to best 1 % (never)':>20s} {f'to regret {NEAR:g}':>14s} {'s/run':>6s}"
         )
         facts["tasks"][name] = {}
         for arm in arms:
@@ -74,7 +87,8 @@ def report(runs: list[dict], out: Path, device: str) -> None:
                 "never": never,
             } | means
             lines.append(
-                f"{arm:18s} {len(mine):5d} {f'{area.mean():.1f} [{low:.1f}, {high:.1f}]':>28s} {interquartile_mean(area):6.1f} {means['final']:6.1f} "
+                f"{arm:18s} {len(mine):5d} {f'{area.mean():.1f} [{low:.1f}, {high:.1f}]':>28s} "
+                f"{interquartile_mean(area):6.1f} {means['final']:6.1f} "
                 f"{'{:.1f} ({})'.format(means['to_best'], never):>20s} {means['to_near']:14.1f} {means['seconds']:6.1f}"
             )
     for part in (comparisons, goals, places, policy_facts, calibration_facts):
@@ -100,10 +114,17 @@ def measures(name: str, arm: str, seed: int, run: dict) -> dict:
         return float(cost[full[0]]) if full else task.budget + 1.0
 
     return {
-        "task": name, "arm": arm, "seed": seed, "area": float(on_grid(task, cost, regret).mean()), "final": float(regret[-1]),
-        "to_best": until(task.regret(task.target)), "to_near": until(NEAR), "seconds": run["seconds"],
-        "spent": float(cost[-1]), "utility": float(regret[-1]) + PRICE * float(cost[-1]),
-    }  # fmt: skip
+        "task": name,
+        "arm": arm,
+        "seed": seed,
+        "area": float(on_grid(task, cost, regret).mean()),
+        "final": float(regret[-1]),
+        "to_best": until(task.regret(task.target)),
+        "to_near": until(NEAR),
+        "seconds": run["seconds"],
+        "spent": float(cost[-1]),
+        "utility": float(regret[-1]) + PRICE * float(cost[-1]),
+    }
 
 
 def on_grid(task, cost: np.ndarray, regret: np.ndarray) -> np.ndarray:
@@ -120,7 +141,7 @@ def pairs(rows: list[dict], a: str, b: str, key: str) -> tuple[np.ndarray, np.nd
 
 
 def comparisons(rows: list[dict], by: dict) -> tuple[list[str], dict]:
-    """Every arm against BO, paired by task and seed, p adjusted; analysis of variance of the arms that all tasks have."""
+    """Every arm against BO, paired by task and seed, p adjusted; analysis of variance of the common arms."""
     arms = [arm for arm in COLORS if arm != ALONE and len(pairs(rows, arm, ALONE, "area")[0]) > 1]
     found = {}
     for arm in [*arms, STAR]:
@@ -133,7 +154,8 @@ def comparisons(rows: list[dict], by: dict) -> tuple[list[str], dict]:
     for arm, r in found.items():
         p = f"t p {r.get('t_p_holm', r['t_p']):.1e}  Wilcoxon p {r.get('wilcoxon_p_holm', r['wilcoxon_p']):.1e}"
         lines.append(
-            f"{arm:18s} n {r['n']:4d}  {r['mean']:+7.2f} [{r['low']:+.2f}, {r['high']:+.2f}]  {p}  dz {r['dz']:+.2f}  better {r['better']} worse {r['worse']} ties {r['ties']}"
+            f"{arm:18s} n {r['n']:4d}  {r['mean']:+7.2f} [{r['low']:+.2f}, {r['high']:+.2f}]  {p}  dz "
+            f"{r['dz']:+.2f}  better {r['better']} worse {r['worse']} ties {r['ties']}"
         )
     everywhere = [arm for arm in COLORS if all(arm in arms_of for arms_of in by.values())]
     seeds = sorted(
@@ -148,7 +170,8 @@ def comparisons(rows: list[dict], by: dict) -> tuple[list[str], dict]:
         )
         for term, r in found["anova"].items():
             lines.append(
-                f"ANOVA over {len(everywhere)} arms, {len(by)} tasks, {len(seeds)} seeds: {term}: F({r['df']}, {r['df_error']}) = {r['F']:.1f}, p = {r['p']:.1e}, partial eta squared {r['eta2']:.2f}"
+                f"ANOVA over {len(everywhere)} arms, {len(by)} tasks, {len(seeds)} seeds: {term}: F({r['df']}, "
+                f"{r['df_error']}) = {r['F']:.1f}, p = {r['p']:.1e}, partial eta squared {r['eta2']:.2f}"
             )
     return lines, found
 
@@ -179,7 +202,8 @@ def goals(rows: list[dict], by: dict) -> tuple[list[str], dict]:
                 else "no earlier results, full trainings alone"
             )
             lines.append(
-                f"cost to {words}, {mine} ({what}) over its best peer, {best}: {r['ratio']:.2f} [{r['low']:.2f}, {r['high']:.2f}], goal {GOAL}: {verdict}"
+                f"cost to {words}, {mine} ({what}) over its best peer, {best}: {r['ratio']:.2f} [{r['low']:.2f}, "
+                f"{r['high']:.2f}], goal {GOAL}: {verdict}"
             )
     for mine, peer, what in (
         ("BO + rule, full", "GPSampler + rule", "both with the rule"),
@@ -189,7 +213,8 @@ def goals(rows: list[dict], by: dict) -> tuple[list[str], dict]:
         if len(a) > 1:
             r = found[f"{mine} over {peer}"] = ratio(a, b)
             lines.append(
-                f"cost to the table's best 1 %, {mine} over {peer} ({what}): {r['ratio']:.2f} [{r['low']:.2f}, {r['high']:.2f}]"
+                f"cost to the table's best 1 %, {mine} over {peer} ({what}): {r['ratio']:.2f} [{r['low']:.2f}, "
+                f"{r['high']:.2f}]"
             )
     for arm in ("BO + RL gated",):
         parts = []
@@ -206,7 +231,8 @@ def goals(rows: list[dict], by: dict) -> tuple[list[str], dict]:
         gain = "a gain" if r["high"] < 0 else "a loss" if r["low"] > 0 else "RL adds nothing that can be seen"
         found[arm] = r | {"share": share, "verdict": verdict}
         lines.append(
-            f"{arm} not worse than the same without RL (area, margin {MARGIN:.0%}): {share['mean']:+.1%} [{share['low']:+.1%}, {share['high']:+.1%}], n {r['n']}, "
+            f"{arm} not worse than the same without RL (area, margin {MARGIN:.0%}): {share['mean']:+.1%} "
+            f"[{share['low']:+.1%}, {share['high']:+.1%}], n {r['n']}, "
             f"better {r['better']} worse {r['worse']} ties {r['ties']}, t p {r['t_p']:.2f}: {verdict}; {gain}"
         )
     return lines, found
@@ -222,7 +248,10 @@ def places(rows: list[dict], by: dict) -> tuple[list[str], dict]:
         r = found[words] = mean_difference(a, b) | {"base": float(b.mean())}
         verdict = "a gain" if r["high"] < 0 else "a loss" if r["low"] > 0 else "nothing that can be seen"
         what = "area under regret" if key == "area" else f"final regret + {PRICE:g} x full trainings"
-        text = f"{words}: {what} {r['base']:.1f} without, {r['mean']:+.2f} [{r['low']:+.2f}, {r['high']:+.2f}], n {r['n']}, better {r['better']} worse {r['worse']} ties {r['ties']}, t p {r['t_p']:.2f}: {verdict}"
+        text = (
+            f"{words}: {what} {r['base']:.1f} without, {r['mean']:+.2f} [{r['low']:+.2f}, {r['high']:+.2f}], n "
+            f"{r['n']}, better {r['better']} worse {r['worse']} ties {r['ties']}, t p {r['t_p']:.2f}: {verdict}"
+        )
         if key == "utility":
             spent, spent_without, _ = pairs(rows, arm, base, "spent")
             r |= {"spent": float(spent.mean()), "spent_without": float(spent_without.mean())}
@@ -250,7 +279,8 @@ def policy_facts(rows: list[dict], by: dict) -> tuple[list[str], dict]:
         r["gain_when_acting"] = float(np.mean([s["gain"] for s in acted])) if acted else None
         found[name] = r
         lines.append(
-            f"{name:14s} gate open in {r['acts']:.1%} of {r['steps']} steps, another choice than BO's in {r['differs']:.1%}; imagined gain {r['gain']:+.5f} on average"
+            f"{name:14s} gate open in {r['acts']:.1%} of {r['steps']} steps, another choice than BO's in "
+            f"{r['differs']:.1%}; imagined gain {r['gain']:+.5f} on average"
             + (f", {r['gain_when_acting']:+.5f} where open" if acted else "")
             + f"; entropy {r['entropy']:.2f}, KL to BO {r['kl']:.4f} nats"
         )
@@ -272,14 +302,18 @@ def calibration_facts(rows: list[dict], by: dict) -> tuple[list[str], dict]:
             r = found[arm] = summary(every)
             verdict = "met" if 0.85 <= r["coverage_90"] <= 0.95 else "missed"
             cover = "  ".join(
-                f"{level} %: {r[f'coverage_{level}']:.3f} [{r[f'coverage_{level}_low']:.3f}, {r[f'coverage_{level}_high']:.3f}]"
+                f"{level} %: {r[f'coverage_{level}']:.3f} [{r[f'coverage_{level}_low']:.3f}, "
+                f"{r[f'coverage_{level}_high']:.3f}]"
                 for level in (50, 80, 90, 95)
             )
             lines.append(
-                f"{arm}: {r['n']} predictions; {cover}; goal 85-95 at 90: {verdict}; median NLL {r['nll_median']:.2f}, ENCE {r['ence']:.2f}, sd of z {r['z_sd']:.2f}, Spearman(sd, |error|) {r['sd_error']:.2f}"
+                f"{arm}: {r['n']} predictions; {cover}; goal 85-95 at 90: {verdict}; median NLL "
+                f"{r['nll_median']:.2f}, ENCE {r['ence']:.2f}, sd of z {r['z_sd']:.2f}, Spearman(sd, |error|) "
+                f"{r['sd_error']:.2f}"
             )
             lines += [
-                f"    {key[len(arm) + 2 :]}: 90 %: {v['coverage_90']:.3f} [{v['coverage_90_low']:.3f}, {v['coverage_90_high']:.3f}] of {v['n']}"
+                f"    {key[len(arm) + 2 :]}: 90 %: {v['coverage_90']:.3f} [{v['coverage_90_low']:.3f}, "
+                f"{v['coverage_90_high']:.3f}] of {v['n']}"
                 for key, v in found.items()
                 if key.startswith(f"{arm}, ") and key[len(arm) + 2 :] in by
             ]
@@ -347,7 +381,7 @@ def plots(by: dict, out: Path) -> None:
 
 
 def calibration_plot(by: dict, path: Path, plt) -> None:
-    """Nominal against observed coverage with binomial band; predicted against actual; probability integral transforms."""
+    """Nominal and observed coverage with binomial band; predicted and actual; probability integral transforms."""
     told, when = [], []
     for name, arms in by.items():
         for run in arms.get(ALONE, {}).values():

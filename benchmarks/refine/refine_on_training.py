@@ -345,11 +345,21 @@ def execute(lab: Lab, arm: str, member: str, seed: int) -> None:
         lab.value(lab.train(judge, judge.trial(next(iter(judge.members.values())), 1.0, repeat)))
         for repeat in range(FRESH)
     ]
-    lab.write({
-        "arm": arm, "member": member, "seed": seed, "spent": task.spent, "fresh": fresh, "before": before, "edits": list(chosen.edits),
-        "changed": task.planner.recipes.changed(chosen.settings), "log": getattr(task, "log", []), "cpu_seconds": round(overhead, 1),
-        "curve": [[share, loss] for _, share, loss in task.tried],
-    })  # fmt: skip
+    lab.write(
+        {
+            "arm": arm,
+            "member": member,
+            "seed": seed,
+            "spent": task.spent,
+            "fresh": fresh,
+            "before": before,
+            "edits": list(chosen.edits),
+            "changed": task.planner.recipes.changed(chosen.settings),
+            "log": getattr(task, "log", []),
+            "cpu_seconds": round(overhead, 1),
+            "curve": [[share, loss] for _, share, loss in task.tried],
+        }
+    )
 
 
 def main() -> None:
@@ -374,7 +384,8 @@ def main() -> None:
                     execute(lab, arm, member, seed)
                     row = lab.known[arm, member, seed]
                     print(
-                        f"{seed} {member} {arm:16} {np.mean(row['before']):.3f} -> {np.mean(row['fresh']):.3f}  {row['cpu_seconds']:.0f} s",
+                        f"{seed} {member} {arm:16} {np.mean(row['before']):.3f} -> {np.mean(row['fresh']):.3f}  "
+                        f"{row['cpu_seconds']:.0f} s",
                         flush=True,
                     )
     if args.report:

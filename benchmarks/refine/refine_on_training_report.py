@@ -18,9 +18,19 @@ MARGIN = 0.005  # nats: "not worse"; a sixth of the goal
 PEERS = ("TPE", "GPSampler")
 INFORMED = ("TPE + portfolio", "GPSampler + portfolio")
 COLORS = {
-    "random": "#999999", "TPE": "#e69f00", "GPSampler": "#56b4e9", "TPE + portfolio": "#b87900", "GPSampler + portfolio": "#1f6fb0", "halving": "#009e73",
-    "RL only": "#cc79a7", "BO": "#0072b2", "BO + RL gated": "#d00000", "BO + earlier": "black", "recipes": "#7f5fc0", "edits": "#5c3a21",
-}  # fmt: skip
+    "random": "#999999",
+    "TPE": "#e69f00",
+    "GPSampler": "#56b4e9",
+    "TPE + portfolio": "#b87900",
+    "GPSampler + portfolio": "#1f6fb0",
+    "halving": "#009e73",
+    "RL only": "#cc79a7",
+    "BO": "#0072b2",
+    "BO + RL gated": "#d00000",
+    "BO + earlier": "black",
+    "recipes": "#7f5fc0",
+    "edits": "#5c3a21",
+}
 
 
 def report(rows: list[dict], out: Path) -> None:
@@ -40,11 +50,13 @@ def report(rows: list[dict], out: Path) -> None:
         "arms": {},
     }
     lines = [
-        f"{len(members)} members of the front ({', '.join(members)}), seeds {sorted({seed for _, seed in tasks})}; {len(trainings)} different trainings, {facts['cpu_seconds_of_trainings']} CPU seconds"
+        f"{len(members)} members of the front ({', '.join(members)}), seeds {sorted({seed for _, seed in tasks})}; "
+        f"{len(trainings)} different trainings, {facts['cpu_seconds_of_trainings']} CPU seconds"
     ]
     lines += [
         "",
-        "loss of what an arm recommends minus that of the member under the search's recipe, nats, fresh seeds on both sides, mean [95 %]",
+        "loss of what an arm recommends minus that of the member under the search's recipe, nats, fresh seeds on "
+        "both sides, mean [95 %]",
     ]
     for arm in arms:
         values = np.array([gain[key] for key in gain if key[0] == arm])
@@ -67,7 +79,8 @@ def report(rows: list[dict], out: Path) -> None:
         }
         per = "  ".join(f"{member[:6]} {value:+.3f}" for member, value in each.items())
         lines.append(
-            f"{arm:22s} n {len(values):2d}  {values.mean():+.4f} [{low:+.4f}, {high:+.4f}]  perplexity {100 * (math.exp(values.mean()) - 1):+.1f} %   {per}"
+            f"{arm:22s} n {len(values):2d}  {values.mean():+.4f} [{low:+.4f}, {high:+.4f}]  perplexity "
+            f"{100 * (math.exp(values.mean()) - 1):+.1f} %   {per}"
         )
     for part in (comparisons, verdicts, chosen, forecasts):
         text, facts[part.__name__] = part(runs, gain, arms, tasks)
@@ -96,7 +109,8 @@ def comparisons(runs: dict, gain: dict, arms: list[str], tasks: list) -> tuple[l
     lines = [f"{STAR} minus each arm, nats, paired by member and seed; p after Holm"]
     for arm, r in found.items():
         lines.append(
-            f"{arm:22s} n {r['n']:2d}  {r['mean']:+.4f} [{r['low']:+.4f}, {r['high']:+.4f}]  t p {r['t_p_holm']:.3f}  Wilcoxon p {r['wilcoxon_p_holm']:.3f}  dz {r['dz']:+.2f}  "
+            f"{arm:22s} n {r['n']:2d}  {r['mean']:+.4f} [{r['low']:+.4f}, {r['high']:+.4f}]  t p "
+            f"{r['t_p_holm']:.3f}  Wilcoxon p {r['wilcoxon_p_holm']:.3f}  dz {r['dz']:+.2f}  "
             f"better {r['better']} worse {r['worse']} ties {r['ties']}"
         )
     members = sorted({member for member, _ in tasks})
@@ -111,7 +125,9 @@ def comparisons(runs: dict, gain: dict, arms: list[str], tasks: list) -> tuple[l
         )
         for term, r in found["anova"].items():
             lines.append(
-                f"ANOVA over {len(arms)} arms, {len(members)} members, {len(seeds)} seeds: {term.replace('task', 'member')}: F({r['df']}, {r['df_error']}) = {r['F']:.1f}, p = {r['p']:.1e}, partial eta squared {r['eta2']:.2f}"
+                f"ANOVA over {len(arms)} arms, {len(members)} members, {len(seeds)} seeds: "
+                f"{term.replace('task', 'member')}: F({r['df']}, {r['df_error']}) = {r['F']:.1f}, p = "
+                f"{r['p']:.1e}, partial eta squared {r['eta2']:.2f}"
             )
     return lines, found
 
@@ -132,7 +148,8 @@ def verdicts(runs: dict, gain: dict, arms: list[str], tasks: list) -> tuple[list
         )
         found[words] = {"mean": mean, "low": low, "high": high, "n": n, "verdict": verdict}
         lines.append(
-            f"{words}: {mean:+.4f} [{low:+.4f}, {high:+.4f}] nats ({100 * (math.exp(mean) - 1):+.1f} %), n {n}: {verdict}"
+            f"{words}: {mean:+.4f} [{low:+.4f}, {high:+.4f}] nats ({100 * (math.exp(mean) - 1):+.1f} %), n {n}: "
+            f"{verdict}"
         )
 
     own = np.array([gain[key] for key in gain if key[0] == STAR])
@@ -158,14 +175,17 @@ def verdicts(runs: dict, gain: dict, arms: list[str], tasks: list) -> tuple[list
             acted = sum(entry["source"] == "policy" for entry in acts)
             found[f"{arm} not worse than BO"] = r | {"verdict": verdict, "decisions": len(acts), "by_policy": acted}
             lines.append(
-                f"{arm} not worse than BO (margin {MARGIN} nats): {r['mean']:+.4f} [{r['low']:+.4f}, {r['high']:+.4f}], n {r['n']}: {verdict}; {words}; the policy chose {acted} of {len(acts)} trials"
+                f"{arm} not worse than BO (margin {MARGIN} nats): {r['mean']:+.4f} [{r['low']:+.4f}, "
+                f"{r['high']:+.4f}], n {r['n']}: {verdict}; {words}; the policy chose {acted} of {len(acts)} "
+                "trials"
             )
     for part in ("recipes", "edits"):
         a, b = both(gain, ALONE, part, tasks)
         if len(a) > 1:
             r = found[f"BO of both minus of {part} alone"] = mean_difference(a, b)
             lines.append(
-                f"BO of recipes and edits together minus of {part} alone: {r['mean']:+.4f} [{r['low']:+.4f}, {r['high']:+.4f}], n {r['n']}"
+                f"BO of recipes and edits together minus of {part} alone: {r['mean']:+.4f} [{r['low']:+.4f}, "
+                f"{r['high']:+.4f}], n {r['n']}"
             )
     return lines, found
 
@@ -190,7 +210,8 @@ def chosen(runs: dict, gain: dict, arms: list[str], tasks: list) -> tuple[list[s
     }
     text = ", ".join(f"{name} {value:.3g} ({n})" for name, (value, n) in found["median of those changed"].items())
     return [
-        f"what {STAR} recommends: an edit in {found['edited']}, Muon in {found['muon']} of {found['n']}; medians of what was changed (in how many): {text}"
+        f"what {STAR} recommends: an edit in {found['edited']}, Muon in {found['muon']} of {found['n']}; medians of "
+        f"what was changed (in how many): {text}"
     ], found
 
 
@@ -213,11 +234,13 @@ def forecasts(runs: dict, gain: dict, arms: list[str], tasks: list) -> tuple[lis
         verdict = "met" if 0.85 <= r["coverage_90"] <= 0.95 else "missed"
         found[arm] = r | {"verdict": verdict}
         cover = "  ".join(
-            f"{level} %: {r[f'coverage_{level}']:.3f} [{r[f'coverage_{level}_low']:.3f}, {r[f'coverage_{level}_high']:.3f}]"
+            f"{level} %: {r[f'coverage_{level}']:.3f} [{r[f'coverage_{level}_low']:.3f}, "
+            f"{r[f'coverage_{level}_high']:.3f}]"
             for level in (50, 80, 90, 95)
         )
         lines.append(
-            f"forecasts of {arm}: {r['n']}; {cover}; goal 85-95 at 90: {verdict}; mean NLL {r['nll']:.2f}, ENCE {r['ence']:.2f}, sd of z {r['z_sd']:.2f}, Spearman(sd, |error|) {r['sd_error']:.2f}"
+            f"forecasts of {arm}: {r['n']}; {cover}; goal 85-95 at 90: {verdict}; mean NLL {r['nll']:.2f}, ENCE "
+            f"{r['ence']:.2f}, sd of z {r['z_sd']:.2f}, Spearman(sd, |error|) {r['sd_error']:.2f}"
         )
     return lines, found
 

@@ -95,9 +95,17 @@ def steplaw(name: str) -> Task:
         [raw - np.array([lr(size, D), bs(size, D)]) for D in tokens], axis=1
     )  # [n, k, 2] doublings from the rule
     return Task(
-        name, (raw - raw.min(axis=0)) / np.ptp(raw, axis=0), (offsets + 4.0) / 8.0, tuple(np.unique(c) for c in unit(raw).T), loss,
-        tuple(float(D / tokens[-1]) for D in tokens), 16.0, "nats per token", tokens, float(size),
-    )  # fmt: skip
+        name,
+        (raw - raw.min(axis=0)) / np.ptp(raw, axis=0),
+        (offsets + 4.0) / 8.0,
+        tuple(np.unique(c) for c in unit(raw).T),
+        loss,
+        tuple(float(D / tokens[-1]) for D in tokens),
+        16.0,
+        "nats per token",
+        tokens,
+        float(size),
+    )
 
 
 def rule(table: dict[str, np.ndarray], rows: np.ndarray):

@@ -119,7 +119,8 @@ def sleeping(kind: str, seconds: float, n: int) -> dict:
     overhead = 1 - n * seconds / (WORKERS * wall)
     each = WORKERS * wall / n - seconds
     print(
-        f"{kind:4} {n} candidates of {seconds:g} s: overhead {overhead:.2%} of the workers' time, {each:.3f} s each; start {start:.2f} s",
+        f"{kind:4} {n} candidates of {seconds:g} s: overhead {overhead:.2%} of the workers' time, {each:.3f} s "
+        f"each; start {start:.2f} s",
         flush=True,
     )
     return {

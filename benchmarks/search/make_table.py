@@ -20,9 +20,15 @@ from pathlib import Path
 
 CLASSES, SLOTS, D_MODEL, HEAD_DIM = (1, 5, 7, 9), 5, 32, 8
 RECIPE = {
-    "tokens": 131_072, "batch_size": 16, "seq_len": 64, "schedule": "wsd", "eval_interval": 0.125, "eval_tokens": 16_384,
-    "learning_rate": 4e-3, "device": "cpu",
-}  # fmt: skip
+    "tokens": 131_072,
+    "batch_size": 16,
+    "seq_len": 64,
+    "schedule": "wsd",
+    "eval_interval": 0.125,
+    "eval_tokens": 16_384,
+    "learning_rate": 4e-3,
+    "device": "cpu",
+}
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = ["classes", "seed", "parameters", "cache", *(f"loss_{k}" for k in range(1, 9)), "status"]
 

@@ -43,10 +43,18 @@ from pymoo.indicators.hv import HV
 RESULTS = Path(__file__).parent / "results"
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "tables"
 PAPER = {
-    "search.algorithm": "nsga2", "search.population": 16, "search.generations": 18, "search.tournament": 2,
-    "search.crossover_points": 2, "search.crossover_probability": 0.9, "search.mutation_probability": 0.1,
-    "search.link_probability": 0.0, "search.parents": 0, "search.offspring": 0, "search.screen": 1,
-}  # fmt: skip
+    "search.algorithm": "nsga2",
+    "search.population": 16,
+    "search.generations": 18,
+    "search.tournament": 2,
+    "search.crossover_points": 2,
+    "search.crossover_probability": 0.9,
+    "search.mutation_probability": 0.1,
+    "search.link_probability": 0.0,
+    "search.parents": 0,
+    "search.offspring": 0,
+    "search.screen": 1,
+}
 # In full trainings. hwgpt: the paper's 16 x 18. star: half of that, since with 288 of 1,364 every good arm finds the
 # whole front.
 BUDGETS = {"star": 144, "hwgpt": 288}

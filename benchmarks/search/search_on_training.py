@@ -22,9 +22,15 @@ from star.config import load_config
 from star.search import evolve
 
 PAPER = {
-    "search.parents": 0, "search.offspring": 8, "search.generations": 5, "search.screen": 1, "search.link_probability": 0.0,
-    "search.insert_probability": 0.0, "search.delete_probability": 0.0, "search.swap_probability": 0.0,
-}  # fmt: skip
+    "search.parents": 0,
+    "search.offspring": 8,
+    "search.generations": 5,
+    "search.screen": 1,
+    "search.link_probability": 0.0,
+    "search.insert_probability": 0.0,
+    "search.delete_probability": 0.0,
+    "search.swap_probability": 0.0,
+}
 ARMS = {"paper": PAPER, "star": {}}
 TOKENS = 32_768
 
@@ -70,7 +76,8 @@ def main() -> None:
     for arm in ARMS:
         found = [row["hypervolume"] / row["initial"] for row in rows if row["arm"] == arm]
         print(
-            f"{arm}: hypervolume over that of the first population {np.mean(found):.2f} (seeds: {', '.join(f'{v:.2f}' for v in found)})"
+            f"{arm}: hypervolume over that of the first population {np.mean(found):.2f} (seeds: "
+            f"{', '.join(f'{v:.2f}' for v in found)})"
         )
 
 

@@ -139,8 +139,8 @@ def summarise(
         )
         at_most = "at most " if row["at_most"] else ""
         lines.append(
-            text
-            + f"{at_most}{seconds:.0f} s = {seconds / plain['seconds_to_published']:.2f} of plain's time ({tokens / base:.2f} of its tokens), {seconds / plain['full_seconds']:.2f} of plain's whole run"
+            text + f"{at_most}{seconds:.0f} s = {seconds / plain['seconds_to_published']:.2f} of plain's time "
+            f"({tokens / base:.2f} of its tokens), {seconds / plain['full_seconds']:.2f} of plain's whole run"
         )
     met = all(loss < target for row in report.values() for loss in row["final"])
     lines.append(f"goal, below {target} with the same tokens: {'met by every arm and seed' if met else 'MISSED'}")

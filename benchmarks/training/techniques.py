@@ -126,7 +126,8 @@ def tune(runs: Runs) -> tuple[dict[str, dict], list[str]]:
         losses = [runs(recipe, 1.0, 1000)["loss"] for recipe in grid]
         found[base] = grid[int(np.argmin(losses))]
         lines.append(
-            f"{base}: rate {found[base]['learning_rate']:g}, {found[base]['accumulate']} micro-batches, the best of {len(grid)}: {min(losses):.3f}"
+            f"{base}: rate {found[base]['learning_rate']:g}, {found[base]['accumulate']} micro-batches, the best of "
+            f"{len(grid)}: {min(losses):.3f}"
         )
         for name in TECHNIQUES:
             setting, values = SWITCHES[name]
@@ -180,9 +181,10 @@ def anova(table: dict[str, list[float]], base: str) -> list[str]:
 
     rows = [
         {"loss": loss, "seed": seed} | {name: int(name in arm.split(" + ")) - 0.5 for name in TECHNIQUES}
-        for arm, losses in table.items() if arm.split(" + ")[0] == base
+        for arm, losses in table.items()
+        if arm.split(" + ")[0] == base
         for seed, loss in enumerate(losses)
-    ]  # fmt: skip
+    ]
     fitted = smf.ols("loss ~ AGA * LCLR * SAS + C(seed)", pandas.DataFrame(rows)).fit()
     effects = anova_lm(fitted, typ=2)
     return [
@@ -221,13 +223,17 @@ def main() -> None:
 
     per_token, evaluation = timing(runs, recipes)
     report = {}
-    head = f"{args.blocks} blocks of attention and SwiGLU, {args.d_model} wide, {args.tokens:,} tokens, {args.seeds} seeds, {args.device}"
+    head = (
+        f"{args.blocks} blocks of attention and SwiGLU, {args.d_model} wide, {args.tokens:,} tokens, "
+        f"{args.seeds} seeds, {args.device}"
+    )
     lines = [
         head,
         "tuning (seed 1000):",
         *lines,
         "",
-        "time and tokens to the baseline's final loss, over the baseline's; geometric mean [95 %]; <, >: outside the budgets",
+        "time and tokens to the baseline's final loss, over the baseline's; geometric mean [95 %]; <, >: outside "
+        "the budgets",
     ]
     for base in TARGETS:
         target = statistics.mean(r["loss"] for r in table[base][1.0])
@@ -257,7 +263,8 @@ def main() -> None:
             }
             mean = statistics.mean(final)
             lines.append(
-                f"  {arm:34} time {interval(by_time)} tokens {interval(by_tokens)} {bound:2} loss at equal tokens {mean:+.4f}, {rows[1.0][0]['steps']} steps"
+                f"  {arm:34} time {interval(by_time)} tokens {interval(by_tokens)} {bound:2} loss at equal tokens "
+                f"{mean:+.4f}, {rows[1.0][0]['steps']} steps"
             )
     finals = {arm: [r["loss"] for r in rows[1.0]] for arm, rows in table.items()}
     for base in TARGETS:
@@ -266,7 +273,8 @@ def main() -> None:
     mean, equal = math.exp(np.log(best["seconds"]).mean()), statistics.mean(best["loss_difference"]) <= 0
     verdict = "met" if mean <= GOAL and equal else "MISSED"
     lines.append(
-        f"goal, full recipe in {GOAL} of the conventional baseline's time at equal or better final loss: {mean:.3f}, {verdict}"
+        f"goal, full recipe in {GOAL} of the conventional baseline's time at equal or better final loss: "
+        f"{mean:.3f}, {verdict}"
     )
     print("\n".join(lines))
     out = {

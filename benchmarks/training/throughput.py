@@ -135,19 +135,33 @@ def genome_of(family: str, size: Size) -> star.Genome:
 
 def llama(size: Size) -> nn.Module:
     config = transformers.LlamaConfig(
-        vocab_size=size.vocab_size, hidden_size=size.width, intermediate_size=8 * size.width // 3, num_hidden_layers=size.pairs,
-        num_attention_heads=size.width // HEAD_DIM, max_position_embeddings=size.seq_len, tie_word_embeddings=True, attn_implementation="sdpa",
-    )  # fmt: skip
+        vocab_size=size.vocab_size,
+        hidden_size=size.width,
+        intermediate_size=8 * size.width // 3,
+        num_hidden_layers=size.pairs,
+        num_attention_heads=size.width // HEAD_DIM,
+        max_position_embeddings=size.seq_len,
+        tie_word_embeddings=True,
+        attn_implementation="sdpa",
+    )
     return Causal(transformers.LlamaForCausalLM(config))
 
 
 def lfm2(size: Size) -> nn.Module:
     attention = [i for i, name in enumerate(genome_of("lfm2", size).class_names[::2]) if name.startswith("GQA")]
     config = transformers.Lfm2Config(
-        vocab_size=size.vocab_size, hidden_size=size.width, intermediate_size=9 * size.width // 2, block_auto_adjust_ff_dim=False,
-        num_hidden_layers=size.pairs, num_attention_heads=size.width // HEAD_DIM, num_key_value_heads=size.width // HEAD_DIM // 2,
-        full_attn_idxs=attention, max_position_embeddings=size.seq_len, tie_word_embeddings=True, attn_implementation="sdpa",
-    )  # fmt: skip
+        vocab_size=size.vocab_size,
+        hidden_size=size.width,
+        intermediate_size=9 * size.width // 2,
+        block_auto_adjust_ff_dim=False,
+        num_hidden_layers=size.pairs,
+        num_attention_heads=size.width // HEAD_DIM,
+        num_key_value_heads=size.width // HEAD_DIM // 2,
+        full_attn_idxs=attention,
+        max_position_embeddings=size.seq_len,
+        tie_word_embeddings=True,
+        attn_implementation="sdpa",
+    )
     return Causal(transformers.Lfm2ForCausalLM(config))
 
 
@@ -354,7 +368,8 @@ def main() -> None:
 
     dtype = "bfloat16" if args.device == "cuda" else "float32"
     show(
-        f"{device}, {dtype}, torch {torch.__version__}, transformers {transformers.__version__}, peak {peak / 1e9:,.0f} GFLOP/s"
+        f"{device}, {dtype}, torch {torch.__version__}, transformers {transformers.__version__}, peak "
+        f"{peak / 1e9:,.0f} GFLOP/s"
         if peak
         else device
     )
@@ -371,15 +386,18 @@ def main() -> None:
                     else ""
                 )
                 show(
-                    f"{row.size:6}{row.family:15}{row.arm:10}{row.parameters:13,}{row.tokens_per_second:11,.0f}{mfu:>7}   {ratio}"
+                    f"{row.size:6}{row.family:15}{row.arm:10}{row.parameters:13,}"
+                    f"{row.tokens_per_second:11,.0f}{mfu:>7}   {ratio}"
                 )
     show(
-        f"\nloss: {'vocabulary':>10}{'width':>7}{'tokens':>8}{'ms':>9}{'largest MiB':>13}{'at once':>9}   at once / ours"
+        f"\nloss: {'vocabulary':>10}{'width':>7}{'tokens':>8}{'ms':>9}{'largest MiB':>13}{'at once':>9}   at once / "
+        "ours"
     )
     loss_rows = losses(args.device, args.seconds / 4)
     for row in loss_rows:
         show(
-            f"      {row['vocab_size']:10,}{row['width']:7}{row['tokens']:8}{row['ms']:9.1f}{row['largest_mib']:13.1f}{row['largest_mib_at_once']:9.1f}"
+            f"      {row['vocab_size']:10,}{row['width']:7}{row['tokens']:8}{row['ms']:9.1f}"
+            f"{row['largest_mib']:13.1f}{row['largest_mib_at_once']:9.1f}"
             f"   {row['ratio']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
         )
     args.out.mkdir(parents=True, exist_ok=True)

@@ -38,7 +38,7 @@ def measured_violations(metrics: Mapping[str, float], config: ObjectivesConfig) 
 
 
 def tasks_tokens(config: ObjectivesConfig) -> int | None:
-    """What a job is to spend on each synthetic task (job["tasks"]); None unless an objective or a bound asks for them."""
+    """Training tokens for each synthetic task (job["tasks"]); None unless an objective or bound needs them."""
     return config.mad_tokens if "mad" in config.names or config.max_mad else None
 
 

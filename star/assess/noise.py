@@ -18,7 +18,7 @@ DRAWS = 2000
 
 @dataclass(frozen=True)
 class Noise:
-    """Standard deviation between seeds of one genome, in the unit of the values; degrees of freedom; central interval."""
+    """Standard deviation between seeds of one genome (unit of the values), degrees of freedom, 95 % interval."""
 
     sd: float
     degrees: int

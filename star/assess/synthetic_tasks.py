@@ -35,7 +35,7 @@ def measure(
     device: str = "cpu",
     deadline: float | None = None,
 ) -> dict[str, float] | None:
-    """Accuracy on unseen sequences by task, and their mean. tokens: to train on, for each task. None past the deadline."""
+    """Accuracy on unseen sequences by task, and their mean; None past the deadline. tokens: for each task."""
     genome = genome.scaled(d_model=WIDTH) if genome.d_model > WIDTH else genome
     scores = {}
     for number, task in enumerate(tasks.values()):
@@ -49,7 +49,7 @@ def measure(
 def train_task(
     genome: Genome, task: Task, tokens: int, seed: int, device: str = "cpu", deadline: float | None = None
 ) -> float | None:
-    """Train a model of this genome on one task; its accuracy on sequences that it has not seen. None past the deadline."""
+    """Train a model of this genome on one task; its accuracy on unseen sequences, None past the deadline."""
     model = build(genome, vocab_size=task.vocab_size, seed=seed).to(device).train()
     reader = _Reader(task, genome.d_model, seed).to(device) if task.from_last else None
     optimizer = build_optimizer(model, RECIPE)
@@ -78,7 +78,7 @@ def train_task(
 
 
 def accuracy(logits: Tensor, targets: Tensor) -> float:
-    """Share of the targets [B, T] that are the largest of logits [B, T, V]; where nothing is asked counts for nothing."""
+    """Share of the targets [B, T] with the largest logit of [B, T, V]; ignored targets do not count."""
     asked = targets != IGNORE
     return (logits.argmax(-1) == targets)[asked].double().mean().item()
 

@@ -27,15 +27,15 @@ from star.errors import RunFailed, UserError
 
 
 class Star(TyperGroup):
-    """A group of commands that says in one sentence what went wrong."""
+    """A group of commands that reports an error in one sentence."""
 
     def list_commands(self, ctx: typer.Context) -> list[str]:
-        return list(self.commands)  # in order of use, not of the alphabet
+        return list(self.commands)  # in order of use
 
     def invoke(self, ctx: typer.Context):
         try:
             result = super().invoke(ctx)
-            sys.stdout.flush()  # so that a reader that has gone is noticed here
+            sys.stdout.flush()  # so that a closed pipe is noticed here
             return result
         except UserError as error:
             _fail(error, 2)
@@ -44,12 +44,13 @@ class Star(TyperGroup):
         except KeyboardInterrupt:
             _fail("interrupted", 1)
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains as it exits
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter prints an error at exit
             raise typer.Exit(1) from None
         except OSError as error:
             if error.errno == errno.ENOSPC:
                 _fail(
-                    f"the disk is full{f': {error.filename} could not be written' if error.filename else ''}; free some space and run the command again",
+                    f"the disk is full{f': {error.filename} could not be written' if error.filename else ''}; free "
+                    "some space and run the command again",
                     1,
                 )
             if error.filename is None:
@@ -85,10 +86,10 @@ def star_(
 
     \b
     star evolve runs/first          evolve a population; the same command resumes a stopped run
-    star front runs/first           what it found
-    star refine runs/first          its members tuned: recipes and local choices
-    star rescore runs/first         the front with fresh seeds: which members were lucky
-    star export runs/first:knee     take a model away
+    star front runs/first           the Pareto front as a table
+    star refine runs/first          tune its members: recipes and local edits
+    star rescore runs/first         train the front with fresh seeds: which members were lucky?
+    star export runs/first:knee     export a model
 
     A GENOME is a genome file, a shipped name (transformer++), text (21211-31112), or RUN:ID; RUN:knee is the knee of
     its front.

@@ -1,4 +1,4 @@
-"""What a person may write for a genome: a file, a shipped name, text, or RUN:ID."""
+"""Genomes on the command line: a file, a shipped name, text, or RUN:ID."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GENOME_HELP = "A genome file, a shipped name, text such as 21211-31112, or RUN:I
 
 @dataclass(frozen=True)
 class Chosen:
-    """A genome, and the run and candidate that it was found as, if any."""
+    """A genome, and the run and candidate that it comes from, if any."""
 
     genome: Genome
     name: str = ""
@@ -32,14 +32,14 @@ class Chosen:
 
 
 def choose_genome(source: str, d_model: int | None = None, depth: int | None = None) -> Chosen:
-    """Raises UserError for a genome that is not there or malformed. A run's genome cannot be scaled here."""
+    """The genome that the text names. Raises UserError if it is unknown or malformed, or if a run's genome is to be
+    scaled.
+    """
     from star.genome import find_genome
 
     if is_run_id(source):
         if d_model or depth:
-            raise UserError(
-                f"{source}: --d-model and --depth scale shipped genomes and files; a genome of a run is taken as it was trained"
-            )
+            raise UserError(f"{source}: --d-model and --depth scale shipped genomes and files, not a genome of a run")
         run, candidate = find_candidate(source)
         return Chosen(candidate.genome, f"{run.path}:{candidate.id}", "", run.corpus["vocab_size"], run, candidate)
     found = find_genome(source)
@@ -52,7 +52,7 @@ def is_run_id(source: str) -> bool:
 
 
 def find_candidate(source: str) -> tuple[Run, Candidate]:
-    """The run and the candidate of RUN:ID; ID may be the beginning of one, or "knee"."""
+    """The run and the candidate of RUN:ID. ID may be shortened, or be "knee"."""
     from star.run import Run
 
     path, _, id = source.rpartition(":")
@@ -73,10 +73,11 @@ def load_candidate(chosen: Chosen):
         why = (
             f"it ended as '{candidate.status}'"
             if candidate.status != "ok"
-            else f"this run keeps those of: {run.config.keep}"
+            else f"this run keeps weights of: {run.config.keep}"
         )
         raise UserError(
-            f"{run.path}:{candidate.id} has no weights on the disk ({why}); choose a member of the front (star front {run.path}) "
+            f"{run.path}:{candidate.id} has no weights on the disk ({why}); choose a member of the front (star "
+            f"front {run.path}) "
             f"or train it by star train {run.path}:{candidate.id}"
         )
     model = build(candidate.trained_genome, vocab_size=run.corpus["vocab_size"])

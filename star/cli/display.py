@@ -1,4 +1,4 @@
-"""What a person sees while something runs: bars on a terminal, plain lines anywhere else."""
+"""Progress while a command runs: bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from star.cli.console import console, say
 if TYPE_CHECKING:
     from star.config import RunConfig
 
-QUIET = 15.0  # seconds without a line after which a plain display says what is going on
+QUIET = 15.0  # seconds without output after which a progress line is printed
 
 
 def EvolveDisplay(config: RunConfig):
-    """A callback for `star.search.evolve` and a context to use it in."""
+    """A callback for `star.search.evolve`; use it as a context manager."""
     return Bars(config) if console().is_terminal else Lines(config)
 
 
 class Lines:
-    """One line for each candidate and generation that ends, and a sign of life in between."""
+    """One line for each finished candidate and generation, and progress lines in between."""
 
     def __init__(self, config: RunConfig):
         self.config = config
@@ -73,7 +73,7 @@ class Lines:
 
 
 class Bars(Lines):
-    """A bar for the run and one for each candidate in training; generations that ended stay above them."""
+    """A bar for the run and one for each candidate in training, below the lines of finished generations."""
 
     def __init__(self, config: RunConfig):
         from rich.progress import BarColumn, Progress, TextColumn
@@ -132,7 +132,7 @@ class Bars(Lines):
 
 
 class TrainingDisplay:
-    """A callback for `star.training.train` and a context to use it in."""
+    """A callback for `star.training.train`; use it as a context manager."""
 
     def __enter__(self):
         from rich.progress import BarColumn, Progress, TextColumn
@@ -151,7 +151,10 @@ class TrainingDisplay:
             self.progress.stop()
 
     def __call__(self, event: dict) -> None:
-        text = f"step {event['step']} of {event['steps']}, {loss_of(event)}, {event['tokens_per_second']:,.0f} tokens/s{left(event.get('eta'))}"
+        text = (
+            f"step {event['step']} of {event['steps']}, {loss_of(event)}, {event['tokens_per_second']:,.0f} "
+            f"tokens/s{left(event.get('eta'))}"
+        )
         if self.progress is not None:
             self.progress.update(self.task, total=event["steps"], completed=event["step"], description=text)
         elif time.monotonic() - self.spoken > 5:
@@ -162,7 +165,7 @@ class TrainingDisplay:
 def describe_start(event: dict) -> str:
     references = ", ".join(f"byte {name} {loss:.3f}" for name, loss in event["baselines"].items())
     how = (
-        f"going on with {event['done']} of {event['total']} candidates done"
+        f"resuming with {event['done']} of {event['total']} candidates done"
         if event["resumed"]
         else f"{event['total']} candidates to train"
     )
@@ -186,7 +189,7 @@ def describe_end(event: dict, config: RunConfig) -> str:
             f"{o.name} {format_value(o, event['objectives'][o.name])}" for o in load_objectives(config.objectives.names)
         )
         return f"{where}: {values}" + (", on the front" if event["on_front"] else "")
-    again = "" if event["final"] else "; it is tried again"
+    again = "" if event["final"] else "; it will be tried again"
     return f"{where}: {event['status']}" + (f" ({event['reason']})" if event["reason"] else "") + again
 
 
@@ -202,7 +205,7 @@ def describe_generation(event: dict) -> str:
 
 
 def loss_of(event: dict) -> str:
-    """The loss of the last step, and that on the validation sample as soon as there is one."""
+    """Training loss of the last step, and validation loss once it is known."""
     parts = [f"loss {event['loss']:.2f}" if event.get("loss") is not None else "loss unknown"]
     if event.get("val_loss") is not None:
         parts.append(f"validation {event['val_loss']:.3f}")

@@ -11,11 +11,14 @@ from star.cli.console import console, say
 
 
 def evolve(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of the run: new, or one that was stopped.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Directory of the run: a new one, or a stopped one to resume.")
+    ],
     preset: Annotated[
         str | None,
         typer.Option(
-            help="What all settings start from: smoke, laptop (default), gpu, paper, or the paper's own searches: paper-quality, paper-size, paper-cache."
+            help="Preset: smoke, laptop (default), gpu, two-stage, paper, or one of the paper's searches: "
+            "paper-quality, paper-size, paper-cache."
         ),
     ] = None,
     config: Annotated[Path | None, typer.Option(metavar="FILE", help="TOML file of settings.")] = None,
@@ -35,17 +38,17 @@ def evolve(
         str | None, typer.Option(metavar="N", help="Train no genome with more training FLOPs per token.")
     ] = None,
     population: Annotated[int | None, typer.Option(help="Genomes of the initial population.")] = None,
-    offspring: Annotated[int | None, typer.Option(help="Genomes trained in each generation after it.")] = None,
+    offspring: Annotated[int | None, typer.Option(help="Genomes trained in each later generation.")] = None,
     generations: Annotated[
         int | None,
-        typer.Option(help="Generations, the initial population included; raise it to go on with a finished run."),
+        typer.Option(help="Generations, including the initial population; raise it to extend a finished run."),
     ] = None,
     tokens: Annotated[
         str | None, typer.Option(metavar="N", help="Training budget of each candidate, such as 65_536.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="From which every random choice follows.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Candidates trained at one time (default: one per CPU core or GPU).")
+        int | None, typer.Option(help="Candidates trained at the same time (default: one per CPU core or GPU).")
     ] = None,
     engine: Annotated[
         str | None, typer.Option(help="Where candidates are trained: pool (default), inprocess or ray.")
@@ -57,7 +60,8 @@ def evolve(
         bool | None,
         typer.Option(
             "--async/--generations-in-step",
-            help="Ask for a new genome whenever a worker is free: none idles, but the run cannot be repeated, only replayed.",
+            help="Propose a new genome whenever a worker is free. No worker waits, but the run cannot be repeated "
+            "exactly.",
         ),
     ] = None,
     set_: Annotated[
@@ -74,7 +78,7 @@ def evolve(
              star evolve runs/tiny --preset smoke --seed 0
              star evolve runs/mine --data mytexts/ --set space.slots=12
              star evolve runs/tiny-cache --objectives loss,cache --max-parameters 1e5
-    Ctrl-C stops cleanly; the same command goes on from there.
+    Ctrl-C stops cleanly; the same command resumes.
     """
     from star.cli.display import EvolveDisplay
     from star.run import config_for
@@ -108,7 +112,7 @@ def evolve(
 
 
 def overrides_of(pairs: list[str]) -> dict[str, str]:
-    """Raises UserError for one that is not KEY=VALUE."""
+    """Settings by key. Raises UserError for a pair that is not KEY=VALUE."""
     from star.errors import UserError
 
     overrides = {}
@@ -121,7 +125,7 @@ def overrides_of(pairs: list[str]) -> dict[str, str]:
 
 
 def report(path: Path) -> None:
-    """What a finished run found, where its plots are, and its knee as a PyTorch module that has written something."""
+    """Print the front of a finished run, write its plots, export its knee and sample text from it."""
     from star.cli.arguments import Chosen, load_candidate
     from star.cli.console import write_text
     from star.cli.generate import sample

@@ -19,18 +19,18 @@ def export(
     ] = None,
     untrained: Annotated[
         bool,
-        typer.Option("--untrained", help="Export freshly started weights: needed for a genome that is not RUN:ID."),
+        typer.Option("--untrained", help="Export newly initialised weights; required for a genome that is not RUN:ID."),
     ] = False,
     vocab_size: Annotated[
         int | None,
         typer.Option(min=2, max=10_000_000, help="With --untrained: rows of the embedding (default 256, bytes)."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="With --untrained: what the weights are started from.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="With --untrained: random seed of the weights.")] = 0,
     d_model: Annotated[int | None, typer.Option(min=1, help="Scale a shipped genome or file to this width.")] = None,
     depth: Annotated[int | None, typer.Option(min=1, help="Scale a shipped genome or file to this many LIVs.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an exported folder.")] = False,
 ) -> None:
-    """A PyTorch module to take away: one self-contained file, safetensors, and what it is.
+    """Export a PyTorch module: one self-contained file, its weights (safetensors) and a description.
 
     \b
     Example: star export runs/first:knee --out mymodel
@@ -47,7 +47,8 @@ def export(
         model = load_candidate(chosen)
     elif not untrained:
         raise UserError(
-            f"'{genome}' has no trained weights: give RUN:ID, or --untrained for freshly started ones, or train it by star train {genome}"
+            f"'{genome}' has no trained weights: give RUN:ID, or --untrained for freshly started ones, or train it "
+            f"by star train {genome}"
         )
     else:
         from star.model import build

@@ -14,10 +14,10 @@ def front(
     json: Annotated[bool, typer.Option("--json", help='Print a list of {"id", "genome", "objectives"}.')] = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print one line per member, objectives in their units.")] = False,
     refined: Annotated[
-        bool, typer.Option("--refined", help="The front with what star refine made of its members, by fresh seeds.")
+        bool, typer.Option("--refined", help="The front after star refine, by losses from fresh seeds.")
     ] = False,
 ) -> None:
-    """The Pareto front as a table: what the run found.
+    """Print the Pareto front as a table.
 
     \b
     Example: star front runs/first
@@ -45,7 +45,7 @@ def front(
         for line in refinement_lines(opened.refinement()):
             say(line)
     elif not opened.front():
-        say(f"{run} has no finished candidate yet; star status {run} shows how far it is.")
+        say(f"{run} has no finished candidate yet; star status {run} shows its progress.")
     else:
         console().print(front_table(opened))
         for line in ["", *summary_lines(opened)]:

@@ -14,11 +14,11 @@ def generate(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that star export or star train wrote.")],
     prompt: Annotated[str, typer.Option(help="Text to continue.")] = "",
     tokens: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many bytes to add.")] = 200,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest byte every time.")] = 0.8,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Sample among the k likeliest bytes only.")] = None,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the most likely byte.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Sample among the k most likely bytes only.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same text.")] = 0,
 ) -> None:
-    """Text from an exported model.
+    """Sample text from an exported model.
 
     \b
     Example: star generate mymodel --prompt "def " --tokens 200
@@ -29,7 +29,7 @@ def generate(
 
 
 def sample(model, prompt: str, tokens: int, temperature: float = 0.8, top_k: int | None = None, seed: int = 0) -> bytes:
-    """The prompt and its continuation. An empty prompt begins a document, which byte 0 does."""
+    """The prompt and its continuation. An empty prompt starts a new document (byte 0)."""
     import torch
 
     from star.data import ByteTokenizer
@@ -37,7 +37,7 @@ def sample(model, prompt: str, tokens: int, temperature: float = 0.8, top_k: int
 
     if model.vocab_size != ByteTokenizer.vocab_size:
         raise UserError(
-            f"this model has a vocabulary of {model.vocab_size} and not of bytes: there is no tokenizer for its text"
+            f"this model has a vocabulary of {model.vocab_size}, not of bytes, so there is no tokenizer for its text"
         )
     start = torch.tensor([ByteTokenizer().encode(prompt).tolist() or [ByteTokenizer.separator]])
     return bytes(model.generate(start, tokens, temperature, top_k, seed)[0].tolist()).replace(b"\0", b"")

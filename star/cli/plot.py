@@ -16,7 +16,7 @@ def plot(
         Path | None, typer.Option("--out", metavar="DIR", help="Where to write (default: RUN/plots).")
     ] = None,
 ) -> None:
-    """Pareto fronts, hypervolume, learning curves and the knee's layers as PNG and SVG, and one HTML report.
+    """Plot fronts, hypervolume, learning curves and the knee's layers (PNG and SVG), and write one HTML report.
 
     \b
     Example: star plot runs/first
@@ -27,7 +27,7 @@ def plot(
 
 
 def write_all(run, out: Path | None = None) -> None:
-    """Plots and report of a run, saying where they are."""
+    """Write plots and report of a run, and print where they are."""
     from star.report.page import write_page
     from star.report.plots import write_plots
 

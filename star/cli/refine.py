@@ -15,62 +15,71 @@ def refine(
     members: Annotated[
         str,
         typer.Option(
-            metavar="N|ID,...", help="Members of the front: so many, from the lowest loss to the knee, or these."
+            metavar="N|ID,...", help="Front members: a number, spread from the lowest loss to the knee, or ids."
         ),
     ] = "3",
     budget: Annotated[
-        float, typer.Option(metavar="N", help="Full trainings in all, the last measurements included.")
+        float, typer.Option(metavar="N", help="Total budget in full trainings, including the final measurements.")
     ] = 60.0,
     minutes: Annotated[
-        float, typer.Option(metavar="N", help="Propose nothing new after so many minutes of this call (0: no limit).")
+        float, typer.Option(metavar="N", help="No new proposals after this many minutes (0: no limit).")
     ] = 0.0,
     range_: Annotated[
         list[str] | None,
         typer.Option(
             "--range",
             metavar="NAME=LOW:HIGH",
-            help="Range of a setting, or one value, choices with commas, or off; may be repeated.",
+            help="Range of a setting: LOW:HIGH, one value, comma-separated choices, or off. May be repeated.",
         ),
     ] = None,
-    change: Annotated[str, typer.Option(help="What may change: both, recipes or edits (of the genome).")] = "both",
+    change: Annotated[str, typer.Option(help="What may change: recipes, edits (of the genome), or both.")] = "both",
     aim: Annotated[
         str,
-        typer.Option(help="members: a lower loss of each at no larger size; front: hypervolume, whatever the size."),
+        typer.Option(
+            help="members: lower the loss of each without making it larger; front: increase the hypervolume at any "
+            "size."
+        ),
     ] = "members",
     fidelities: Annotated[
-        str, typer.Option(metavar="SHARES", help="Shares of the training budget at which candidates are tried.")
+        str,
+        typer.Option(
+            metavar="SHARES", help="Fractions of the training budget at which candidates may be tried, such as 0.25,1."
+        ),
     ] = "1",
-    seeds: Annotated[int, typer.Option(min=1, help="Fresh seeds of the best, and of the members, at the end.")] = 3,
-    seed: Annotated[int, typer.Option(min=0, help="From which every random choice follows.")] = 0,
+    seeds: Annotated[
+        int,
+        typer.Option(min=1, help="Fresh seeds for the final measurement of the best candidates and of the members."),
+    ] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
     workers: Annotated[
-        int | None, typer.Option(help="Candidates trained at one time (default: as in the run).")
+        int | None, typer.Option(help="Candidates trained at the same time (default: as in the run).")
     ] = None,
     no_policy: Annotated[
         bool,
         typer.Option(
             "--no-policy",
-            help="Bayesian optimization alone; else a learned policy chooses where it wins in imagination.",
+            help="Bayesian optimization alone, without the learned policy.",
         ),
     ] = False,
     report: Annotated[
         bool,
         typer.Option(
-            "--report", help="Only say what a refinement found out: which settings mattered, calibration, plots."
+            "--report", help="Only report an existing refinement: which settings mattered, calibration, plots."
         ),
     ] = False,
     settings: Annotated[
-        bool, typer.Option("--settings", help="Only list what can be tuned, with ranges for this run.")
+        bool,
+        typer.Option("--settings", help="Only list the settings that can be tuned, with their ranges for this run."),
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the result for programs, and nothing else.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")] = False,
 ) -> None:
-    """Tune members of the front: their recipes and local choices of their genomes, by Bayesian optimization and a
-    learned policy.
+    """Tune front members (recipes and local edits of the genome) by Bayesian optimization and a learned policy.
 
     \b
     Example: star refine runs/first
              star refine runs/first --members knee --budget 40 --range learning_rate=2e-3:2e-2
              star refine runs/first --report
-    The same command goes on after a kill, and takes a finished refinement further with a larger --budget.
+    The same command resumes after a kill; with a larger --budget it extends a finished refinement.
     """
     from star.refine.coordinator import choose_members
     from star.refine.coordinator import refine as tune
@@ -91,9 +100,17 @@ def refine(
     if not report:
         with RefineDisplay(quiet=json) as display:
             chosen = RefineSettings(
-                choose_members(opened, members), budget, minutes, shares_of(fidelities), ranges_of(range_ or []), change,
-                aim, not no_policy, confirm=seeds, seed=seed,
-            )  # fmt: skip
+                choose_members(opened, members),
+                budget,
+                minutes,
+                shares_of(fidelities),
+                ranges_of(range_ or []),
+                change,
+                aim,
+                not no_policy,
+                confirm=seeds,
+                seed=seed,
+            )
             ending = tune(run, chosen, workers, callbacks=[display])
         if not json:
             say(ending.text)
@@ -113,7 +130,7 @@ def refine(
 
 
 def ranges_of(pairs: list[str]) -> dict[str, str]:
-    """Raises UserError for one that is not NAME=RANGE."""
+    """Ranges by name. Raises UserError for a pair that is not NAME=RANGE."""
     from star.errors import UserError
 
     found = {}
@@ -135,8 +152,8 @@ def shares_of(text: str) -> tuple[float, ...]:
 
 
 class RefineDisplay:
-    """A callback for `star.refine.coordinator` and a context to use it in: a line for each trial, bars of running ones
-    on a terminal.
+    """A callback for `star.refine.coordinator.refine`; use it as a context manager. One line for each trial, and bars
+    for running trials on a terminal.
     """
 
     def __init__(self, quiet: bool = False):
@@ -172,13 +189,15 @@ class RefineDisplay:
 
         kind = event["kind"]
         if kind == "refine_start":
-            how = f"going on after {event['trials']} trials" if event["resumed"] else "starting"
+            how = f"resuming after {event['trials']} trials" if event["resumed"] else "starting"
             self.line(
-                f"{event['run']}: {how}; refinement {event['refinement']} of {', '.join(event['members'])}; {event['workers']} at a time"
+                f"{event['run']}: {how}; refinement {event['refinement']} of {', '.join(event['members'])}; "
+                f"{event['workers']} at a time"
             )
         elif kind == "trial_end":
             self.line(
-                f"{describe_trial(event)} ({event['spent']:.4g} of {event['budget']:g} full trainings{left(event['eta_seconds'])})"
+                f"{describe_trial(event)} ({event['spent']:.4g} of {event['budget']:g} full "
+                f"trainings{left(event['eta_seconds'])})"
             )
         elif kind == "message":
             self.line(event["text"])
@@ -201,15 +220,17 @@ class RefineDisplay:
 
 
 def describe_trial(event: dict) -> str:
-    """proposal r3f..., 25 %: loss 2.371, foreseen 2.38 +- 0.02; muon; LIV 2: GMemless -> SA-1"""
+    """proposal r3f..., 25 %: loss 2.371, predicted 2.38 +- 0.02; muon; LIV 2: GMemless -> SA-1"""
     from star.refine.recipe_space import settings_text
 
-    name = {"member": "member", "confirm": f"again, seed {event['repeat']}:"}.get(event["purpose"], event["purpose"])
+    name = {"member": "member", "confirm": f"fresh seed {event['repeat']}:"}.get(event["purpose"], event["purpose"])
     where = f"{name} {event['candidate']}" + (f", {event['share']:.0%} of the tokens" if event["share"] < 1 else "")
     if event["status"] != "ok":
-        return f"{where}: {event['status']} ({event['reason']})" + ("" if event["final"] else "; it is tried again")
-    foreseen = (
-        "" if event["predicted"] is None else f", foreseen {event['predicted'][0]:.3f} +- {event['predicted'][1]:.3f}"
+        return f"{where}: {event['status']} ({event['reason']})" + (
+            "" if event["final"] else "; it will be tried again"
+        )
+    forecast = (
+        "" if event["predicted"] is None else f", predicted {event['predicted'][0]:.3f} +- {event['predicted'][1]:.3f}"
     )
     loss = "" if event["loss"] is None else f" loss {event['loss']:.4f}"
     what = (
@@ -218,4 +239,4 @@ def describe_trial(event: dict) -> str:
         else ""
     )
     chosen = " by the policy" if event["source"] == "policy" else ""
-    return f"{where}{chosen}:{loss}{foreseen}" + (f"; {what}" if what else "")
+    return f"{where}{chosen}:{loss}{forecast}" + (f"; {what}" if what else "")

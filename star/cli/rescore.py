@@ -15,21 +15,21 @@ def rescore(
     ids: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[ID]...", help="Candidates, by the beginnings of their ids (default: the whole front)."
+            metavar="[ID]...", help="Candidates, by the first characters of their ids (default: the whole front)."
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Fresh seeds for each; those measured earlier count.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Fresh seeds for each; earlier repeats count.")] = 3,
     workers: Annotated[
-        int | None, typer.Option(help="Candidates trained at one time (default: as in the run).")
+        int | None, typer.Option(help="Candidates trained at the same time (default: as in the run).")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the result for programs, and nothing else.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")] = False,
 ) -> None:
-    """Train members of the front again with fresh seeds, so that lucky ones are seen.
+    """Train front members again with fresh seeds, to detect members that were lucky.
 
     \b
     Example: star rescore runs/first
              star rescore runs/first knee --seeds 5
-    A run goes on as if this had never been; the same command goes on after a kill.
+    This does not change the search; the same command resumes after a kill.
     """
     from star.report.tables import rescore_rows, rescore_table
     from star.run import Run

@@ -13,23 +13,19 @@ from star.cli.console import console, say
 
 def show(
     genome: Annotated[str | None, typer.Argument(metavar="GENOME", help=GENOME_HELP, show_default=False)] = None,
-    genes: Annotated[
-        bool, typer.Option("--genes", help="Print every gene that there is, its legal values and its meaning.")
-    ] = False,
+    genes: Annotated[bool, typer.Option("--genes", help="Print every gene with its legal values and meaning.")] = False,
     vocab_size: Annotated[
         int | None,
-        typer.Option(
-            min=2, max=10_000_000, help="Vocabulary of the costs (default: what the genome file says, or 256)."
-        ),
+        typer.Option(min=2, max=10_000_000, help="Vocabulary for the costs (default: from the genome file, or 256)."),
     ] = None,
-    seq_len: Annotated[int, typer.Option(min=1, max=10**9, help="Context length of the costs, in tokens.")] = 4096,
+    seq_len: Annotated[int, typer.Option(min=1, max=10**9, help="Context length for the costs, in tokens.")] = 4096,
     d_model: Annotated[int | None, typer.Option(min=1, help="Show the genome scaled to this width.")] = None,
     depth: Annotated[int | None, typer.Option(min=1, help="Show the genome scaled to this many LIVs.")] = None,
     diagram: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also draw its layers into a .png, .svg or .pdf file.")
     ] = None,
 ) -> None:
-    """A genome explained: every gene, layer by layer, who shares with whom, costs.
+    """Explain a genome: every gene, every layer, sharing and costs.
 
     \b
     Example: star show lfm2-350m --diagram lfm2.png

@@ -11,9 +11,9 @@ from star.cli.console import say
 
 def status(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Directory of the run.")],
-    json: Annotated[bool, typer.Option("--json", help="Print everything that is known as JSON.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """What is done, running and failed; the time that is left.
+    """Show what is done, running and failed, and the time left.
 
     \b
     Example: star status runs/first

@@ -20,7 +20,8 @@ def train(
     preset: Annotated[
         str | None,
         typer.Option(
-            help="Recipe to train by: that of the preset smoke, laptop (default), gpu or paper; of a refined RUN:ID its own."
+            help="Preset whose recipe is used: smoke, laptop (default), gpu or paper; a refined RUN:ID has its own "
+            "recipe."
         ),
     ] = None,
     data: Annotated[
@@ -35,7 +36,8 @@ def train(
         str | None,
         typer.Option(
             metavar="SCALE",
-            help="Enlarge an evolved backbone, such as 2x-depth,2x-width (copies are stacked; add ,stretch to repeat each LIV in place).",
+            help="Enlarge an evolved backbone, such as 2x-depth,2x-width (copies are stacked; add ,stretch to "
+            "repeat each LIV in place).",
         ),
     ] = None,
     log: Annotated[
@@ -44,14 +46,14 @@ def train(
             "--log", metavar="WHERE", help="Also log to tensorboard:FOLDER or wandb:PROJECT (extras of these names)."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the weights and of the order of the text.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of the weights and of the order of batches.")] = 0,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any setting of the recipe, such as learning_rate=1e-3."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an exported folder.")] = False,
 ) -> None:
-    """Train one architecture fully and export it. The same command goes on with a training that was stopped.
+    """Train one architecture fully and export it. The same command resumes a stopped training.
 
     \b
     Example: star train transformer++ --d-model 64 --depth 4 --tokens 1e6
@@ -72,7 +74,7 @@ def train(
     from star.training import train as train_model
     from star.training.distributed import rank
 
-    first = rank() == 0  # of the processes that torchrun may have started: the one that speaks and writes
+    first = rank() == 0  # of the processes that torchrun may have started: the one that prints and writes
     chosen = choose_genome(genome, d_model, depth)
     grown = parse_scale(scale).apply(chosen.genome) if scale else chosen.genome
     overrides = {f"training.{key}": value for key, value in overrides_of(set_ or []).items()} | (
@@ -83,7 +85,7 @@ def train(
     recipe = load_config(preset, overrides=overrides, base=base).training.replace(seed=seed)
     corpus = open_corpus(data)
     out = out or Path("exported") / (chosen.candidate.id if chosen.candidate else chosen.name or grown.id)
-    check_target(out, overwrite)  # before the work, not after it
+    check_target(out, overwrite)  # before training, not after it
     checkpoint = out.with_name(f"{out.name}.checkpoint.safetensors")
     model = build(grown, corpus.vocab_size, seed)
     loggers = [open_logger(where, recipe, out.name) for where in log or []] if first else []
@@ -91,10 +93,11 @@ def train(
         parameters = sum(p.numel() for p in model.parameters())
         references = ", ".join(f"byte {name} {loss:.3f}" for name, loss in corpus.baselines().items())
         say(
-            f"training {grown.id}: {parameters:,} parameters on {recipe.tokens:,} tokens of {corpus.name} ({references} nats/byte); {recipe.describe()}"
+            f"training {grown.id}: {parameters:,} parameters on {recipe.tokens:,} tokens of {corpus.name} "
+            f"({references} nats/byte); {recipe.describe()}"
         )
         if checkpoint.exists():
-            say(f"going on from {checkpoint}")
+            say(f"resuming from {checkpoint}")
     with TrainingDisplay() as display:
         listeners = [display, *loggers]
         result = train_model(
@@ -112,7 +115,8 @@ def train(
         checkpoint.unlink(missing_ok=True)
         raise RunFailed(f"training ended as '{result.status}': {result.reason}")
     say(
-        f"validation loss {result.val_loss:.4f} +- {result.val_loss_se:.4f} nats/byte after {result.seconds:.0f} s ({result.tokens_per_second:,.0f} tokens/s)"
+        f"validation loss {result.val_loss:.4f} +- {result.val_loss_se:.4f} nats/byte after {result.seconds:.0f} s "
+        f"({result.tokens_per_second:,.0f} tokens/s)"
     )
     metrics = {
         "loss": result.val_loss,
@@ -125,7 +129,8 @@ def train(
     if result.sparsity:
         model.genome = from_json(result.sparsity["genome"])
         say(
-            f"sparsification saves {result.sparsity['cache_saved']:.0%} of the cache at {recipe.seq_len} tokens: the model is now {model.genome.id}"
+            f"sparsification saves {result.sparsity['cache_saved']:.0%} of the cache at {recipe.seq_len} tokens: "
+            f"the model is now {model.genome.id}"
         )
         trained, model = model, build(model.genome, corpus.vocab_size)
         model.load_state_dict(trained.state_dict())

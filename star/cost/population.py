@@ -29,7 +29,8 @@ def population_costs(
     """
     if isinstance(space, OperatorSpace):
         raise ValueError(
-            "population_costs reads tables of fixed operators; at the operator level call costs(space.decode(x)) for each row"
+            "population_costs reads tables of fixed operators; at the operator level call costs(space.decode(x)) "
+            "for each row"
         )
     X = np.asarray(X, dtype=np.int64).reshape(-1, space.n_var)
     tables = cost_tables(space, seq_len)

@@ -61,7 +61,8 @@ class Corpus:
             have, need = len(getattr(self, side)), 2 * seq_len + 1
             if have < need:
                 raise UserError(
-                    f'The corpus "{self.name}" is too small for a context of {seq_len} tokens: its {side} side has {have} tokens '
+                    f'The corpus "{self.name}" is too small for a context of {seq_len} tokens: its {side} side has '
+                    f"{have} tokens "
                     f"and needs {need}; give more text or a shorter context."
                 )
 
@@ -89,7 +90,8 @@ def open_corpus(
             _build(entry, source, tokenizer, on_progress)
         except OSError as error:
             raise UserError(
-                f"Cannot write the corpus cache in {cache}: {error.strerror}; make room there or set STAR_CACHE to another folder."
+                f"Cannot write the corpus cache in {cache}: {error.strerror}; make room there or set STAR_CACHE to "
+                "another folder."
             ) from error
         corpus = _open(entry, source.name, tokenizer)
         if corpus is None:

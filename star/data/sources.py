@@ -142,7 +142,8 @@ def _reach_hub(spec: str, name: str) -> None:
         ) from error
     except Exception as error:  # every network library has its own exception for "no network"
         raise UserError(
-            f'"{spec}" needs the Hugging Face hub, which cannot be reached from here; use local files (hf:json:PATH) or --data stdlib.'
+            f'"{spec}" needs the Hugging Face hub, which cannot be reached from here; use local files '
+            "(hf:json:PATH) or --data stdlib."
         ) from error
 
 
@@ -166,7 +167,8 @@ def _match(spec: str, pattern: str) -> list[Path]:
         )
     if not pattern or not paths:
         raise UserError(
-            f'"{spec}" matches no file: write hf:json:PATH with the path of a file, a folder or a pattern like data/*.jsonl.'
+            f'"{spec}" matches no file: write hf:json:PATH with the path of a file, a folder or a pattern like '
+            "data/*.jsonl."
         )
     return paths
 

@@ -50,7 +50,8 @@ class Task:
             raise UserError(f"task {self.name}: noise is {self.noise}; it must be from 0 to 0.9")
         if self.make is _copying and 2 * self.items + 1 > self.length:
             raise UserError(
-                f"task {self.name}: length is {self.length}; with {self.items} items it must be at least {2 * self.items + 1}"
+                f"task {self.name}: length is {self.length}; with {self.items} items it must be at least "
+                f"{2 * self.items + 1}"
             )
 
     @property

@@ -211,7 +211,8 @@ def _connect(ray, address: str, cpus: int) -> None:
     except (ConnectionError, ValueError, RuntimeError) as error:
         why = str(error).strip().splitlines()[0]
         raise UserError(
-            f"engine.address is {address!r} but no Ray cluster answers there ({why}): start one by ray start --head, or leave the address out"
+            f"engine.address is {address!r} but no Ray cluster answers there ({why}): start one by ray start "
+            "--head, or leave the address out"
         ) from None
 
 

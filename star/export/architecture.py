@@ -29,7 +29,7 @@ def architecture_source(plan: Plan, vocab_size: int, tie_embeddings: bool) -> st
 
 
 def literal(value: Any, classes: dict[str, str], indent: int = 0) -> str:
-    """Python source of a configuration value; notes in `classes` what it needs. Fields at their default are left out."""
+    """Python source of a configuration value without default fields; adds the classes that it needs to `classes`."""
     if value is None or isinstance(value, bool | int):
         return repr(value)
     if isinstance(value, str):

@@ -99,7 +99,8 @@ class Linker:
             elif used in module.external:
                 if self.imports.setdefault(used, module.external[used]) != module.external[used]:
                     raise RunFailed(
-                        f"export: {used} is imported in two ways, as '{self.imports[used]}' and as '{module.external[used]}'"
+                        f"export: {used} is imported in two ways, as '{self.imports[used]}' and as "
+                        f"'{module.external[used]}'"
                     )
 
     def order(self, name: str, done: dict[str, None]) -> None:
@@ -116,7 +117,8 @@ class Linker:
         for module in (self.modules[name] for name in order):
             if module.other:
                 raise RunFailed(
-                    f"export: {module.name}, line {module.other[0]}: only imports, definitions and assignments can be exported"
+                    f"export: {module.name}, line {module.other[0]}: only imports, definitions and assignments can "
+                    "be exported"
                 )
             statements = dict.fromkeys(s for name, s in module.definitions.items() if name in self.reached[module.name])
             used = {node.id for statement in statements for node in global_names(statement)} | self.reached[module.name]
@@ -264,7 +266,8 @@ def copy(module: Module, statement: ast.stmt, renamed: Mapping[str, str]) -> str
         start, end = node.col_offset, node.col_offset + len(node.id.encode())
         if line[start:end] != node.id.encode():
             raise RunFailed(
-                f"export: {module.name}, line {node.lineno}: {node.id} stands where it cannot be renamed; name it differently"
+                f"export: {module.name}, line {node.lineno}: {node.id} stands where it cannot be renamed; name it "
+                "differently"
             )
         lines[node.lineno - first] = (line[:start] + renamed[node.id].encode() + line[end:]).decode()
     name = getattr(statement, "name", None)

@@ -43,7 +43,8 @@ def check_weights(path: Path, model: LanguageModel) -> torch.dtype:
             raise UserError(f"{path}: tensor {name} is missing; these are the weights of another architecture")
         if shapes[name] != expected[name]:
             raise UserError(
-                f"{path}: tensor {name} has shape {shapes[name]} and the genome says {expected[name]}; these are the weights of another architecture"
+                f"{path}: tensor {name} has shape {shapes[name]} and the genome says {expected[name]}; these are "
+                "the weights of another architecture"
             )
     for name in shapes:
         if name not in expected and name not in shared:
@@ -53,7 +54,8 @@ def check_weights(path: Path, model: LanguageModel) -> torch.dtype:
     kinds = sorted(set(dtypes.values()))
     if len(kinds) != 1 or kinds[0] not in DTYPES:
         raise UserError(
-            f"{path}: its tensors are of {', '.join(kinds) or 'no type'}; all must be of one type among {', '.join(DTYPES)}"
+            f"{path}: its tensors are of {', '.join(kinds) or 'no type'}; all must be of one type among "
+            f"{', '.join(DTYPES)}"
         )
     return DTYPES[kinds[0]]
 

@@ -30,7 +30,7 @@ FEATURIZERS = {
 
 
 def register_family(featurizer: int, family: Family) -> None:
-    """Make a family of operators from outside the package known. featurizer: the first gene of its operators, 11 or more.
+    """Register a family of operators from outside the package. featurizer: first gene of its operators, 11 or more.
 
     Raises UserError if the number or the name is taken by another family.
     """
@@ -64,12 +64,14 @@ def operator(
         genes = tuple(int(digit) for digit in (genes.split(".") if "." in genes else genes))
     if len(genes) != 5:
         raise UserError(
-            f"operator genome {genes} has {len(genes)} integers; it takes five: featurizer, token, sparsity, nonlinearity, channel"
+            f"operator genome {genes} has {len(genes)} integers; it takes five: featurizer, token, sparsity, "
+            "nonlinearity, channel"
         )
     genes = OperatorGenes(*genes)
     if genes.featurizer not in FEATURIZERS:
         raise UserError(
-            f"operator genome {tuple(genes)}: featurizer {genes.featurizer} is unknown; legal is {', '.join(map(str, FEATURIZERS))}"
+            f"operator genome {tuple(genes)}: featurizer {genes.featurizer} is unknown; legal is "
+            f"{', '.join(map(str, FEATURIZERS))}"
         )
     rows = []
     for name, row in features.items():

@@ -44,7 +44,8 @@ def parse_text(text: str) -> tuple[Gene, ...]:
             numbers = [int(segment)]
         else:
             raise UserError(
-                f"genome text: segment {index} is '{segment}'; write five digits (21211), five integers joined by dots (12.1.2.0.0) or one class (9)"
+                f"genome text: segment {index} is '{segment}'; write five digits (21211), five integers joined by "
+                "dots (12.1.2.0.0) or one class (9)"
             )
         genes.append(Gene(*numbers))
     return tuple(genes)
@@ -134,7 +135,8 @@ def _backbone(value: Any, where: str) -> tuple[Gene, ...]:
         return parse_text(value)
     if not isinstance(value, list) or not value:
         raise UserError(
-            f"{where}: 'backbone' is {value!r:.60}; write it as text (\"21211-31112\") or as a list of five integers per LIV"
+            f"{where}: 'backbone' is {value!r:.60}; write it as text (\"21211-31112\") or as a list of five "
+            "integers per LIV"
         )
     for index, row in enumerate(value, start=1):
         if (
@@ -143,7 +145,8 @@ def _backbone(value: Any, where: str) -> tuple[Gene, ...]:
             or any(isinstance(n, bool) or not isinstance(n, int) for n in row)
         ):
             raise UserError(
-                f"{where}: LIV {index} is {row!r:.60}; it takes five integers: class, featurizer group and strategy, feature group and strategy"
+                f"{where}: LIV {index} is {row!r:.60}; it takes five integers: class, featurizer group and "
+                "strategy, feature group and strategy"
             )
     return tuple(Gene(*row) for row in value)
 

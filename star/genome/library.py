@@ -22,7 +22,7 @@ def list_genomes() -> list[str]:
 
 
 def find_genome(source: str | Path) -> NamedGenome:
-    """A shipped name, the path of a JSON file, or text such as `21211-31112`; raises UserError with the nearest name."""
+    """By shipped name, path of a JSON file, or text such as `21211-31112`. Raises UserError with the nearest name."""
     text = str(source)
     if text in list_genomes():
         return read_file(genome_folder() / f"{text}.json")

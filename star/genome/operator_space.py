@@ -78,7 +78,7 @@ class OperatorSpace(Space):
 
     @cached_property
     def values(self) -> list[np.ndarray]:
-        """Legal values of each position; which go together is the family's business (`star.liv.genes`), and repair's."""
+        """Legal values of each position; `star.liv.genes` says which combinations are legal."""
         families = FAMILIES.values()
         section: list[set[int]] = [{0, *FEATURIZERS}]
         section += [{0}.union(*(getattr(family, gene) for family in families)) for gene in OPERATOR[1:5]] + [{0, 1}]
@@ -113,7 +113,8 @@ class OperatorSpace(Space):
             genes.append(gene._replace(class_id=fixed.get(op) or own[op]))
         if len(own) > self.evolved:
             raise UserError(
-                f"genome {genome.id} has {len(own)} operators beyond the fixed classes and the space holds {self.evolved}; raise evolved"
+                f"genome {genome.id} has {len(own)} operators beyond the fixed classes and the space holds "
+                f"{self.evolved}; raise evolved"
             )
         plain = self._plain.encode(
             replace(genome, backbone=(Gene(1),) * len(genes))

@@ -79,7 +79,8 @@ def resolve(genome: Genome) -> Plan:
             if genome.operator(gene) != genome.operator(genes[first]):
                 names = genome.class_names
                 raise UserError(
-                    f"LIVs {first + 1} ({names[first]}) and {index + 1} ({names[index]}) cannot share featurizer group {gene.featurizer_group}: "
+                    f"LIVs {first + 1} ({names[first]}) and {index + 1} ({names[index]}) cannot share featurizer "
+                    f"group {gene.featurizer_group}: "
                     "weights are shared within one class; give them groups of their own"
                 )
             groups = {w.group for w in config.own_weights(given[index]).values()} - {"out"}
@@ -109,8 +110,10 @@ def _feature_links(genome: Genome, genes: tuple[Gene, ...]) -> tuple[list[int | 
         if signature is None or signature != other.share_signature(genome.operator(genes[provider]), strategy):
             names = genome.class_names
             raise UserError(
-                f"LIVs {provider + 1} ({names[provider]}) and {index + 1} ({names[index]}) cannot share features under strategy {strategy}: "
-                "family, differential form and the shape of every shared tensor must be equal; change the strategy or the group"
+                f"LIVs {provider + 1} ({names[provider]}) and {index + 1} ({names[index]}) cannot share features "
+                f"under strategy {strategy}: "
+                "family, differential form and the shape of every shared tensor must be equal; change the strategy "
+                "or the group"
             )
         providers[index] = provider
         given[index] = FAMILIES[family.name].shared_groups(genome.operator(gene), strategy)

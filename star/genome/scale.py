@@ -45,7 +45,8 @@ def parse_scale(text: str) -> Scale:
         match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6}|/\d{1,6})?)x-(depth|width)", part)
         if match is None and part not in WAYS:
             raise UserError(
-                f"scale '{text}': '{part}' is no part of a scale; write such as 2x-depth,2x-width, 8/3x-width, or 2x-depth,stretch"
+                f"scale '{text}': '{part}' is no part of a scale; write such as 2x-depth,2x-width, 8/3x-width, or "
+                "2x-depth,stretch"
             )
         name = match[2] if match else "way"
         if name in found:
@@ -70,12 +71,14 @@ def scaled(genome: Genome, depth: int = 2, width: int | Fraction = Fraction(2), 
     genes = canonical_genes(genome.backbone)
     if depth < 1 or depth * len(genes) > MAX_DEPTH:
         raise UserError(
-            f"scale {depth}x-depth makes {depth * len(genes)} LIVs of {len(genes)}; legal is 1 to {MAX_DEPTH}, choose another factor"
+            f"scale {depth}x-depth makes {depth * len(genes)} LIVs of {len(genes)}; legal is 1 to {MAX_DEPTH}, "
+            "choose another factor"
         )
     d_model = Fraction(width) * genome.d_model
     if d_model.denominator != 1 or not 1 <= d_model <= MAX_WIDTH:
         raise UserError(
-            f"scale {width}x-width makes a width of {float(d_model):g} of {genome.d_model}; legal is a whole number from 1 to {MAX_WIDTH:,}"
+            f"scale {width}x-width makes a width of {float(d_model):g} of {genome.d_model}; legal is a whole number "
+            f"from 1 to {MAX_WIDTH:,}"
         )
     result = replace(genome, backbone=copies(genes, depth, way), d_model=int(d_model))
     if not result.fits and genome.fits:

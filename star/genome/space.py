@@ -127,7 +127,8 @@ class Space:
         genes = genome.canonical().backbone
         if len(genes) > self.n_slots:
             raise UserError(
-                f"genome {genome.id} has {len(genes)} LIVs and the space {self.n_slots} slots; enlarge n_slots or scale the genome"
+                f"genome {genome.id} has {len(genes)} LIVs and the space {self.n_slots} slots; enlarge n_slots or "
+                "scale the genome"
             )
         for name, value, legal in (
             ("d_model", genome.d_model, self.d_models),

@@ -21,7 +21,8 @@ NOT_BUILT = {
     (
         4,
         3,
-    ): "transitions that mix the values of a head have no chunk form; heads already share B, C and A, which is diagonal in channels",
+    ): "transitions that mix the values of a head have no chunk form; heads already share B, C and A, which is "
+    "diagonal in channels",
 }
 
 

@@ -231,7 +231,8 @@ def configure(operator: Operator, d_model: int, head_dim: int, rope_theta: float
     repeat = operator.feature("k").repeat
     if width % (head_dim * max(repeat, 1)):
         raise UserError(
-            f"attention: width {width} is no multiple of head width {head_dim} x repeat {max(repeat, 1)}; choose a width that is, or a smaller repeat"
+            f"attention: width {width} is no multiple of head width {head_dim} x repeat {max(repeat, 1)}; choose a "
+            "width that is, or a smaller repeat"
         )
     n_heads = width // head_dim
     return AttentionConfig(

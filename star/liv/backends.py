@@ -60,7 +60,8 @@ def fastest(name: str, ours: Callable, b: Tensor, v: Tensor) -> Callable:
 def explain() -> list[str]:
     """One sentence for every choice made so far."""
     return [
-        f"{name} recurrence, {str(dtype).removeprefix('torch.')} on {device}, state {size} x {width}: {'fla' if form else 'our own form'}, {why}"
+        f"{name} recurrence, {str(dtype).removeprefix('torch.')} on {device}, state {size} x {width}: "
+        f"{'fla' if form else 'our own form'}, {why}"
         for (name, dtype, device, size, width), (form, why) in CHOICES.items()
     ]
 
@@ -85,7 +86,7 @@ def probe(name: str, dtype: torch.dtype, device: torch.device, state_size: int, 
 
 
 def of_fla(kernel: Callable, name: str) -> Callable:
-    """A kernel of fla with the arguments of our parallel forms: c, b, v, g, beta of a delta rule, memory, keep_memory."""
+    """A kernel of fla with the arguments of our parallel forms: c, b, v, g, beta (delta rule), memory, keep_memory."""
     keywords = ("q", "k", "v", "g", *(["beta"] if "delta" in name else []), "initial_state", "output_final_state")
 
     def form(*inputs: Tensor | bool | None) -> tuple[Tensor, Tensor | None]:

@@ -88,7 +88,7 @@ def check_state(
     device: torch.device,
     owner: str = "this operator",
 ) -> None:
-    """Raise `ValueError` if a state is not one for these entries, or has no room for `n_tokens` from the first one on."""
+    """Raise `ValueError` if a state does not fit these entries, or has no room for `n_tokens` in total."""
     if state.keys() != entries.keys():
         raise ValueError(
             f"{owner} keeps {sorted(entries)} and the state has {sorted(state)}; use a state that its init_state made"
@@ -102,7 +102,8 @@ def check_state(
         columns = None if entry.cap is None or len(shape) <= len(entry.shape) else shape.pop(entry.column_dim)
         if shape != list(entry.shape):
             raise ValueError(
-                f"{owner} keeps {name} of {list(entry.shape)} and the state of {shape}; use a state that its init_state made"
+                f"{owner} keeps {name} of {list(entry.shape)} and the state of {shape}; use a state that its "
+                "init_state made"
             )
         if tensor.shape[0] != batch:
             raise ValueError(
@@ -116,7 +117,8 @@ def check_state(
             )
         if columns is not None and columns < entry.columns(n_tokens):
             raise ValueError(
-                f"the state has room for {columns} tokens and this call ends at token {n_tokens}; make one with a larger max_len"
+                f"the state has room for {columns} tokens and this call ends at token {n_tokens}; make one with a "
+                "larger max_len"
             )
 
 
@@ -314,7 +316,8 @@ class LIV(nn.Module):
             raise ValueError(f"x is on {x.device} and the operator on {self.out.device}; move one to the other")
         if self.given and not given:
             raise ValueError(
-                f"this operator takes {', '.join(sorted(self.given))} from a provider and none are given; pass the features that it shares"
+                f"this operator takes {', '.join(sorted(self.given))} from a provider and none are given; pass the "
+                "features that it shares"
             )
         if state is not None:
             check_state(state, self.config.own_state(self.given), x.shape[0], offset + x.shape[1], x.dtype, x.device)

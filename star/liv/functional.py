@@ -1,4 +1,4 @@
-"""Small functions that operators of every family use, with backwards of their own where autograd's are slow on a CPU."""
+"""Small functions that all families use, with their own backward where autograd's is slow on a CPU."""
 
 from __future__ import annotations
 

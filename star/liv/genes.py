@@ -225,7 +225,8 @@ class Family:
                 if value not in spec.values(gene):
                     legal = ", ".join(map(str, spec.values(gene)))
                     raise UserError(
-                        f"{where}: {gene} gene {value} of feature group '{group}' ({self.name}) is not legal; legal is {legal}"
+                        f"{where}: {gene} gene {value} of feature group '{group}' ({self.name}) is not legal; legal "
+                        f"is {legal}"
                     )
         if operator.differential and not self.differentiable_branches:
             raise UserError(f"{where}: {self.name} has no differential form: {self.why.get('differential', '')}")
@@ -240,12 +241,13 @@ class Family:
         ways = [f"{rule.second} {' or '.join(with_first)} with this {rule.first}"] if with_first else []
         ways += [f"{rule.first} {' or '.join(with_second)} with this {rule.second}"] if with_second else []
         return (
-            f"gene {rule.first} = {_shown(first)} conflicts with gene {rule.second} = {_shown(second)} ({self.name}): {rule.why}; "
+            f"gene {rule.first} = {_shown(first)} conflicts with gene {rule.second} = {_shown(second)} "
+            f"({self.name}): {rule.why}; "
             f"legal is {', or '.join(ways)}"
         )
 
     def legal(self, address: str) -> tuple:
-        """The legal values of a gene; of a whole group, absent (if it is optional) and one row that stands for present."""
+        """The legal values of a gene; of a whole group: absent (if optional), and one row that stands for present."""
         group, _, name = address.partition(".")
         if group in OPERATOR_GENES:
             return getattr(self, group)

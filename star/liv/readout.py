@@ -81,7 +81,8 @@ class Readout(LIV):
 READOUT_GROUPS = {
     "gate": GroupSpec("gate of the output: swish(W_z x), as wide as the value path", optional=True),
     "norm": GroupSpec(
-        "RMSNorm of the output: channel mixing 3 of every head, before the gate; 2 of the heads that share b and c together, after it",
+        "RMSNorm of the output: channel mixing 3 of every head, before the gate; 2 of the heads that share b and c "
+        "together, after it",
         channel=(3, 2),
         optional=True,
     ),

@@ -204,7 +204,8 @@ def configure(operator: Operator, d_model: int, head_dim: int, rope_theta: float
     repeat = operator.feature("b").repeat
     if width % (head_dim * max(repeat, 1)):
         raise UserError(
-            f"recurrence: width {width} is no multiple of head width {head_dim} x repeat {max(repeat, 1)}; choose a width that is, or a smaller repeat"
+            f"recurrence: width {width} is no multiple of head width {head_dim} x repeat {max(repeat, 1)}; choose a "
+            "width that is, or a smaller repeat"
         )
     n_heads = width // head_dim
     return RecurrenceConfig(
@@ -237,7 +238,8 @@ FAMILY = Family(
     channel=(1,),
     groups={
         "b": GroupSpec(
-            "input map B: what enters the state; token mixing 3 adds a causal filter of length 4; repeat r: r heads share it, 0 all heads do",
+            "input map B: what enters the state; token mixing 3 adds a causal filter of length 4; repeat r: r heads "
+            "share it, 0 all heads do",
             **_STATE,
         ),
         "c": GroupSpec("output map C: what is read from the state; token mixing and repeat as for b", **_STATE),
@@ -277,12 +279,14 @@ FAMILY = Family(
             "decay.channel",
             "beta",
             lambda o: not (o.has("beta") and o.feature("decay").channel == 2),
-            "one decay per state channel and the delta rule together need another chunk form (Kimi delta attention), which is not here",
+            "one decay per state channel and the delta rule together need another chunk form (Kimi delta "
+            "attention), which is not here",
         ),
     ),
     why={
         "token": "a product of gates between two tokens is semi-separable, and low rank where every gate is 1",
-        "nonlinearity": "a nonlinearity on the scores would need all of them, the state holds only their sum; swish acts on b, c and v before",
+        "nonlinearity": "a nonlinearity on the scores would need all of them, the state holds only their sum; swish "
+        "acts on b, c and v before",
         "channel": "channels of a head share B, C and A and do not mix",
     },
 )

@@ -67,7 +67,7 @@ def plain_cross_entropy(x: Tensor, head: Tensor, targets: Tensor, reduction: str
 
 
 def token_losses(x: Tensor, head: Tensor, targets: Tensor, learns: bool) -> Tensor:
-    """[N]. Here the gradient has to wait for the weight of every token, so that the logits are computed again for it."""
+    """[N]. The gradient depends on the weight of every token, so the logits are computed again for it."""
     if learns:
         return checkpoint(plain_cross_entropy, x, head, targets, "none", use_reentrant=False)
     return plain_cross_entropy(x, head, targets, "none")

@@ -157,7 +157,8 @@ class LanguageModel(nn.Module):
     def _check_state(self, state: ModelState, batch: int) -> None:
         if len(state.layers) != len(self.blocks):
             raise ValueError(
-                f"the state has {len(state.layers)} layers and the model {len(self.blocks)}; use a state that this model made"
+                f"the state has {len(state.layers)} layers and the model {len(self.blocks)}; use a state that this "
+                "model made"
             )
         dtype = self.compute_dtype or self.embedding.dtype
         for layer, tensors in zip(self.plan.layers, state.layers):

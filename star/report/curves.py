@@ -100,6 +100,14 @@ def _references(axes, references: dict[str, float]) -> None:
     for name, loss in references.items():
         axes.axhline(loss, color="#444444", linewidth=1.1, linestyle=NGRAMS.get(name, "--"), zorder=1)
         axes.annotate(
-            f"byte {name} {loss:.2f}", (0, loss), xycoords=axes.get_yaxis_transform(), xytext=(4, 2.5), textcoords="offset points",
-            ha="left", va="bottom", fontsize=8, color="#444444", zorder=6,
-        )  # fmt: skip
+            f"byte {name} {loss:.2f}",
+            (0, loss),
+            xycoords=axes.get_yaxis_transform(),
+            xytext=(4, 2.5),
+            textcoords="offset points",
+            ha="left",
+            va="bottom",
+            fontsize=8,
+            color="#444444",
+            zorder=6,
+        )

@@ -109,7 +109,7 @@ def _panel(
             edgecolor="#222222",
             linewidth=1.2,
             zorder=4,
-            label="baseline, trained alike",
+            label="baseline, same recipe",
         )
     if knee is not None:
         axes.scatter(

@@ -166,7 +166,10 @@ def _title(
 ) -> None:
     total = costs(genome, vocab_size, seq_len)
     axes.text(MARGIN, 0.2, name or f"genome {genome.id}", fontsize=10.5, fontweight="bold", va="center")
-    facts = f"{genome.depth} LIVs, width {genome.d_model}: {format_count(total.parameters)} parameters with embedding, {format_bytes(total.cache_bytes)} cache"
+    facts = (
+        f"{genome.depth} LIVs, width {genome.d_model}: {format_count(total.parameters)} parameters with "
+        f"embedding, {format_bytes(total.cache_bytes)} cache"
+    )
     axes.text(MARGIN, 0.4, facts, fontsize=8.5, va="center", color="#333333")
     x = MARGIN
     for index, family in enumerate(FAMILIES):

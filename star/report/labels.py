@@ -53,9 +53,13 @@ def place_labels(
         if best_ring > NEAR:
             near = (min(max(0, best[0]), best[0] + width), min(max(0, best[1]), best[1] + height))
             axes.annotate(
-                "", (x, y), xytext=near, textcoords="offset points",
-                arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 3}, zorder=5,
-            )  # fmt: skip
+                "",
+                (x, y),
+                xytext=near,
+                textcoords="offset points",
+                arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 3},
+                zorder=5,
+            )
 
 
 def _square(center, half: float) -> Bbox:

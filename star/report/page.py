@@ -55,7 +55,10 @@ def write_page(run: Run, path: Path, plots: tuple[Plot, ...] = PLOTS) -> Path:
         parts += [f"<h2>Refinement {refined.id}</h2>", *_refinement(refined)]
     parts += ["<h2>Members of the front</h2>", *_members(run)]
     parts += ["<h2>Configuration</h2>", _configuration(run)]
-    html = f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(str(run.path))}</title><style>{STYLE}</style></head><body>\n'
+    html = (
+        '<!doctype html>\n<html lang="en"><head><meta '
+        f'charset="utf-8"><title>{escape(str(run.path))}</title><style>{STYLE}</style></head><body>\n'
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(html + "\n".join(parts) + "\n</body></html>\n", encoding="utf-8")
     return path
@@ -75,17 +78,16 @@ def _front(run: Run, knee: str) -> str:
             values = "".join(
                 f'<td class="number">{escape(format_value(o, c.objectives[o.name]))}</td>' for o in run.objectives
             )
-            name = c.name if kind else c.genome.text
-            rows.append(
-                f'<tr class="{"knee" if c.id == knee else kind}"><td><code>{c.id}</code></td>{values}<td><code>{escape(name or "")}</code></td></tr>'
-            )
+            name, style = escape((c.name if kind else c.genome.text) or ""), "knee" if c.id == knee else kind
+            row = f"<td><code>{c.id}</code></td>{values}<td><code>{name}</code></td>"
+            rows.append(f'<tr class="{style}">{row}</tr>')
     return (
         f"<table><tr>{''.join(heads)}<th>genome; the knee in bold, baselines in grey</th></tr>{''.join(rows)}</table>"
     )
 
 
 def _refinement(refined: Refined) -> Iterable[str]:
-    """The front that it left, what it brought, and its plots."""
+    """The refined front, the results and the plots."""
     run, rows = refined.run, []
     heads = "".join(f'<th class="number">{escape(heading(o))}</th>' for o in run.objectives)
     trials = {t.candidate: t for t, _ in reversed(refined.trials)}
@@ -94,21 +96,18 @@ def _refinement(refined: Refined) -> Iterable[str]:
             f'<td class="number">{escape(format_value(o, c.objectives[o.name]))}</td>' for o in run.objectives
         )
         trial = trials.get(c.id) if c.recipe is not None else None
-        made = (
-            "as searched"
-            if trial is None
-            else "; ".join(
-                [f"from {trial.member}", *trial.edits, settings_text(refined.space.changed(trial.settings))]
-            ).strip("; ")
-        )
-        rows.append(
-            f'<tr class="{"" if trial else "baseline"}"><td><code>{c.id}</code></td>{values}<td>{escape(made)}</td></tr>'
-        )
+        made = "as searched"
+        if trial is not None:
+            changed = settings_text(refined.space.changed(trial.settings))
+            made = "; ".join([f"from {trial.member}", *trial.edits, changed]).strip("; ")
+        row = f"<td><code>{c.id}</code></td>{values}<td>{escape(made)}</td>"
+        rows.append(f'<tr class="{"" if trial else "baseline"}">{row}</tr>')
     yield f"<table><tr><th>id</th>{heads}<th>what was changed</th></tr>{''.join(rows)}</table>"
     yield _paragraphs(line for line in refinement_lines(refined) if line)
     for plot in REFINEMENT_PLOTS:
         words = plot.__name__.replace("_", " ").capitalize()
-        yield f"<h3>{words}</h3><p>{escape((plot.__doc__ or '').strip().splitlines()[0])}</p>{_picture(plot(refined), words)}"
+        summary = escape((plot.__doc__ or "").strip().splitlines()[0])
+        yield f"<h3>{words}</h3><p>{summary}</p>{_picture(plot(refined), words)}"
 
 
 def _members(run: Run) -> Iterable[str]:
@@ -116,7 +115,10 @@ def _members(run: Run) -> Iterable[str]:
     for c in members[:DIAGRAMS]:
         values = ", ".join(f"{o.name} {format_value(o, c.objectives[o.name])}" for o in run.objectives)
         figure = genome_diagram(c.genome, seq_len=run.config.objectives.cache_tokens)
-        yield f"<details><summary><code>{c.id}</code>: {escape(values)}</summary>{_picture(figure, f'genome {c.id}')}</details>"
+        yield (
+            f"<details><summary><code>{c.id}</code>: "
+            f"{escape(values)}</summary>{_picture(figure, f'genome {c.id}')}</details>"
+        )
     if len(members) > DIAGRAMS:
         yield f"<p>and {len(members) - DIAGRAMS} more; star show {escape(str(run.path))}:ID draws any of them.</p>"
 
@@ -140,4 +142,5 @@ def _configuration(run: Run) -> str:
             f"<tr><td><code>{escape(row['key'])}</code></td><td>{escape(str(value))}</td><td>{escape(row['doc'])}</td></tr>"
         )
     made = ", ".join(f"{name} {version}" for name, version in run.versions.items())
-    return f"<p>Made with {escape(made)}.</p><table><tr><th>setting</th><th>value</th><th>meaning</th></tr>{''.join(rows)}</table>"
+    head = "<tr><th>setting</th><th>value</th><th>meaning</th></tr>"
+    return f"<p>Made with {escape(made)}.</p><table>{head}{''.join(rows)}</table>"

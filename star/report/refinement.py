@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.table import Table
 
-from star.report.setting_effects import everything_seen, importances, planner_of, regression
 from star.refine.recipe_space import recipe_space, settings_text
 from star.refine.results import Measured, Refined
 from star.report.refinement_plots import calibration_panels, convergence, refinement_progress
+from star.report.setting_effects import everything_seen, importances, planner_of, regression
 from star.report.style import save_figure
 from star.report.units import format_value, heading
 from star.surrogate.calibration import calibration
@@ -27,14 +27,14 @@ REFINEMENT_PLOTS = (refinement_progress, calibration_panels, convergence)
 
 
 def write_refinement(refined: Refined, folder: Path) -> str:
-    """The three plots as PNG and SVG; returns where they are, for people."""
+    """Write the three plots as PNG and SVG; returns a sentence that says where."""
     for plot in REFINEMENT_PLOTS:
         save_figure(plot(refined), folder / plot.__name__)
     return f"{folder} (refinement_progress, calibration_panels, convergence; PNG and SVG)"
 
 
 def settings_table(run: Run, ranges: dict[str, str]) -> Table:
-    """What can be tuned, with the ranges for this run."""
+    """The settings that can be tuned, with the ranges for this run."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for name in ("setting", "search", "range", "meaning"):
         table.add_column(name, no_wrap=name != "meaning")
@@ -56,7 +56,7 @@ def settings_table(run: Run, ranges: dict[str, str]) -> Table:
 
 
 def refinement_table(refined: Refined) -> Table:
-    """The front that it left: members as they were measured afresh, and what was made of them."""
+    """The refined front: members with losses from fresh seeds, and the refined candidates."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("id", no_wrap=True)
     for objective in refined.run.objectives:
@@ -107,19 +107,19 @@ def refinement_lines(refined: Refined, analysis: bool = False) -> list[str]:
     for row in refined.members():
         if row.refined is None:
             now = f" (fresh seeds {_measured(row.loss)})" if row.loss else ""
-            lines.append(
-                f"{row.member}: loss {row.searched:.4f} in the search{now}; nothing of it was measured afresh yet"
-            )
+            lines.append(f"{row.member}: loss {row.searched:.4f} in the search{now}; no fresh measurement yet")
             continue
         gain = f"{row.difference:+.4f}" + ("" if row.low is None else f" [{row.low:+.4f}, {row.high:+.4f}]")
         lines.append(
-            f"{row.member}: loss {row.searched:.4f} in the search, {_measured(row.loss)} with fresh seeds, {_measured(row.refined)} refined "
+            f"{row.member}: loss {row.searched:.4f} in the search, {_measured(row.loss)} with fresh seeds, "
+            f"{_measured(row.refined)} refined "
             f"({row.candidate}): {gain} nats, perplexity {100 * (row.perplexity - 1):+.1f} %"
         )
     volumes = refined.hypervolume()
     if volumes is not None and volumes[0] > 0:
         lines.append(
-            f"hypervolume of the front: {volumes[0]:.3f} as searched, {volumes[1]:.3f} refined ({100 * (volumes[1] / volumes[0] - 1):+.2f} %)"
+            f"hypervolume of the front: {volumes[0]:.3f} as searched, {volumes[1]:.3f} refined "
+            f"({100 * (volumes[1] / volumes[0] - 1):+.2f} %)"
         )
     noise = refined.noise
     if noise is not None:
@@ -145,7 +145,7 @@ def _counts(refined: Refined) -> list[str]:
         + (f" (last: {failed[-1].reason})" if failed else "")
     ]
     if decisions and refined.settings.policy:
-        lines.append(f"the policy chose {policy} of {len(decisions)} proposals, Bayesian optimization the others")
+        lines.append(f"the policy chose {policy} of {len(decisions)} proposals, Bayesian optimization the rest")
     return lines
 
 
@@ -154,17 +154,17 @@ def _calibration_lines(refined: Refined) -> list[str]:
     if not found["n"]:
         return []
     text = ", ".join(
-        f"{level} % intervals hold {found[f'coverage_{level}']:.0%} [{found[f'coverage_{level}_low']:.0%}, {found[f'coverage_{level}_high']:.0%}]"
+        f"{level} % intervals hold {found[f'coverage_{level}']:.0%} [{found[f'coverage_{level}_low']:.0%}, "
+        f"{found[f'coverage_{level}_high']:.0%}]"
         for level in (50, 90)
     )
     lines = [
-        f"forecasts of {found['n']} trials: {text}; mean NLL {found['nll']:.2f}, sd of z {found['z_sd']:.2f}, sharpness {found['sharpness']:.3f} nats"
+        f"forecasts of {found['n']} trials: {text}; mean NLL {found['nll']:.2f}, sd of z {found['z_sd']:.2f}, "
+        f"sharpness {found['sharpness']:.3f} nats"
     ]
     last = next((t.log["scale"] for t, _ in reversed(refined.trials) if t.log.get("scale")), 1.0)
     if last > 1:
-        lines.append(
-            f"warning: calibration has fallen off: uncertainties are multiplied by {last:.2f}, and the trust region is wider"
-        )
+        lines.append(f"warning: calibration has degraded: predicted uncertainties are multiplied by {last:.2f}")
     return lines
 
 
@@ -178,7 +178,8 @@ def _analysis_lines(refined: Refined) -> list[str]:
     else:
         near = "" if np.isinf(found.near) else f" within {found.near:g} nats of the best of their member"
         lines.append(
-            f"regression of the loss, {found.n} trials{near}: R2 {found.r2:.2f}, residual sd {found.residual_sd:.4f} nats; effects in nats (HC3):"
+            f"regression of the loss, {found.n} trials{near}: R2 {found.r2:.2f}, residual sd "
+            f"{found.residual_sd:.4f} nats; effects in nats (HC3):"
         )
         for c in sorted(found.coefficients, key=lambda c: -abs(c.effect) / max(c.se, 1e-12)):
             lines.append(f"  {c.name:<36}{c.effect:+.4f} [{c.low:+.4f}, {c.high:+.4f}]{'  *' if c.matters else ''}")

@@ -102,7 +102,7 @@ def calibration_panels(refined: Refined) -> Figure:
 
 
 def convergence(refined: Refined) -> Figure:
-    """Over proposals: entropy of the policy and its distance to Bayesian optimization; imagined gain, and what was
+    """Over proposals: entropy of the policy and its distance to Bayesian optimization; simulated gain, and what was
     gained.
     """
     rows = [row for row in refined.decisions() if row.get("entropy") is not None]
@@ -113,13 +113,13 @@ def convergence(refined: Refined) -> Figure:
     left.set_ylabel("nats")
     right.set_ylabel("gain (nats)")
     if not rows:
-        return _empty(figure, left, "no policy at work" if not refined.settings.policy else "no proposals yet")
+        return _empty(figure, left, "the policy was off" if not refined.settings.policy else "no proposals yet")
     x = np.arange(1, len(rows) + 1)
     left.plot(x, [row["entropy"] for row in rows], color=BLUE, linewidth=1.5, label="entropy of the policy")
     left.plot(x, [row["kl"] for row in rows], color=VERMILION, linewidth=1.5, label="KL to Bayesian optimization")
     left.legend(fontsize=7.5)
     right.plot(
-        x, [row["gain"] for row in rows], color=PURPLE, linewidth=1.2, label="imagined, over Bayesian optimization"
+        x, [row["gain"] for row in rows], color=PURPLE, linewidth=1.2, label="simulated, over Bayesian optimization"
     )
     right.bar(
         x,

@@ -138,7 +138,8 @@ def rescore_table(run: Run) -> tuple[Table, list[str]]:
         lucks = [row["luck"][objective.name] for row in rows if row["on_front"]]
         if noise is not None:
             lines.append(
-                f"noise of {objective.name} between seeds: sd {noise.sd:.4f} (95 % interval {noise.low:.4f} to {noise.high:.4f}, {noise.degrees} degrees of freedom)"
+                f"noise of {objective.name} between seeds: sd {noise.sd:.4f} (95 % interval {noise.low:.4f} to "
+                f"{noise.high:.4f}, {noise.degrees} degrees of freedom)"
             )
         if lucks:
             lines.append(f"front members were measured {np.mean(lucks):+.4f} {objective.unit} too well on average")
@@ -174,11 +175,12 @@ def status_lines(run: Run) -> list[str]:
     if status["finished"]:
         state = "finished"
     else:
-        state = "running" if status["active"] else f"stopped; star evolve {run.path} goes on with it"
+        state = "running" if status["active"] else f"stopped; star evolve {run.path} resumes it"
     lines = [
         f"{run.path}: {state}",
         f"generation {status['generation']} of {status['generations'] - 1} (0 is the initial population)",
-        f"{status['done']} of {status['total']} candidates done, {status['running']} running, {status['failed']} failed",
+        f"{status['done']} of {status['total']} candidates done, {status['running']} running, {status['failed']} "
+        "failed",
         f"corpus {status['corpus']}"
         + "".join(f", byte {name} {loss:.3f} nats/byte" for name, loss in status["baselines"].items()),
     ]
@@ -190,7 +192,8 @@ def status_lines(run: Run) -> list[str]:
     stopped = status["counts"].get("stopped", 0)
     if stopped:
         lines.append(
-            f"{stopped} candidates were stopped at a rung, the budget cut at {', '.join(f'{r:.0%}' for r in run.config.search.rungs)}"
+            f"{stopped} candidates were stopped at a rung, the budget cut at "
+            f"{', '.join(f'{r:.0%}' for r in run.config.search.rungs)}"
         )
     if status["idle"] is not None:
         lines.append(f"workers were idle {status['idle']:.0%} of the time ({status['workers']} workers)")
@@ -215,8 +218,8 @@ def _surrogate_line(name: str, found: dict) -> str:
         if found["proxy_spearman"] is not None:
             text += f" (size alone {found['proxy_spearman']:.2f})"
     return (
-        text
-        + f"; 90 % intervals hold {found['coverage_90']:.0%} [{found['coverage_90_low']:.0%}, {found['coverage_90_high']:.0%}]"
+        text + f"; 90 % intervals hold {found['coverage_90']:.0%} [{found['coverage_90_low']:.0%}, "
+        f"{found['coverage_90_high']:.0%}]"
     )
 
 
@@ -226,7 +229,10 @@ def _refinement_line(run: Run, found: dict, active: bool) -> str:
     gains = ", ".join(
         f"{member[:6]} {100 * (ratio - 1):+.1f} %" for member, ratio in found["perplexity"].items() if ratio is not None
     )
-    text = f"refinement {found['id']}: {state}, {found['trials']} trials, {found['spent']:.4g} of {found['budget']:g} full trainings"
+    text = (
+        f"refinement {found['id']}: {state}, {found['trials']} trials, {found['spent']:.4g} of "
+        f"{found['budget']:g} full trainings"
+    )
     return text + (f"; perplexity {gains}" if gains else "") + f"; star refine {run.path} --report says more"
 
 

@@ -28,7 +28,7 @@ class Offspring:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one `ask` proposes, and what it took: genomes generated, of which needed repair, of which were duplicates."""
+    """What one `ask` proposes, and counts of genomes that were generated, repaired and duplicates."""
 
     offspring: tuple[Offspring, ...]
     generated: int
@@ -73,7 +73,7 @@ class Algorithm(Protocol):
 
 
 def load_algorithm(space: Space, config: RunConfig, surrogate: Surrogate | None = None) -> Algorithm:
-    """surrogate: looks over offspring, `config.search.screen` for each one asked. Raises UserError for an unknown name."""
+    """surrogate: screens offspring, `config.search.screen` for each one asked. Raises UserError for an unknown name."""
     legal = sorted(module.name for module in pkgutil.iter_modules(algorithms.__path__))
     name = config.search.algorithm
     if name not in legal:

@@ -10,8 +10,9 @@ Callback = Callable[[dict], None]
                         baselines ({"unigram": nats, "bigram": nats}; empty where there is no corpus)
     candidate_start     id, text, origin, name, generation, attempt, costs ({"parameters", "cache", ...})
     candidate_progress  id, step, steps, tokens, loss, val_loss, tokens_per_second, eta (seconds)
-    candidate_end       id, text, origin, name, generation, attempt, status, reason, objectives (None unless ok), metrics,
-                        seconds, worker, final (False: it will be attempted again), on_front, done, total, eta_seconds
+    candidate_end       id, text, origin, name, generation, attempt, status, reason, objectives (None unless ok),
+                        metrics, seconds, worker, final (False: it will be tried again), on_front, done, total,
+                        eta_seconds
     generation_end      generation (from 0), generations, front ([id]), hypervolume (None before there is a frame),
                         best ({objective: value}), generated, repaired, duplicates, done, total, eta_seconds
     message             level ("info" | "warning"), text

@@ -40,7 +40,7 @@ def rescore(
         found, record = Run(run), session.record
         members = [found.candidate(id) for id in ids] if ids else found.front()
         if not members:
-            raise UserError(f"{run} has no front to measure again; star status {run} shows how far it is")
+            raise UserError(f"{run} has no front to measure again; star status {run} shows its progress")
         for member in members:
             if not member.objectives:
                 raise UserError(

@@ -33,7 +33,7 @@ class Stoppable(Protocol):
 
 @dataclass
 class Session:
-    """Made by `open_run`. corpus: name, fingerprint, vocabulary and baselines of the text; record: all events so far."""
+    """Made by `open_run`. corpus: name, fingerprint, vocabulary, baselines of the text; record: all events so far."""
 
     path: Path
     config: RunConfig

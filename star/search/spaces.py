@@ -51,7 +51,8 @@ def check_bounds(space: Space, config: RunConfig, vocab_size: int) -> None:
         bound = bounds(config.objectives)[objective.name]
         if objective.cheap and (smallest := min(objective.measure(cost) for cost in found)) > bound:
             raise UserError(
-                f"objectives.max_{objective.name} is {bound:,.0f} and the smallest genome of this space has {smallest:,.0f}; "
+                f"objectives.max_{objective.name} is {bound:,.0f} and the smallest genome of this space has "
+                f"{smallest:,.0f}; "
                 "raise the bound, or allow narrower models (space.d_models) or fewer LIVs (class 0)"
             )
 

@@ -110,7 +110,8 @@ def make_engine(config: RunConfig, function: str, run: Path, say: Callable = lam
         engine = Ray(function, wanted, run, settings.address, timeout, settings.threads, per_gpu, threads)
         if engine.slots < wanted:
             say(
-                text=f"engine.workers is {settings.workers}, but the Ray cluster holds {engine.slots} at one time: those are used."
+                text=f"engine.workers is {settings.workers}, but the Ray cluster holds {engine.slots} at one time: "
+                "those are used."
             )
         engine.slots = slots = min(engine.slots, busy)
     else:
@@ -120,10 +121,14 @@ def make_engine(config: RunConfig, function: str, run: Path, say: Callable = lam
         engine = ProcessPool(function, slots, run / "progress", timeout, environments)
     if settings.workers > busy:
         say(
-            text=f"engine.workers is {settings.workers}, but a generation has {busy} candidates: {slots} workers are used."
+            text=f"engine.workers is {settings.workers}, but a generation has {busy} candidates: {slots} workers "
+            "are used."
         )
     if slots > config.offspring and config.search.generations > 1 and not config.search.asynchronous:
-        text = f"{slots} workers, but a generation after the first has {config.offspring} candidates: raise search.offspring or use --async."
+        text = (
+            f"{slots} workers, but a generation after the first has {config.offspring} candidates: raise "
+            "search.offspring or use --async."
+        )
         say(text=text)
     return engine
 

@@ -64,7 +64,8 @@ class Store:
         with plain_errors(self.path), self._transaction():
             if self._last_seq() != self.last_seq:
                 raise UserError(
-                    f"{self.path} was written by another process: let only one at a time evolve a run, then run the command again"
+                    f"{self.path} was written by another process: let only one at a time evolve a run, then run the "
+                    "command again"
                 )
             self.connection.executemany("INSERT INTO event (time, kind, data) VALUES (?, ?, ?)", rows)
         self.last_seq += len(rows)
@@ -177,7 +178,8 @@ def check(connection: sqlite3.Connection, path: Path) -> None:
         raise UserError(f"{path} is an SQLite file of another program: move it away or use another run directory")
     if version != schema.VERSION:
         raise UserError(
-            f"{path} has format {version} and this version of star reads format {schema.VERSION}: use the version of star that wrote it"
+            f"{path} has format {version} and this version of star reads format {schema.VERSION}: use the version "
+            "of star that wrote it"
         )
 
 
@@ -210,7 +212,10 @@ def plain_errors(path: Path) -> Iterator[None]:
 
 
 def disk_full(path: Path) -> str:
-    return f"The disk that holds {path} is full: free some space and run the same command again; every finished candidate is kept"
+    return (
+        f"The disk that holds {path} is full: free some space and run the same command again; every finished "
+        "candidate is kept"
+    )
 
 
 def to_text(data) -> str:

@@ -30,7 +30,8 @@ class RunLock:
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise
             raise UserError(
-                f"{run} cannot be written ({error.strerror}): change its permissions, or copy the run and go on with the copy"
+                f"{run} cannot be written ({error.strerror}): change its permissions, or copy the run and go on "
+                "with the copy"
             ) from None
         deadline = time.monotonic() + patience
         while not _try(self.file, fcntl.LOCK_EX):

@@ -7,8 +7,7 @@ be trained in full to be had, is there to compare with. Losses are smaller is be
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -51,23 +50,6 @@ def log_ei(mean: Tensor, sd: Tensor, best: Tensor) -> Tensor:
     """
     sd = sd.clamp(min=1e-12)
     return sd.log() + log_excess((best[..., None] - mean) / sd)
-
-
-def knowledge_gradient(mean: Tensor, covariance: Tensor, noise: Tensor, targets: Tensor) -> Tensor:
-    """How much lower the lowest mean of the targets is expected to be once action a was measured [B, P]; never
-    negative.
-
-    mean [B, P], covariance [B, P, P], noise [B], targets [B, T]: actions at full fidelity. Exact up to the
-    quadrature: KG(a) = min_t mu_t - E_z min_t (mu_t + z C_ta / sqrt(C_aa + noise)); Frazier et al. (2009).
-    """
-    variance = covariance.diagonal(dim1=-2, dim2=-1) + noise[:, None]
-    index = targets[:, None, :].expand(-1, mean.shape[1], -1)
-    slope = covariance.gather(2, index) / variance.clamp(min=1e-18).sqrt()[..., None]  # [B, P, T]
-    at = mean.gather(1, targets)  # [B, T]
-    expected = torch.zeros_like(mean)
-    for z, w in zip(*(part.tolist() for part in quadrature()), strict=True):
-        expected += w * torch.add(at[:, None, :], slope, alpha=z).amin(dim=-1)
-    return (at.amin(dim=-1, keepdim=True) - expected).clamp(min=0.0)
 
 
 def log_rate(
@@ -126,46 +108,3 @@ def reduction(covariance: np.ndarray, noise: float, targets: np.ndarray) -> np.n
     """
     own = np.arange(len(covariance))
     return np.abs(covariance[targets, own]) / np.sqrt(np.maximum(np.diag(covariance) + noise, 1e-18))
-
-
-# Trust regions.
-
-
-@dataclass(frozen=True)
-class TrustRegion:
-    """How many edits from its member a candidate may be. Counted from the trials told so far, so there is no state to
-    keep.
-    """
-
-    start: float = 2.0
-    least: float = 1.0
-    most: float = 8.0
-    patience: int = 3  # failures in a row before it shrinks
-    factor: float = 2.0
-
-    def radius(self, successes: Sequence[bool], widened: int = 0) -> float:
-        """After trials of this member that did or did not improve on its best; widened: how often calibration fell off."""
-        radius, failures = self.start, 0
-        for success in successes:
-            failures = 0 if success else failures + 1
-            if success:
-                radius *= self.factor
-            elif failures == self.patience:
-                radius, failures = radius / self.factor, 0
-            radius = min(max(radius, self.least), self.most)
-        return min(radius * self.factor**widened, self.most)
-
-    def radii(self, trials: Sequence[tuple[int, float]], widened: int = 0, margin: float = 0.0) -> Mapping[int, float]:
-        """By member, from all trials (member, loss) in order; a success is below the member's earlier best by more than
-        the margin.
-        """
-        best: dict[int, float] = {}
-        flags: dict[int, list[bool]] = {}
-        for member, loss in trials:
-            if member in best:
-                flags.setdefault(member, []).append(bool(np.isfinite(loss)) and loss < best[member] - margin)
-            else:
-                flags.setdefault(member, [])
-            if np.isfinite(loss):
-                best[member] = min(best.get(member, math.inf), loss)
-        return {member: self.radius(found, widened) for member, found in flags.items()}

@@ -65,7 +65,7 @@ def _parts(genome: Genome, cost: Costs) -> tuple[list[float], ...]:
 
 @lru_cache(maxsize=4096)
 def _attributes(operator: Operator) -> tuple[float, ...]:
-    """Of one LIV: its family, and the integers that its family's members differ in, on log scales where they are sizes."""
+    """Of one LIV: its family, and the integers in which its family's members differ; sizes on log scales."""
     rows = dict(operator.features)
     repeat, expansion = (
         max((math.log2(max(1, getattr(row, name))) for row in rows.values()), default=0.0)

@@ -41,9 +41,16 @@ class Assumptions:
 SEARCH = Assumptions("matern", True, scale=(2.0, 1.0), amplitude=(1.0, 1.0), linear=(1.0, 1.0), noise=(0.02, 1.5))
 # The priors that BoTorch has by default since 0.12, from the same paper; unit output scale.
 REFINE = Assumptions(
-    "rbf", False, scale=(np.exp(2 * np.sqrt(2.0)), np.sqrt(3.0)), amplitude=(1.0, 0.0), linear=(0.0, 0.0), noise=(np.exp(-4.0), 1.0),
-    least_scale=0.025, least_noise=1e-4, starts=(1.0, 0.15),
-)  # fmt: skip
+    "rbf",
+    False,
+    scale=(np.exp(2 * np.sqrt(2.0)), np.sqrt(3.0)),
+    amplitude=(1.0, 0.0),
+    linear=(0.0, 0.0),
+    noise=(np.exp(-4.0), 1.0),
+    least_scale=0.025,
+    least_noise=1e-4,
+    starts=(1.0, 0.15),
+)
 # For averages, the output scale is free, and wider: four losses tell little about how far the others spread.
 AVERAGE = replace(REFINE, amplitude=(2.0, 0.7), starts=(1.0,))
 
@@ -222,7 +229,7 @@ def fit(
 
 
 def with_noise(assumptions: Assumptions, variance: float) -> Assumptions:
-    """The same with a known part of the noise, in variances of standardised outputs: a floor, with the prior above it."""
+    """The same with a known part of the noise (variance of standardised outputs) as a floor below the prior."""
     floor = max(assumptions.least_noise, variance)
     return replace(assumptions, least_noise=floor, noise=(max(assumptions.noise[0], floor), assumptions.noise[1]))
 

@@ -91,7 +91,7 @@ class Averaged:
         return mean + self._trend(X), scale * np.sqrt(variance)
 
     def leave_one_out(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Mean, sd and truth [n] of every observation given the others: of the average, hyperparameters not refitted."""
+        """Mean, sd and truth [n] of every observation given the others, by the average without a refit."""
         means, sds = (np.array(part) for part in zip(*(p.leave_one_out() for p in self.processes), strict=True))
         w, first = self.weights[:, None], self.processes[0]
         mean = (w * means).sum(axis=0)
@@ -220,7 +220,7 @@ def hessian(posterior: Posterior, theta: np.ndarray, step: float = 1e-4) -> np.n
 
 
 def update(mean: np.ndarray, covariance: np.ndarray, noise: float, a: int, y: float) -> tuple[np.ndarray, np.ndarray]:
-    """Mean [m] and covariance [m, m] after y was measured at point a: equal to a refit with the same hyperparameters."""
+    """Mean [m] and covariance [m, m] after y was measured at point a; equals a refit with the same hyperparameters."""
     root = np.sqrt(covariance[a, a] + noise)
     gain = covariance[:, a] / root
     return mean + gain * (y - mean[a]) / root, covariance - np.outer(gain, gain)

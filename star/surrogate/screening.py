@@ -23,7 +23,7 @@ MOST = 400  # results that are fitted: the latest, and the front
 EXPLORE = 0.1  # share of the chosen that is drawn by lot, so that what the model cannot see is tried too
 
 Describe = Callable[[Sequence], tuple[np.ndarray, np.ndarray, np.ndarray]]
-"""Genomes -> inputs [n, p], the group of each input [p], scaled objectives [n, m] with NaN for those that cost training."""
+"""Genomes -> inputs [n, p], group of each input [p], scaled objectives [n, m], NaN where training is needed."""
 
 
 class Surrogate:

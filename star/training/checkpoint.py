@@ -53,7 +53,8 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizers, identit
                 found = facts["identity"].get(key)
                 if found != wanted:
                     raise CheckpointError(
-                        f"The checkpoint {path} is of another run: its {key} is {found}, not {wanted}; remove it to start afresh."
+                        f"The checkpoint {path} is of another run: its {key} is {found}, not {wanted}; remove it to "
+                        "start afresh."
                     )
             tensors = {name: file.get_tensor(name) for name in file.keys()}
             weights = {

@@ -41,7 +41,8 @@ def local_device(device: torch.device) -> torch.device:
     local = int(os.environ["LOCAL_RANK"])
     if local >= torch.cuda.device_count():
         raise UserError(
-            f"There are {torch.cuda.device_count()} GPUs and at least {local + 1} processes; start as many processes as there are GPUs."
+            f"There are {torch.cuda.device_count()} GPUs and at least {local + 1} processes; start as many "
+            "processes as there are GPUs."
         )
     return torch.device("cuda", local)
 

@@ -24,7 +24,7 @@ RMS = 0.2  # of an AdamW step, in units of its learning rate
 
 
 def orthogonal_part(matrices: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Nearly U V^T of matrices U S V^T, [n, out, in]; computed in `dtype` (None: bfloat16 on CUDA, theirs elsewhere)."""
+    """Nearly U V^T of matrices U S V^T, [n, out, in], in `dtype` (None: bfloat16 on CUDA, their own elsewhere)."""
     a, b, c = QUINTIC
     dtype = dtype or (torch.bfloat16 if matrices.is_cuda else matrices.dtype)
     wide = matrices.shape[-2] <= matrices.shape[-1]

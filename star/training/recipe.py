@@ -14,7 +14,7 @@ COMPILE = ("auto", "off", "blocks", "graph")
 
 @dataclass(frozen=True)
 class Recipe:
-    """Budget, batches, optimizer, schedule, techniques and evaluation of one training run. Fractions are of `tokens`."""
+    """Budget, batches, optimizer, schedule, techniques and evaluation of one training. Fractions are of `tokens`."""
 
     tokens: int = setting(131_072, "training budget; rounded up to whole micro-batches", 1)
     batch_size: int = setting(2, "sequences per micro-batch", 1)
@@ -71,7 +71,8 @@ class Recipe:
     )
     compile: str = setting(
         "auto",
-        "blocks: compile every kind of block once; graph: also capture the step, for the smallest models; auto: blocks on CUDA",
+        "blocks: compile every kind of block once; graph: also capture the step, for the smallest models; auto: "
+        "blocks on CUDA",
         choices=COMPILE,
     )
     device: str = setting("auto", "cpu, cuda or cuda:N; auto: CUDA where there is one")
@@ -91,7 +92,8 @@ class Recipe:
                     raise UserError(f"the training recipe's {f.name} is {value}; it must be {legal}")
         if self.adaptive and self.accumulate_max < self.accumulate:
             raise UserError(
-                f"the training recipe's accumulate_max is {self.accumulate_max}; it must be at least accumulate, {self.accumulate}"
+                f"the training recipe's accumulate_max is {self.accumulate_max}; it must be at least accumulate, "
+                f"{self.accumulate}"
             )
 
     @property

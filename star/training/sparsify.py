@@ -193,7 +193,8 @@ class Sparsifier:
         shapes = {str(layer): len(heads.windows) for layer, heads in self.layers.items()}
         if {layer: len(saved["windows"]) for layer, saved in state["layers"].items()} != shapes:
             raise UserError(
-                "sparsification: the saved state is of a model with other attention heads; remove its checkpoint to start afresh"
+                "sparsification: the saved state is of a model with other attention heads; remove its checkpoint to "
+                "start afresh"
             )
         self.updates, self.frozen, self.seq_len = state["updates"], state["frozen"], state["seq_len"]
         for layer, saved in state["layers"].items():

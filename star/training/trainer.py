@@ -78,8 +78,10 @@ def train(
         if not is_out_of_memory(error):
             raise
         error.add_note(
-            f"while training {sum(param.numel() for param in model.parameters()):,} parameters on {device} with micro-batches of "
-            f"{recipe.batch_size} x {recipe.seq_len} tokens, halved once where they could be; peak {peak_memory(device) / 2**20:.0f} MiB"
+            f"while training {sum(param.numel() for param in model.parameters()):,} parameters on {device} with "
+            "micro-batches of "
+            f"{recipe.batch_size} x {recipe.seq_len} tokens, halved once where they could be; peak "
+            f"{peak_memory(device) / 2**20:.0f} MiB"
         )
         raise
 
@@ -126,7 +128,8 @@ class TrainingRun:
     ):
         if recipe.batch_size % world_size():
             raise UserError(
-                f"the training recipe's batch_size is {recipe.batch_size}, which {world_size()} processes cannot share alike; "
+                f"the training recipe's batch_size is {recipe.batch_size}, which {world_size()} processes cannot "
+                "share alike; "
                 f"make it a multiple of {world_size()}"
             )
         self.model = model.to(device).train()
@@ -184,7 +187,8 @@ class TrainingRun:
             or recipe.accumulate > 1
         ):
             raise UserError(
-                'the training recipe\'s compile is "graph", which takes one process on CUDA and steps that are all alike '
+                'the training recipe\'s compile is "graph", which takes one process on CUDA and steps that are all '
+                "alike "
                 '(no accumulation, no sparsification); use "blocks" or "auto"'
             )
 
@@ -389,7 +393,8 @@ class TrainingRun:
                 micro_batches * self.recipe.micro_batch for micro_batches in (progress["done"], self.stop)
             )
             raise CheckpointError(
-                f"The checkpoint {path} is after {tokens:,} tokens, beyond the stop at {wanted:,}; remove it to start afresh."
+                f"The checkpoint {path} is after {tokens:,} tokens, beyond the stop at {wanted:,}; remove it to "
+                "start afresh."
             )
         self.loss_sum.fill_(progress.pop("loss_sum"))
         self.accumulation.load(progress.pop("accumulation"))

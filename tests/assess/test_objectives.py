@@ -10,7 +10,8 @@ from star.errors import UserError
 
 def test_an_objective_from_a_module_of_the_user(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(
-        "from star.assess import Objective\nDEPTH = Objective('depth', 'LIVs', 'depth', lambda c: 3.0, cheap=True)\nX = 1\n"
+        "from star.assess import Objective\nDEPTH = Objective('depth', 'LIVs', 'depth', lambda c: 3.0, "
+        "cheap=True)\nX = 1\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     loss, depth = load_objectives(("loss", "mine:DEPTH"))

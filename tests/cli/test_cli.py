@@ -313,7 +313,7 @@ def test_train_goes_on_where_it_was_stopped(text, tmp_path):
     assert "of another run: its recipe" in refused(
         "train", "transformer++", *options, 20_480, "--out", tmp_path / "model"
     )
-    assert f"going on from {checkpoint}" in ok("train", "transformer++", *options, 40_960, "--out", tmp_path / "model")
+    assert f"resuming from {checkpoint}" in ok("train", "transformer++", *options, 40_960, "--out", tmp_path / "model")
     whole, resumed = (
         json.loads((tmp_path / name / "training.json").read_text())["curve"] for name in ("whole", "model")
     )

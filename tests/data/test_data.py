@@ -170,7 +170,10 @@ def test_a_damaged_entry_is_built_again(tmp_path, cache, damage):
 
 def test_processes_that_build_at_once_agree(tmp_path, cache):
     write_documents(tmp_path / "text", 2000)
-    code = f"from star.data import open_corpus; c = open_corpus({str(tmp_path / 'text')!r}); print(c.fingerprint, len(c.train))"
+    code = (
+        f"from star.data import open_corpus; c = open_corpus({str(tmp_path / 'text')!r}); print(c.fingerprint, "
+        "len(c.train))"
+    )
     processes = [in_process(code) for _ in range(4)]
     outputs = [process.communicate(timeout=60)[0] for process in processes]
     assert all(process.returncode == 0 for process in processes), outputs

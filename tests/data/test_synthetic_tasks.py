@@ -231,9 +231,19 @@ def test_a_job_measures_the_tasks_only_when_asked_and_once_for_all_rungs(tmp_pat
     monkeypatch.setattr(assessed, "measure", lambda *args, **options: calls.append(args[1]) or scores)
     recipe = asdict(Recipe(tokens=512, batch_size=2, seq_len=16, eval_tokens=64, device="cpu"))
     job = {
-        "id": "a", "attempt": 0, "seed": 1, "genome": to_json(genome("9", 16)), "costs": {}, "corpus": "", "fingerprint": corpus.fingerprint,
-        "recipe": recipe, "threads": torch.get_num_threads(), "timeout": None, "directory": str(tmp_path / "a"), "keep_weights": False,
-    }  # fmt: skip
+        "id": "a",
+        "attempt": 0,
+        "seed": 1,
+        "genome": to_json(genome("9", 16)),
+        "costs": {},
+        "corpus": "",
+        "fingerprint": corpus.fingerprint,
+        "recipe": recipe,
+        "threads": torch.get_num_threads(),
+        "timeout": None,
+        "directory": str(tmp_path / "a"),
+        "keep_weights": False,
+    }
     assert "mad" not in training.assess(job, print)["metrics"] and not calls
     metrics = training.assess(job | {"tasks": 77}, print)["metrics"]
     assert metrics["mad"] == 0.75 and metrics["task recall"] == 0.5 and calls == [77]

@@ -80,7 +80,7 @@ def exported(tmp_path) -> Path:
 
 
 def fresh_logits(folder: Path, tmp_path: Path) -> list[torch.Tensor]:
-    """What a new interpreter gives that has no path to STAR: isolated, and its own STAR taken away if one is installed."""
+    """The output of a new interpreter without access to STAR, even if STAR is installed."""
     script, out = tmp_path / "fresh.py", tmp_path / "logits.pt"
     script.write_text('import sys; sys.modules["star"] = None\n' + FRESH)
     result = subprocess.run(
@@ -323,8 +323,11 @@ def run_linked(sources: dict[str, str], *roots: tuple[str, str]) -> dict:
 
 def test_equal_names_in_two_modules_stay_apart():
     sources = {
-        "star.a": "SIZE = 1  # a\n\n\ndef step(x, SIZE=SIZE):\n    return x + SIZE\n\n\nclass Mixer:\n    step = 5\n\n    def run(self, x):\n        return step(x) + self.step\n",
-        "star.b": "from star.a import Mixer as Other\n\nSIZE = 10\n\n\ndef step(x):\n    SIZES = [SIZE for _ in range(2)]\n    return x + SIZES[0]\n\n\nclass Mixer:\n    def run(self, x):\n        return Other().run(step(x))\n",
+        "star.a": "SIZE = 1  # a\n\n\ndef step(x, SIZE=SIZE):\n    return x + SIZE\n\n\nclass Mixer:\n    step = "
+        "5\n\n    def run(self, x):\n        return step(x) + self.step\n",
+        "star.b": "from star.a import Mixer as Other\n\nSIZE = 10\n\n\ndef step(x):\n    SIZES = [SIZE for _ in "
+        "range(2)]\n    return x + SIZES[0]\n\n\nclass Mixer:\n    def run(self, x):\n        return "
+        "Other().run(step(x))\n",
     }
     names = run_linked(sources, ("star.b", "Mixer"))
     assert names["BMixer"]().run(0) == 10 + 1 + 5

@@ -1,4 +1,4 @@
-"""The operator level: operators evolve with the backbone, every vector is a legal genome, and everything can read it."""
+"""The operator level: operators evolve with the backbone, and every vector is a legal genome that all code reads."""
 
 import io
 

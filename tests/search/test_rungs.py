@@ -100,10 +100,19 @@ def job(corpus, tmp_path, monkeypatch):
     from dataclasses import asdict
 
     return {
-        "id": genome(TEXTS[0]).id, "attempt": 0, "seed": 5, "genome": to_json(genome(TEXTS[0])), "costs": {}, "corpus": "words",
-        "fingerprint": corpus.fingerprint, "recipe": asdict(RECIPE) | {"seed": 5}, "threads": torch.get_num_threads(),
-        "timeout": None, "directory": str(tmp_path / "candidate"), "keep_weights": True,
-    }  # fmt: skip
+        "id": genome(TEXTS[0]).id,
+        "attempt": 0,
+        "seed": 5,
+        "genome": to_json(genome(TEXTS[0])),
+        "costs": {},
+        "corpus": "words",
+        "fingerprint": corpus.fingerprint,
+        "recipe": asdict(RECIPE) | {"seed": 5},
+        "threads": torch.get_num_threads(),
+        "timeout": None,
+        "directory": str(tmp_path / "candidate"),
+        "keep_weights": True,
+    }
 
 
 def quiet(progress):

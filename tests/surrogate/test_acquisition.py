@@ -8,8 +8,6 @@ from scipy.integrate import quad
 from scipy.stats import norm
 
 from star.surrogate.acquisition import (
-    TrustRegion,
-    knowledge_gradient,
     log_ei,
     log_excess,
     log_hypervolume_gain,
@@ -51,29 +49,6 @@ def test_expected_improvement_against_quadrature():
             *(torch.tensor([v], dtype=torch.float64) for v in (mean, sd)), torch.tensor(best, dtype=torch.float64)
         )
         assert float(fast.exp()) == pytest.approx(slow, rel=1e-6)
-
-
-def test_knowledge_gradient_against_simulation():
-    mean, covariance = belief()
-    targets, noise = np.array([0, 2, 4]), 0.05
-    found = knowledge_gradient(
-        torch.tensor(mean)[None], torch.tensor(covariance)[None], torch.tensor([noise]), torch.tensor(targets)[None]
-    )[0]
-    z = np.random.default_rng(1).standard_normal(200_000)
-    for a in range(6):
-        slope = covariance[targets, a] / np.sqrt(covariance[a, a] + noise)
-        slow = mean[targets].min() - (mean[targets][:, None] + slope[:, None] * z).min(axis=0).mean()
-        assert float(found[a]) == pytest.approx(slow, rel=0.1, abs=1e-3)
-    assert (found >= 0).all()
-
-
-def test_knowledge_gradient_of_what_is_known_is_nothing():
-    mean, covariance = belief()
-    covariance[3], covariance[:, 3] = 0.0, 0.0
-    found = knowledge_gradient(
-        torch.tensor(mean)[None], torch.tensor(covariance)[None], torch.tensor([0.1]), torch.arange(6)[None]
-    )[0]
-    assert float(found[3]) == pytest.approx(0.0, abs=1e-12) and float(found.max()) > 0
 
 
 def test_hypervolume_gain_is_the_search_s_in_logarithms():
@@ -142,19 +117,3 @@ def test_rate_knows_when_a_cheap_trial_is_worth_it():
     assert rate(0.5, 0.5, 0.05, 0.25) < at_once  # tells next to nothing
     assert rate(0.5, 0.5, 0.0, 0.25) == pytest.approx(at_once / 1.25)  # nothing at all: its cost is added
     assert rate(0.5, 0.5, 0.3, 0.05) > rate(0.5, 0.5, 0.3, 0.1) > rate(0.5, 0.5, 0.2, 0.1)
-
-
-def test_trust_region_grows_shrinks_and_widens():
-    region = TrustRegion(start=2.0, least=1.0, most=8.0, patience=3)
-    assert region.radius([]) == 2.0 and region.radius([True]) == 4.0 and region.radius([True] * 9) == 8.0
-    assert (
-        region.radius([False] * 2) == 2.0 and region.radius([False] * 3) == 1.0 and region.radius([False] * 30) == 1.0
-    )
-    assert region.radius([False, False, True, False, False]) == 4.0  # failures must be in a row
-    assert region.radius([False] * 3, widened=1) == 2.0
-
-
-def test_trust_regions_of_members():
-    trials = [(0, 2.0), (1, 3.0), (0, 1.9), (1, 3.5), (1, float("nan")), (1, 3.1)]
-    assert TrustRegion().radii(trials) == {0: 4.0, 1: 1.0}
-    assert TrustRegion().radii(trials, margin=0.5) == {0: 2.0, 1: 1.0}  # within the noise is no success

@@ -46,7 +46,7 @@ def test_a_known_ence():
 
 
 def test_inflation_brings_coverage_back():
-    """A forecaster whose sds are half of what they should be: with the factor, nine tenths are covered in the long run."""
+    """A forecaster whose sds are half of the truth: with the factor, nine tenths are covered in the long run."""
     predicted, actual = forecasts(1500, factor=2.0)
     made, inside = [], []
     for (mean, sd), y in zip(predicted, actual, strict=True):

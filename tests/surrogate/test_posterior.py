@@ -1,4 +1,4 @@
-"""The Gaussian process of refinement against BoTorch, finite differences and refits; its average over hyperparameters."""
+"""The Gaussian process against BoTorch, finite differences and refits; its average over hyperparameters."""
 
 import numpy as np
 import pytest

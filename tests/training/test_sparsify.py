@@ -438,7 +438,7 @@ def test_a_run_goes_on_exactly_from_its_state():
 
 
 def test_processes_of_a_distributed_run_impose_the_limits_of_all_their_batches(monkeypatch):
-    """As one process with both batches; the other process is its scores, added where a sum over processes is asked for."""
+    """As one process with both batches; the other process is represented by its scores, added to every sum."""
     batches = [batch_of(70, seed=rank) for rank in range(2)]
     pooled = Sparsifier(model_of("1-9-3"), 0.3, 0.3, 1000, sequences=4)
     pooled.update(pooled.model, *(torch.cat(parts) for parts in zip(*batches, strict=True)), 300)

@@ -444,7 +444,8 @@ sys.path.insert(0, {folder!r})
 from test_techniques import RECIPE, TECHNIQUES, model, open_corpus, train, losses, weights
 from star.training.distributed import rank
 net = model()
-result = train(net, open_corpus({text!r}, {cache!r}), RECIPE.replace(**json.loads({changes!r})), checkpoint={checkpoint!r}, stop_tokens={stop})
+result = train(net, open_corpus({text!r}, {cache!r}), RECIPE.replace(**json.loads({changes!r})),
+    checkpoint={checkpoint!r}, stop_tokens={stop})
 row = [losses(result), result.steps, weights(net).double().norm().item()]
 open({rows!r} + __import__("os").environ["RANK"], "w").write(json.dumps(row))
 """

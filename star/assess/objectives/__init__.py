@@ -1,6 +1,6 @@
 """Objectives: each file here defines one, as `OBJECTIVE`, and is known by its file name.
 
-An objective of your own needs no file here: name it "module:NAME", for an `Objective` called NAME in an importable module.
+An objective of your own needs no file here: name it "module:NAME", for an `Objective` NAME in an importable module.
 """
 
 import importlib
