@@ -16,7 +16,7 @@ class Candidate:
         "diverged", "timeout", "failed", "lost".
     objectives: by name, None unless ok. metrics: val_loss_se, tokens, seconds, tokens_per_second, peak_memory, ...
     costs: what the plan alone tells. order: place in the order of completion, None until then.
-    A refined one has origin "refined" and the member that it came from as its parent; recipe: its own, None: that of
+    A refined candidate has origin "refined" and its member as parent; recipe: its own, None: the recipe of
     the run.
     """
 
@@ -39,6 +39,6 @@ class Candidate:
 
     @property
     def trained_genome(self) -> Genome:
-        """The genome that its weights belong to: with the windows that sparsification has found, if it was at work."""
+        """The genome that its weights belong to, with the windows that sparsification found, if it was used."""
         edited = (self.metrics.get("sparsity") or {}).get("genome")
         return self.genome if edited is None else from_json(edited)

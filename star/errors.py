@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """Something a person can put right: one sentence naming the file, the value and the fix (exit code 2)."""
+    """An error that the user can fix: one sentence naming the file, the value and the fix (exit code 2)."""
 
 
 class RunFailed(Exception):

@@ -1,4 +1,4 @@
-"""What a setting is: a dataclass field that knows what it is for and which values are legal."""
+"""A setting: a dataclass field with documentation and legal values."""
 
 import math
 from dataclasses import field

@@ -1,4 +1,4 @@
-"""A run as anyone may read it, also while it is being evolved.
+"""A run, for reading: also while it is being evolved.
 
     run = star.Run("runs/a")
     for member in run.front(): print(member.id, member.genome.text, member.objectives)
@@ -152,7 +152,7 @@ class Run:
         """What each variation operator brought, and the initial population for comparison.
 
         Rows: operator; generated, repaired, duplicates (genomes that it had a part in); assessed, of which ended ok;
-        improved: those that were on the front when they ended. A genome that went through two operators counts for
+        improved: on the front when they ended. A genome that two operators changed counts for
         both.
         """
         names = dict.fromkeys(["initial", *(name for ask in self._record.asks for name in ask.get("by_operator", ()))])

@@ -3,8 +3,8 @@
     objectives/    one file per objective: its name, unit, and how it is read off the costs or the metrics
     evaluations/   one file per way to measure a candidate: `assess(job, report) -> dict`, run by an engine
     tasks.py       six synthetic tasks, as a second opinion beside the corpus
-    constraints.py bounds on objectives; those that only a trained candidate can be held to
-    noise.py       how much of a fitness is luck, and who stays on the front when measured afresh
+    constraints.py bounds on objectives, checked before or after training
+    noise.py       how much of a fitness is luck, and which members stay on the front with fresh seeds
     pareto.py      dominance, fronts, hypervolume
 
 Cheap objectives need the plan alone and are known before anything is trained. A new objective is one new file.

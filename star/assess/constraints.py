@@ -20,7 +20,7 @@ def bounds(config: ObjectivesConfig) -> dict[str, float]:
 
 
 def measured_bounds(config: ObjectivesConfig) -> dict[str, float]:
-    """Those that only a trained candidate can be held to."""
+    """Bounds that can be checked only after training."""
     found = bounds(config)
     return {
         o.name: found[o.name] for o in load_objectives(tuple(found) or ("loss",)) if not o.cheap and o.name in found

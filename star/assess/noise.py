@@ -1,4 +1,4 @@
-"""How much of a measured fitness is luck, and which members of a front stay on it when they are measured afresh.
+"""How much of a measured fitness is luck, and which members of a front stay on it with fresh seeds.
 
     noise_sd({"a": [2.31, 2.33], "b": [2.40, 2.37, 2.41]})      # pooled within genomes, with its interval
     rescored(F, {3: {0: [2.34, 2.36]}}, sd={0: 0.02})           # mean, se, probability of being non-dominated
@@ -28,7 +28,7 @@ class Noise:
 
 @dataclass(frozen=True)
 class Rescored:
-    """One objective vector measured afresh.
+    """One objective vector from fresh seeds.
 
     mean, se [m]: of the fresh measurements; se 0 where the objective is exact. n: how many of them (the fewest, of the
     noisy objectives). luck [m]: fresh mean minus what the search measured; above 0 where the search's measurement was

@@ -20,7 +20,7 @@ class Front:
         return np.array([objective.scaled(values[objective.name]) for objective in self.objectives])
 
     def add(self, id: str, values: Mapping[str, float]) -> bool:
-        """Whether the candidate joins the front, which drops those that it dominates. Equals stay side by side."""
+        """Add a candidate; returns whether it joins the front. Dominated members are dropped, equal ones stay."""
         new = self.scaled(values)
         if not np.isfinite(new).all() or _dominates(self.F, new).any():
             return False
@@ -52,7 +52,7 @@ class Frame:
         for objective in objectives:
             column = [objective.scaled(v[objective.name]) for v in values]
             best, worst = min(column), max(column)
-            span = worst - best or abs(worst) or 1.0  # candidates that are all alike still span a box
+            span = worst - best or abs(worst) or 1.0  # equal candidates still span a box
             reference[objective.name], ideal[objective.name] = worst + 0.1 * span, best
         return Frame(reference, ideal)
 

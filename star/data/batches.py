@@ -105,7 +105,7 @@ class Prefetcher:
         self._stop.set()
         with contextlib.suppress(queue.Empty):
             while True:
-                self._queue.get_nowait()  # make room for the one that it may be waiting with
+                self._queue.get_nowait()  # make room for the batch that it may be waiting to add
         self._thread.join()
         self._thread = None
 

@@ -155,7 +155,7 @@ def _build(entry: Path, source: Source, tokenizer: ByteTokenizer, on_progress: C
 
 
 def _move(work: Path, entry: Path, tokenizer: ByteTokenizer) -> None:
-    """Put a finished entry in its place. One that another process put there meanwhile is as good as ours."""
+    """Move a finished entry to its place. An entry that another process made meanwhile is equally good."""
     if entry.exists() and _open(entry, "", tokenizer) is None:
         with contextlib.suppress(OSError):
             os.rename(entry, work / "damaged")

@@ -1,6 +1,6 @@
 """Where documents come from: the standard library, files and folders, Hugging Face datasets.
 
-A source is a name for people, an identity that changes when its content may have changed, and an
+A source is a name, an identity that changes when its content may have changed, and an
 iterator over documents. Its identity is cheap (paths, sizes and modification times; the content is
 not read), because every start of every worker asks for it. A new kind of source is one function here
 and one line in `find_source`.

@@ -96,7 +96,7 @@ def _recall(task: Task, n: int, rng: np.random.Generator) -> tuple[np.ndarray, n
 
 
 def _fuzzy(task: Task, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """No two keys of a sequence begin alike, so that where a key ends is known from when it was first seen."""
+    """No two keys of a sequence share a prefix, so the end of a key is unambiguous."""
     inputs, targets = _empty(task, n)
     for x, y in zip(inputs, targets, strict=True):
         keys = [[first, *rng.integers(task.symbols, size=rng.integers(task.motif))] for first in range(task.symbols)]

@@ -21,7 +21,7 @@ from star.engine.protocol import Outcome
 from star.engine.worker import run_job, start_worker
 
 VANISHED = 3.0  # seconds after which a job whose worker is gone is given up, if pebble has not noticed
-START = 60.0  # seconds in which a job must have begun in its worker, which is two imports away
+START = 60.0  # seconds within which a job must have started in its worker
 JOBS_PER_WORKER = 100  # then a fresh process: bounds whatever a job leaks
 
 
@@ -103,9 +103,9 @@ class _Slot:
         self.pool: pebble.ProcessPool | None = None
         self.job_id: str | None = None
         self.future: pebble.ProcessFuture | None = None
-        self.submitted = self.began = 0.0  # began: when the worker was first seen at work on the job; 0 before
+        self.submitted = self.began = 0.0  # began: when the worker was first seen working on the job; 0 before
         self.pid_file: Path | None = None  # which worker has the job, written by it
-        self.gone = 0.0  # since when that worker is no more
+        self.gone = 0.0  # when that worker disappeared
 
     def start(self, job_id: str, function: Callable, args: tuple) -> None:
         if self.pool is None or not self.pool.active:

@@ -15,7 +15,7 @@ class Outcome:
         "oom" (out of memory), "failed" (exception: `traceback` is set), "timeout" (killed past its deadline),
         "lost" (its worker died: no fault of the job), "disk_full" (nothing can be written: stop, keep the job).
     result: what the function returned; None unless it returned.
-    reason: one line for people; empty when ok.
+    reason: one line of text; empty when ok.
     seconds: time its worker was busy with it, measured there; seen from here if the worker could not tell.
     worker: where it ran, for example "worker 1".
     """

@@ -45,7 +45,7 @@ def export_model(
 ) -> Path:
     """Write `folder` with model.py, model.safetensors and config.json; returns it.
 
-    name: for people. source: where the model came from, such as {"run": ..., "id": ...}. metrics: what it scored.
+    name: shown to users. source: where the model came from, such as {"run": ..., "id": ...}. metrics: what it scored.
     training: recipe and learning curve, kept beside the model. overwrite: replace a folder that an earlier export
     wrote. Raises UserError if the folder is in use by something else or cannot be written, RunFailed if the disk is
     full; a folder that was there stays as it was.

@@ -132,7 +132,7 @@ class Linker:
         return "\n".join(parts) + "\n"
 
     def final_names(self) -> dict[Key, str]:
-        """The name of every definition in the file: its own, with that of its module where two have the same."""
+        """The name of every definition in the file: its own, prefixed by its module where two are equal."""
         counts: dict[str, int] = dict.fromkeys([*self.imports, *dir(builtins)], 1)
         keys = [(module, name) for module, names in self.reached.items() for name in names]
         for _, name in keys:

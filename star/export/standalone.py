@@ -23,7 +23,7 @@ def load(folder: str | Path = Path(__file__).parent, device: str = "cpu") -> Lan
     """
     model = LanguageModel(PLAN, VOCAB_SIZE, TIE_EMBEDDINGS)
     weights = load_file(Path(folder) / "model.safetensors")
-    parameters = dict(model.named_parameters())  # those that several LIVs share are named once
+    parameters = dict(model.named_parameters())  # shared parameters are named once
     if {n: w.shape for n, w in weights.items()} != {n: p.shape for n, p in parameters.items()}:
         raise ValueError(f"{folder}/model.safetensors holds the weights of another architecture")
     with torch.no_grad():

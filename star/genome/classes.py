@@ -43,7 +43,7 @@ def register_family(featurizer: int, family: Family) -> None:
 
 @dataclass(frozen=True)
 class PoolClass:
-    """A named operator. The name is for people; the integers are the operator."""
+    """An operator with a name."""
 
     name: str
     operator: Operator

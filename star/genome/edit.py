@@ -37,7 +37,7 @@ def edited_genome(genome: Genome, windows: Mapping[int, int | None]) -> Genome:
 
 
 def together(genome: Genome) -> list[list[int]]:
-    """Positions of LIVs that must agree in their window: those that share features or weights, directly or through
+    """Positions of LIVs that must agree in their window: LIVs that share features or weights, directly or through
     others.
     """
     genes = genome.canonical().backbone

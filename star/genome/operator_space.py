@@ -7,7 +7,7 @@
 
 A LIV names a class of the fixed pool, or one of the K operators that the vector itself defines. Sections are as wide as
 the widest family needs; what a family does not have is 0. In canonical form operators that no LIV names are zeroed, the
-others stand in order of first use, and one that equals a class of the pool is that class, so equal architectures are
+others are in order of first use, and one equal to a class of the pool becomes that class, so equal architectures are
 equal rows here too.
 """
 

@@ -29,7 +29,7 @@ class Space:
 
     Args:
         n_slots: LIV slots; the greatest depth. d_models: legal widths. head_dim: of every head.
-        classes: pool ids that a slot may hold (0 for empty); those that do not fit every width are refused.
+        classes: pool ids that a slot may hold (0 for empty); classes that do not fit every width are refused.
         norms, residuals: legal block schemes. max_groups: sharing groups of each kind, by default half the slots;
         0: nothing is shared.
     """

@@ -1,4 +1,4 @@
-"""The gene table as rows for people, read off the declarations that the code itself obeys."""
+"""The gene table as rows of text, made from the declarations that the code itself uses."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NOT_BUILT = {
 
 
 def gene_table() -> list[dict[str, str]]:
-    """Every gene, its legal values, its meaning and what it does to the module, as rows for people."""
+    """Every gene with its legal values and meaning, as rows of text."""
 
     def listed(values: Any) -> str:
         return ", ".join(f"{k} {v}" for k, v in values.items())

@@ -177,13 +177,13 @@ class LIVConfig:
     def build(self, given: frozenset[str] = frozenset(), tied: Mapping[str, nn.Parameter] | None = None) -> LIV:
         raise NotImplementedError
 
-    # What follows from those, for any operator.
+    # Derived from these, for any operator.
 
     def own_weights(self, given: frozenset[str]) -> dict[str, Weight]:
         return {name: w for name, w in self.weights().items() if w.group not in given}
 
     def own_state(self, given: frozenset[str]) -> dict[str, StateEntry]:
-        """A state tensor belongs to whoever computes it; one that needs several groups names them joined by '+'."""
+        """A state tensor belongs to the LIV that computes it; of several groups the names are joined by '+'."""
         return {name: s for name, s in self.state().items() if not set(s.group.split("+")) <= given}
 
     def num_params(self, given: frozenset[str] = frozenset()) -> int:
@@ -258,7 +258,7 @@ class LIV(nn.Module):
         """
         return y
 
-    # What follows from them.
+    # Derived from these.
 
     def featurize(
         self, x: Tensor, state: State | None = None, given: Features | None = None, offset: int = 0

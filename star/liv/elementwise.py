@@ -102,7 +102,7 @@ class Elementwise(LIV):
             features["b"] = given["b"]
         else:
             first = torch.zeros(v.shape[1], 1, dtype=features["decay"].dtype, device=v.device)
-            first[: int(offset == 0)] = -100.0  # the very first token: as if a were zero
+            first[: int(offset == 0)] = -100.0  # the very first token: a = 0
             size = -torch.expm1(torch.add(first, features["decay"], alpha=2))  # 1 - a^2
             features["b"] = self.head_gate(v, "input") * size.clamp(min=1e-8).sqrt()
         # The state before this call belongs to whoever owns b and v; a consumer of both reads it from there.
@@ -152,7 +152,7 @@ def scan_parallel(u: Tensor, g: Tensor, memory: Tensor | None = None) -> tuple[T
     """h_t = exp(g_t) h_(t-1) + u_t for the whole sequence, any length.
 
     Args: u, g [B, T, W] in float32 or wider, g in [SCAN_MIN_LOG_DECAY, 0]; memory [B, W], the h before.
-    Returns: h [B, T, W], and that of the last token.
+    Returns: h [B, T, W], and h of the last token.
     """
     if u.shape[1] == 0:
         return u, memory

@@ -293,7 +293,7 @@ def _choice(values: tuple | list, rng: np.random.Generator) -> Any:
 
 
 def _shown(value: Any) -> str:
-    """A gene value for people; a whole row is absent or its four digits."""
+    """A gene value as text; a whole row is "absent" or its four digits."""
     if isinstance(value, FeatureGenes):
         return "absent (0000)" if value == ABSENT else f"present ({' '.join(map(str, value))})"
     return str(value)

@@ -54,7 +54,7 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, state: State | None, given: Features, offset: int
     ) -> tuple[Tensor, State | None, Features]:
-        """x [B, T, D]; also returns the features of the LIV, for those that share them."""
+        """x [B, T, D]; also returns the features of the LIV, for LIVs that share them."""
         h = rms_norm(x, self.norm_in, NORM_EPS) if self.has_norm_in else x
         h, state, features = self.liv.share(h, state, given, offset)
         if self.has_norm_out:
@@ -70,7 +70,7 @@ class LanguageModel(nn.Module):
     def __init__(self, plan: Plan, vocab_size: int, tie_embeddings: bool = True):
         super().__init__()
         self.plan, self.vocab_size, self.tie_embeddings = plan, vocab_size, tie_embeddings
-        self.compute_dtype: torch.dtype | None = None  # None: that of the weights
+        self.compute_dtype: torch.dtype | None = None  # None: the dtype of the weights
         self.embedding = nn.Parameter(torch.empty(vocab_size, plan.d_model))
         self.blocks = nn.ModuleList()
         for layer in plan.layers:
@@ -181,7 +181,7 @@ class LanguageModel(nn.Module):
     def reset_parameters(self, seed: int) -> None:
         """Start all weights from one seed. Output maps shrink with depth, so that the residual stream keeps its size.
 
-        Embedding and head start alike at any width, and the final norm scales the logits by 1 / width: a wider model
+        Embedding and head start the same at any width, and the final norm scales the logits by 1 / width: a wider model
         then starts, and learns, like a narrow one (muP, arXiv 2203.03466; the multipliers are weights, so that an
         exported model has none).
         """

@@ -80,7 +80,7 @@ class Setup:
         return json.dumps([self.genome.key, sorted(self.settings.items())])
 
     def id(self, base: Settings) -> str:
-        """That of its genome if trained as in the search; else r and 11 hexadecimal digits."""
+        """The genome's id if trained as in the search; else r and 11 hexadecimal digits."""
         return self.genome.id if self.settings == base else "r" + hashlib.sha256(self.key.encode()).hexdigest()[:11]
 
 

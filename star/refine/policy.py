@@ -65,9 +65,9 @@ class Scene:
     cost: Tensor  # [P] full trainings
     own: Tensor  # [P] the action that trains the same candidate in full
     open: Tensor  # [P] may be tried
-    options: Tensor  # [n] actions to choose among, that of Bayesian optimization first; P is stopping
+    options: Tensor  # [n] actions to choose among, the choice of Bayesian optimization first; P is stopping
     scores: Tensor  # [P] log value per cost
-    best: float  # the lowest mean that is had already
+    best: float  # the lowest mean achieved so far
     scale: float  # standard deviation of the observed losses
     budget: float  # full trainings left
     price: float = 0.0  # nats that one full training is worth; 0: never stop early
@@ -110,7 +110,7 @@ def observe(scene: Scene, state: State, action: Tensor, y: Tensor) -> State:
 
 
 def delivered(scene: Scene, state: State) -> tuple[Tensor, Tensor]:
-    """Action [B] with the lowest mean among those trained in full, and that mean or, if lower, what was had before."""
+    """Action [B] with the lowest mean among those trained in full, and that mean or, if lower, the earlier best."""
     full = state.tried & (scene.own == torch.arange(len(scene.own)))
     lowest, action = state.mean.masked_fill(~full, torch.inf).min(dim=1)
     return action, lowest.clamp(max=scene.best)
@@ -270,8 +270,8 @@ def gate(scene: Scene, worlds: Worlds, option: int, settings: PolicySettings) ->
 def consult(
     scene: Scene, sample: Callable[[int], Worlds], settings: PolicySettings = PolicySettings()
 ) -> tuple[int, dict[str, float]]:
-    """Which option to take (0: that of Bayesian optimization), and a log: acts, agrees, gain, low, learned, entropy,
-    kl.
+    """Which option to take (0: the choice of Bayesian optimization), and a log: acts, agrees, gain, low, learned,
+    entropy, kl.
 
     sample(pairs) makes fresh simulations of the scene.
     """

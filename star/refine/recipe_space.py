@@ -5,7 +5,7 @@ search.
     settings = space.base                     # {"learning_rate": 0.004, "batch_tokens": 256, "schedule": "linear", ...}
     recipe = space.recipe(settings)           # a star.training.Recipe
 
-Settings are what a person tunes; a recipe follows from them by rules that take out what is known beforehand, so that
+Settings are tuned; rules turn them into a recipe. The rules contain what is known beforehand, so that
 the settings are independent of each other and of the budget:
 
     batch_tokens         of the full budget; a share s of it takes s^0.5 times the batch
@@ -13,7 +13,7 @@ the settings are independent of each other and of the budget:
     *_half_life          of Adam's averages, in tokens; the betas per step follow from the batch
     weight_decay         at the batch of the search; it stays the same per token
 
-Exponents are those that the quadratic fit of loss on (N, D, rate, batch) gives on the step-law grid (arXiv 2503.04715).
+Exponents are from a quadratic fit of loss on (N, D, rate, batch) to the step-law grid (arXiv 2503.04715).
 """
 
 import math
@@ -29,7 +29,7 @@ from star.training.schedule import SCHEDULES
 RATE_OF_BATCH = 0.35
 BATCH_OF_TOKENS = 0.5
 DIGITS = 3  # significant ones of a setting: legible, and equal settings are equal text
-GROWTH = 4  # a micro-batch may become so many times that of the search before micro-batches are accumulated
+GROWTH = 4  # a micro-batch may grow by this factor over the search's before micro-batches are accumulated
 
 Settings = dict[str, float | str]
 

@@ -88,7 +88,7 @@ def genome_diagram(genome: Genome, vocab_size: int = 256, seq_len: int = 4096, n
 
 
 def _side(links: list[Link], kind: str) -> tuple[float, float, float]:
-    """Room for the links of one kind: in all, for their labels, and for one lane."""
+    """Room for the links of one kind: total, for their labels, and for one lane."""
     lanes = n_lanes(links, kind)
     if not lanes:
         return 0.0, 0.0, LANE

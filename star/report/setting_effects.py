@@ -122,7 +122,7 @@ def ols_hc3(X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, float
 
 
 def _design(rows: Sequence[Seen], planner: Planner) -> tuple[list[str], np.ndarray]:
-    """Names and columns, the constant first, of those that vary and are no combination of earlier ones."""
+    """Names and columns of the inputs that vary and are not collinear with earlier ones; the constant first."""
     columns: list[tuple[str, np.ndarray]] = [("constant", np.ones(len(rows)))]
     columns.append(("tokens, per doubling", np.log2([s.share for s in rows])))
     for k, name in enumerate(planner.encoder.columns):
@@ -152,7 +152,7 @@ def _design(rows: Sequence[Seen], planner: Planner) -> tuple[list[str], np.ndarr
 
 
 def importances(planner: Planner, posterior: Averaged, setups: Sequence[Setup], seed: int = 0) -> list[Importance]:
-    """Of every setting and descriptor, the most sensitive first. setups: those that were tried."""
+    """Importance of every setting and descriptor, the most sensitive first. setups: all that were tried."""
     process = posterior.processes[0]
     columns, rows = planner.encoder.columns, planner.rows([(setup, 1.0) for setup in setups])
     groups: dict[str, list[int]] = {}

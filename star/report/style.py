@@ -74,7 +74,7 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
 
 
 def save_one(figure: Figure, path: Path) -> Path:
-    """Write the one file that a person named. Raises UserError for a kind that is not PNG, SVG or PDF."""
+    """Write a figure to a file. Raises UserError for a kind that is not PNG, SVG or PDF."""
     if path.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise UserError(f"{path}: a picture is written as .png, .svg or .pdf; give a name that ends so")
     path.parent.mkdir(parents=True, exist_ok=True)

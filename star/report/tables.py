@@ -105,7 +105,7 @@ def rescore_rows(run: Run) -> list[dict]:
 
 
 def rescore_table(run: Run) -> tuple[Table, list[str]]:
-    """`rescore_rows` as a table, and what follows from it in sentences."""
+    """`rescore_rows` as a table, and a summary in sentences."""
     rows = rescore_rows(run)
     noisy = [o for o in run.objectives if not o.cheap]
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))

@@ -43,7 +43,7 @@ class Told:
 
     G: one number per constraint and last one for failure; the genome is feasible if none is above 0.
     fidelity: the share of the training budget that F was measured after; 0 if it was not measured.
-    rungs: the objectives at each rung that it came to, scaled.
+    rungs: the scaled objectives at each rung that it reached.
     """
 
     id: str

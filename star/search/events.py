@@ -18,12 +18,12 @@ Callback = Callable[[dict], None]
     message             level ("info" | "warning"), text
     run_end             status ("finished" | "interrupted" | "exhausted"), text, done, total
 
-`text` is the genome in short, `name` that of a baseline or None. done and total count candidates, baselines included.
+`text` is the genome in short, `name` the name of a baseline or None. done and total include baselines.
 """
 
 
 class Emitter:
-    """Hands events to callbacks. One that raises is dropped with a warning: a display never ends a run."""
+    """Passes events to callbacks. A callback that raises is dropped with a warning, so a display never ends a run."""
 
     def __init__(self, callbacks: Iterable[Callback] = ()):
         self.callbacks = list(callbacks)

@@ -1,4 +1,4 @@
-"""Start a run or go on with one: check that it is the same run, rebuild the algorithm from its record, and loop."""
+"""Start a run or resume one: check that it is the same run, rebuild the algorithm from its record, and loop."""
 
 import contextlib
 import functools
@@ -25,12 +25,12 @@ from star.surrogate.screening import make_surrogate
 def evolve(
     run: str | Path, config: RunConfig, engine: Engine | None = None, callbacks: Iterable[Callback] = ()
 ) -> Ending:
-    """Evolve a population in the directory `run`, or go on where an earlier call, however it ended, had come to.
+    """Evolve a population in the directory `run`, or resume an earlier call, however it ended.
 
-    engine: by default the one that `config.engine` describes. callbacks: see `star.search.events`.
+    engine: default: as `config.engine` says. callbacks: see `star.search.events`.
     The first Ctrl-C (or SIGTERM) ends the run cleanly, a second one at once.
     Raises UserError if the directory holds something else or another run; RunFailed if all of the first generation
-    fails or the disk is full. Whatever is raised, what was recorded stays, and the same call goes on from there.
+    fails or the disk is full. Whatever is raised, the record stays, and the same call resumes.
     """
     run, emit = Path(run), Emitter(callbacks)
     resumed = exists(run)
@@ -87,7 +87,7 @@ def evolve(
 def _ending(run: Path, loop: Loop, unfinished: bool) -> Ending:
     done, total = loop.budget()["done"], loop.budget()["total"]
     if loop.stopped and (unfinished or done < total):
-        text = f"Stopped after {done} of {total} candidates; star evolve {run} goes on from here."
+        text = f"Stopped after {done} of {total} candidates; star evolve {run} resumes."
         return Ending("interrupted", text)
     if loop.record.exhausted:
         return Ending("exhausted", f"All {done} genomes of the search space were assessed before the budget was spent.")

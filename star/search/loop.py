@@ -27,7 +27,7 @@ LOW_DISK = 200 * 2**20  # bytes; a generation that begins with less says so
 
 
 class Loop:
-    """One coordinator at work on one run. `stop()` may be called at any time, also from a signal handler."""
+    """The coordinator of one run. `stop()` may be called at any time, also from a signal handler."""
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class Loop:
         return True
 
     def _judge(self, waiting: Sequence[str], peers: Sequence[str]) -> list[tuple[str, dict]]:
-        """Which of the candidates that wait at a rung go on. The others are settled: they never join the front."""
+        """Decide which candidates at a rung continue. The others are settled and never join the front."""
         rung = self.record.stage(waiting[0])
         reached = {id: rungs[rung] for id, rungs in self.record.rungs.items() if len(rungs) > rung}
         F = {id: outcomes.scaled_objectives(result, self.objectives) for id, result in reached.items()}
@@ -212,7 +212,7 @@ class Loop:
             self.emit("candidate_start", **_about(proposal), attempt=job["attempt"], costs=proposal.costs)
 
     def _left_behind(self) -> list[Outcome]:
-        """Results that workers finished writing when their coordinator was dead."""
+        """Results that workers wrote after their coordinator had died."""
         found = []
         for proposal in self._waiting():
             job = self._job(proposal)
@@ -298,7 +298,7 @@ class Loop:
         lines = [
             f"All {len(failures)} candidates {which} failed; {count} of them: {text}.",
             *([trace.rstrip()] if trace else []),
-            f"Mend the cause and run the same command again: it goes on with {self.run_path} from here.",
+            f"Fix the cause and run the same command again: it resumes {self.run_path}.",
         ]
         return "\n\n".join(lines)
 

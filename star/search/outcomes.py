@@ -58,7 +58,7 @@ def promoted(
     """Those of `waiting` that are among the best `share` of waiting and peers at this rung; at least one of a full
     pool.
 
-    F: scaled objectives of all that ever reached the rung. Best: those of whom a surrogate expects most (`gains` of
+    F: scaled objectives of all that ever reached the rung. Best: largest expected gain by the surrogate (`gains` of
     waiting and peers); without one, by non-dominated rank among all of F, then least crowded (Deb et al., 2002), so
     that a generation is also judged by what went before.
     """
@@ -112,7 +112,7 @@ def scaled_objectives(rung: Rung, objectives: Sequence[Objective]) -> tuple[floa
 
 
 def _scaled(proposal: Proposal, result: Result, objectives: Sequence[Objective]) -> list[float | None]:
-    """By objective; of one that was stopped, what it measured at its rung."""
+    """By objective; of a stopped candidate, its measurement at the rung."""
     measured = (
         {o.name: o.measure(result.metrics) for o in objectives if not o.cheap} if result.status == "stopped" else {}
     )

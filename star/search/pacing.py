@@ -1,6 +1,6 @@
 """When the algorithm is told and asked: a generation at a time, or one candidate at a time.
 
-Both read nothing but the record, so that a run that is resumed goes on with what it was about to do.
+Both read only the record, so a resumed run continues where it stopped.
 """
 
 from typing import Protocol
@@ -94,8 +94,8 @@ class SteadyState:
         return self._generation_of(record.n_asked + i)
 
     def judged(self, record: Record) -> tuple[list[str], list[str]]:
-        """One at a time, with the latest that came to this rung before it (Li et al., 2020, ASHA, in its stopping
-        form).
+        """One at a time, compared with the latest that reached this rung before it (Li et al., 2020, ASHA, in its
+        stopping form).
         """
         waiting = next((id for id in record.asked if record.waits(id)), None)
         if waiting is None:

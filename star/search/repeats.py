@@ -31,7 +31,7 @@ def rescore(
     """Bring every member of the front (or the candidates `ids`) to `repeats` fresh measurements; returns how many were
     made.
 
-    What an earlier call has measured counts, so the same call goes on after a kill. Callbacks get "repeat_end" events
+    Repeats of an earlier call count, so the same call resumes after a kill. Callbacks get "repeat_end" events
     with the data of the record's "repeat" event, done and total. Raises UserError if there is no front, if a candidate
     was never trained to the end, or if another process works on the run.
     """

@@ -44,7 +44,7 @@ class Session:
     stack: contextlib.ExitStack
 
     def start_engine(self, engine: Engine | None = None) -> Engine:
-        """The given engine, or the one that the configuration asks for, which is closed with the session."""
+        """The given engine, or a new one as configured, which is closed with the session."""
         if engine is None:
             engine = make_engine(self.config, self.function, self.path)
             self.stack.callback(engine.close)
@@ -81,17 +81,17 @@ def open_run(path: str | Path, workers: int | None = None) -> Iterator[Session]:
 
 @dataclass(frozen=True)
 class Ending:
-    """How `evolve` ended. status: "finished", "interrupted" or "exhausted"; text: a sentence for people."""
+    """How `evolve` ended. status: "finished", "interrupted" or "exhausted"; text: one sentence."""
 
     status: str
     text: str
 
 
 def check_same(run: Path, meta: dict, config: RunConfig, corpus: dict | None = None) -> None:
-    """Raises UserError, saying what differs, unless this configuration is that of the run."""
+    """Raises UserError, saying what differs, if this configuration, version or text is not that of the run."""
     if meta["star"] != star.__version__:
         raise UserError(
-            f"{run} was made by star {meta['star']} and this is {star.__version__}: go on with that version, "
+            f"{run} was made by star {meta['star']} and this is {star.__version__}: resume it with that version, "
             "or start another run directory (this version can still show, plot and export it)"
         )
     differences = diff(RunConfig.from_json(meta["config"]), config)
@@ -100,7 +100,7 @@ def check_same(run: Path, meta: dict, config: RunConfig, corpus: dict | None = N
         more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise UserError(
             f"{run} was started with another configuration: {told}{more}; use another run directory, "
-            f"or go on with its own configuration by star evolve {run} without options"
+            f"or resume it with its own configuration: star evolve {run} without options"
         )
     if corpus is not None and corpus["fingerprint"] != meta["corpus"]["fingerprint"]:
         raise UserError(

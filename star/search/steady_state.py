@@ -49,7 +49,7 @@ class PlainAlgorithm:
         self.seeds = seed_vectors(space, config.search.seeds)
         self.seen: set[str] = set()
         self.pending: dict[str, np.ndarray] = {}
-        self.members: list[Member] = []  # those that are kept as parents; what they are is the subclass's business
+        self.members: list[Member] = []  # possible parents; the subclass decides which are kept
         self.asked = False
 
     def draft(self, n: int) -> list[Draft]:

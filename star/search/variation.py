@@ -58,12 +58,12 @@ class Variation:
         return offspring
 
     def wider(self) -> int:
-        """How many offspring to propose for each one that is wanted."""
+        """How many offspring to propose for each one needed."""
         return self.config.screen if self.surrogate is not None and self.surrogate.ready else 1
 
 
 class Counts:
-    """Of one ask: genomes generated, of which needed repair, of which were duplicates; in all, and by operator."""
+    """Counts of one ask, in total and by operator: genomes generated, repaired, and duplicates."""
 
     def __init__(self):
         self.reset()
@@ -286,7 +286,7 @@ class CountingRepair(Repair):
 
 
 class Unseen(DuplicateElimination):
-    """Drops every genome that was ever asked, evaluated or not, and those that a batch holds twice.
+    """Drops every genome that was ever asked for, evaluated or not, and duplicates within a batch.
 
     mend: whether offspring that variation left invalid may take part, as repaired; without it they are lost too, so
     that a run shows what repair is worth.

@@ -17,7 +17,7 @@ NAME = "run.lock"
 
 
 class RunLock:
-    """Exclusive hold of a run directory. The file's text (who holds it) is for people; the lock itself is flock's."""
+    """Exclusive lock of a run directory (flock). The text of the file says which process holds it."""
 
     def __init__(self, run: Path, patience: float = 1.0):
         """Raises UserError if another process still holds the run after `patience` seconds, or nothing can be written
@@ -30,7 +30,7 @@ class RunLock:
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise
             raise UserError(
-                f"{run} cannot be written ({error.strerror}): change its permissions, or copy the run and go on "
+                f"{run} cannot be written ({error.strerror}): change its permissions, or copy the run and continue "
                 "with the copy"
             ) from None
         deadline = time.monotonic() + patience

@@ -8,7 +8,7 @@ Events, in the order in which they can happen (data keys; `?` may be missing or 
     start      id, attempt, seed, rung                  an attempt was handed to the engine
     rung       id, attempt, rung, objectives, metrics, seconds, worker
                an attempt has trained up to a rung short of the full budget, and waits there
-    promote    ids                                      these go on from the rung they wait at
+    promote    ids                                      these continue beyond the rung at which they wait
     finish     id, attempt, status, reason, traceback?, metrics, objectives?, seconds, worker, final
                an attempt ended; final: the candidate is settled, otherwise it will be attempted again
                (status "stopped", final: it was not promoted from the rung it waited at)
@@ -20,7 +20,7 @@ Events, in the order in which they can happen (data keys; `?` may be missing or 
     retry      ids                                      settled failures are to be attempted again
     exhausted                                           the algorithm has no new genome left
     repeat     id, repeat, seed, status, reason, objectives?, metrics, seconds, worker
-               a settled candidate was measured once more with a fresh seed; its result above stays what it is
+               a settled candidate was measured again with a fresh seed; its result above does not change
     refinement, trial, trial_end, closed                see `star.store.refinements`
 
 `ask` and `tell` in recorded order rebuild the algorithm exactly; `digest` is its state after the event.
@@ -38,7 +38,7 @@ class Proposal:
     """A genome that is to be assessed, and where it came from.
 
     origin: "initial", "seed", "offspring" or "baseline". name: of a baseline or seed. parents: ids.
-    operators: those that changed something. repaired: variation had left it invalid.
+    operators: variation operators that changed something. repaired: variation had made it invalid.
     costs: what the plan alone tells (objectives, constrained quantities). violations: by constraint, > 0 where broken.
     predicted: [mean, sd] of scaled objectives by name, where a surrogate chose the genome.
     """
@@ -101,7 +101,7 @@ class Record:
         self.promotions: dict[str, int] = {}  # how many rungs a candidate was allowed to go beyond
         self.repeats: dict[str, list[dict]] = {}  # data of "repeat" events
         self.refinements = Refinements()
-        self.seconds: dict[str, float] = {}  # that workers spent on a candidate, all attempts and rungs
+        self.seconds: dict[str, float] = {}  # worker time of a candidate, over all attempts and rungs
         self.started: set[str] = set()  # handed to the engine and not ended, as far as recorded
         self.asked: dict[str, None] = {}  # proposed by the algorithm and not yet told, in order
         self.asks: list[dict] = []  # statistics of each ask, without its proposals
@@ -142,7 +142,7 @@ class Record:
         return self.promotions.get(id, 0)
 
     def waits(self, id: str) -> bool:
-        """Whether a candidate has come to a rung, and whether it goes on is yet to be decided."""
+        """Whether a candidate waits at a rung for the decision whether it continues."""
         return id not in self.results and len(self.rungs.get(id, ())) > self.stage(id)
 
     def counts(self, generation: int) -> dict[str, int]:
@@ -158,7 +158,7 @@ class Record:
     def idle(self, now: float | None = None) -> float | None:
         """Share of the workers' time in which they did nothing, over all sessions; None before there is any.
 
-        now: Unix seconds, if the last session is still going on. Clocks that were set back count for nothing.
+        now: Unix seconds, if the last session is still running. Clocks that were set back are ignored.
         """
         present = busy = 0.0
         for i, session in enumerate(self.sessions):

@@ -1,6 +1,6 @@
 """Refinements of a run, folded from their events: what was to be tried, and what came of it.
 
-refinement  id, settings, evidence, earlier         a refinement began, or goes on with another budget (settings:
+refinement  id, settings, evidence, earlier         a refinement started, or continues with another budget (settings:
             `star.refine.settings`;
             evidence: [[candidate of the search, loss], ...] and earlier: [[another refinement, trial], ...], what it
                 takes as known)
@@ -9,7 +9,7 @@ trial       refinement, id, candidate, member, genome, settings, kind, edits, sh
             this was decided to be trained; predicted: [mean, sd] of its loss, before anything of it was known
 trial_end   refinement, id, attempt, status, reason, traceback?, metrics, objectives?, seconds, worker, final
             an attempt ended; final: the trial is settled, otherwise it will be attempted again
-closed      refinement, reason                      no more proposals: what is left is to measure the best afresh
+closed      refinement, reason                      no more proposals: only the final measurements are left
 """
 
 from dataclasses import dataclass, field

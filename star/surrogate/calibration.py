@@ -6,7 +6,7 @@
     inflation([[2.3, 0.1], ...], [2.35, ...])                # what to multiply the next sd by, so that 90 % intervals
         hold 90 %
 
-In a search the predicted are those that were chosen, so they are more alike than architectures at large, and all
+In a search, predictions exist for the chosen candidates, which resemble each other more than random ones, so all
 correlations are smaller than in a random sample. The proxy (size alone, say) is judged on the same ones and is what a
 surrogate must beat.
 """
@@ -23,7 +23,7 @@ FIRST, RATE = 1.3, 0.5  # of the factor on sds: where it begins, and how fast it
 WINDOW, LOST = (
     10,
     0.7,
-)  # coverage of the 90 % intervals over the last ten results below this: calibration has fallen off
+)  # coverage of the 90 % intervals over the last ten results below this: calibration has degraded
 BINS = 5  # of sd, for the expected normalised calibration error
 
 

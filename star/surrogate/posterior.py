@@ -227,8 +227,8 @@ def update(mean: np.ndarray, covariance: np.ndarray, noise: float, a: int, y: fl
 
 
 def condition(process_rows: np.ndarray, posterior: Averaged, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """Joint of `rows` [m, d] as if every trial still pending, at process_rows [q, d], came out as predicted: only the
-    covariance shrinks.
+    """Joint of `rows` [m, d] as if every trial still pending, at process_rows [q, d], had the predicted result: only
+    the covariance shrinks.
     """
     mean, covariance, noise = posterior.joint(np.vstack([rows, process_rows]))
     for a in range(len(rows), len(mean)):

@@ -20,7 +20,7 @@ from star.surrogate.gaussian_process import GaussianProcess, fit
 
 LEAST = 8  # full results before predictions are used
 MOST = 400  # results that are fitted: the latest, and the front
-EXPLORE = 0.1  # share of the chosen that is drawn by lot, so that what the model cannot see is tried too
+EXPLORE = 0.1  # share of candidates chosen at random, to try what the model cannot see
 
 Describe = Callable[[Sequence], tuple[np.ndarray, np.ndarray, np.ndarray]]
 """Genomes -> inputs [n, p], group of each input [p], scaled objectives [n, m], NaN where training is needed."""
@@ -47,8 +47,8 @@ class Surrogate:
     ) -> None:
         """Results F [n, m], scaled. good [n]: trained to the end and within all bounds.
 
-        rungs: of each, the objectives that it had at the rungs it came to [r, m]. Those that were stopped at one teach
-        what they would have come to, judging by those that went on. All other failures teach nothing.
+        rungs: of each, the objectives at the rungs that it reached [r, m]. Stopped candidates teach
+        their predicted end, judging by those that continued. All other failures teach nothing.
         """
         if not len(genomes):
             return
@@ -101,9 +101,7 @@ class Surrogate:
                 pick = int(gain.argmax()) if gain.max() > 1e-12 else int(np.where(open, sd, -1.0).argmax())
             chosen.append(pick)
             open[pick] = False
-            front = _non_dominated(
-                np.vstack([front, points[pick]])
-            )  # as if it came out as predicted (Kriging believer)
+            front = _non_dominated(np.vstack([front, points[pick]]))  # with the predicted result (Kriging believer)
             column = covariance[:, pick]
             covariance = covariance - np.outer(column, column) / (column[pick] + 1e-9)
         predictions = []
@@ -174,7 +172,7 @@ class Curves:
     def predict(self, X: np.ndarray, at: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean and sd [n, m] at the end; objectives that are not modelled stay as they are, with sd 0.
 
-        What is modelled is the change from the rung to the end, which is alike for all but the quick starters and the
+        The model is of the change from the rung to the end, which is similar for all but the quick starters and the
         late.
         """
         wider = np.append(groups, groups.max() + 1)

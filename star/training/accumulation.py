@@ -48,7 +48,7 @@ class Accumulation:
         self.changed = 0  # the step of the last change
 
     def due(self, step: int) -> bool:
-        """Whether this step is one that estimates."""
+        """Whether this step estimates the noise."""
         return self.recipe.adaptive and step % EVERY == EVERY - 1
 
     def size(self, step: int) -> int:
@@ -80,7 +80,7 @@ class Accumulation:
                 self.n, self.changed = 2 * self.n, step
 
     def state(self) -> dict:
-        """JSON-able; `load` goes on from it."""
+        """JSON-able state for `load`."""
         return {name: getattr(self, name) for name in ("n", "variance", "signal", "weight", "changed")}
 
     def load(self, state: dict) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from star.liv.attention import Attention, softmax_attention
 from star.liv.genes import SPARSITY, WINDOW_UNIT
 
-WINDOWS = tuple(WINDOW_UNIT * 2**n for n in range(len(SPARSITY) - 1))  # those that the sparsity gene can name
+WINDOWS = tuple(WINDOW_UNIT * 2**n for n in range(len(SPARSITY) - 1))  # windows that the sparsity gene can name
 N_BUCKETS = len(WINDOWS) + 1  # bucket n: distances from WINDOWS[n - 1] to WINDOWS[n] - 1; the last is open
 FULL = 2**62  # a window as a number: every distance
 
@@ -88,7 +88,7 @@ class HeadLimits:
 
 
 def smaller(first: int | None, second: int | None) -> int | None:
-    """The smaller of two windows, None being that of all keys."""
+    """The smaller of two windows; None stands for all keys."""
     return min((w for w in (first, second) if w is not None), default=None)
 
 

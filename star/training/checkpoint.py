@@ -22,7 +22,7 @@ class CheckpointError(UserError):
 
 
 def save_checkpoint(path: Path, model: nn.Module, optimizer: Optimizers, identity: dict, progress: dict) -> None:
-    """identity: what a run must agree in to go on from here; progress: JSON-able, returned by `load_checkpoint`."""
+    """identity: facts that must be equal for a run to resume; progress: JSON-able, returned by `load_checkpoint`."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items() if name not in _aliases(model)}
     for index, (_, state) in enumerate(optimizer.states()):
         for key, tensor in state.items():
@@ -54,7 +54,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizers, identit
                 if found != wanted:
                     raise CheckpointError(
                         f"The checkpoint {path} is of another run: its {key} is {found}, not {wanted}; remove it to "
-                        "start afresh."
+                        "start again."
                     )
             tensors = {name: file.get_tensor(name) for name in file.keys()}
             weights = {
@@ -70,7 +70,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizers, identit
             return facts["progress"]
     except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(
-            f"The checkpoint {path} cannot be read ({str(error).splitlines()[0]}); remove it to start afresh."
+            f"The checkpoint {path} cannot be read ({str(error).splitlines()[0]}); remove it to start again."
         ) from error
 
 

@@ -29,7 +29,7 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Begin a new measurement; where the system cannot, the peak stays that of the process so far."""
+    """Start a new measurement. Where the system cannot, the peak is still that of the whole process."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:

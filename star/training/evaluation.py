@@ -12,7 +12,7 @@ TOKENS_AT_ONCE = 8192  # bounds the memory of an evaluation
 def evaluate(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> tuple[float, float]:
     """Mean loss of blocks, int64 [n, T], in nats per token, and the standard error of that mean over blocks.
 
-    The error is that of the sample as a sample of text. Candidates judged on the same blocks differ by much
+    The error is that of the sample as a sample of text. Candidates measured on the same blocks differ by much
     less than two such errors suggest, because they find the same blocks hard.
     """
     at_once = max(1, TOKENS_AT_ONCE // inputs.shape[1])

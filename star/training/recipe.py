@@ -107,7 +107,7 @@ class Recipe:
         return -(-self.tokens // self.micro_batch)
 
     def describe(self) -> str:
-        """The techniques that are at work, in a few words."""
+        """The techniques in use, in a few words."""
         parts = [f"{self.optimizer}, {self.schedule}"]
         parts += [f"accumulation adapts up to {self.accumulate_max}"] if self.adaptive else []
         parts += [f"rates x {self.layer_decay:g}^(l/L)"] if self.layer_decay != 1 else []

@@ -19,7 +19,7 @@ How much tau is enough depends on how diffuse attention is, for S adds up magnit
 parameters after 0.1 to 0.5 million bytes of source text (three attention LIVs, context 256) find no window at tau =
 0.02, and at 0.5 save three quarters of the cache at a lower loss.
 
-On a model without attention it does nothing. Without a sparsifier the forward is bit for bit what it is without this
+On a model without attention it does nothing. Without a sparsifier the forward is bit-identical to a model without this
 file.
 """
 
@@ -189,12 +189,12 @@ class Sparsifier:
         return {"updates": self.updates, "frozen": self.frozen, "seq_len": self.seq_len, "layers": layers}
 
     def load(self, state: dict) -> None:
-        """Go on from a `state`, limits included."""
+        """Restore a `state`, including its limits."""
         shapes = {str(layer): len(heads.windows) for layer, heads in self.layers.items()}
         if {layer: len(saved["windows"]) for layer, saved in state["layers"].items()} != shapes:
             raise UserError(
                 "sparsification: the saved state is of a model with other attention heads; remove its checkpoint to "
-                "start afresh"
+                "start again"
             )
         self.updates, self.frozen, self.seq_len = state["updates"], state["frozen"], state["seq_len"]
         for layer, saved in state["layers"].items():
@@ -226,7 +226,7 @@ class Sparsifier:
     def summary(self, seq_len: int | None = None) -> dict:
         """JSON-able: window of every head and dropped heads by LIV; share of the cache that the edited genome saves.
 
-        seq_len: context at which caches are compared, that of training if it is not given.
+        seq_len: context length for the comparison of caches; default: the training context.
         """
         now, then = (
             costs(genome, seq_len=seq_len or self.seq_len or 1).cache_bytes

@@ -1,4 +1,4 @@
-"""A training run at some step: all that changes while it goes on, and how it changes in one step."""
+"""Train one model: `train`, and `TrainingRun`, the state of a training and how one step changes it."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ def train(
 
     on_progress: called at most twice a second with step, steps, tokens, loss, val_loss, tokens_per_second, eta (s).
     deadline: a moment of `time.monotonic()`; training that passes it ends with status "timeout".
-    checkpoint: a file, written after every evaluation. Where it exists training goes on from it,
-        on a CPU to the same bits as if it had never stopped; a checkpoint of another run is a CheckpointError.
+    checkpoint: a file, written after every evaluation. If it exists, training resumes from it,
+        bit-identical on a CPU; a checkpoint of another run is a CheckpointError.
     stop_tokens: a rung: after so many tokens (rounded up to whole batches) the model is judged and saved, and training
-        ends with status "ok". The schedule stays that of the whole budget, and a run that goes on from there to the
-        end has the bits and the curve of one that never stopped: a point measured only for the stop is not kept.
+        ends with status "ok". The schedule is still that of the whole budget, and a run that continues to the
+        end is bit-identical to one that never stopped: a point measured only for the stop is not kept.
 
     A loss that is not finite, or that rises past the unigram level late in training (see `divergence`), ends
     training with status "diverged" at the evaluation that sees it. Running out of memory is not caught here:
-    the error goes on with a note of what was being trained.
+    the error is raised again with a note of what was being trained.
     """
     corpus.check_context(recipe.seq_len)
     if getattr(model, "vocab_size", corpus.vocab_size) != corpus.vocab_size:
@@ -111,7 +111,7 @@ def _train(
             on_progress(run.progress(loss.item()))
     if not run.curve or run.curve[-1]["tokens"] != run.tokens:
         if checkpoint:
-            run.save(checkpoint)  # before the point that only the stop asks for: who goes on has the curve without it
+            run.save(checkpoint)  # before the point that only the stop needs, which a resumed run leaves out
         run.evaluate()
         if reason := run.diverged():
             return run.result("diverged", reason)
@@ -139,7 +139,7 @@ class TrainingRun:
             self.total if stop_tokens is None else min(self.total, max(1, -(-stop_tokens // recipe.micro_batch)))
         )
         self.params = [param for param in model.parameters() if param.requires_grad]
-        # The noise of embeddings is that of rare tokens, and says nothing about the batch that the rest needs.
+        # The gradient noise of embeddings comes from rare tokens and says nothing about the batch that the rest needs.
         self.watched = [
             p for group in model.parameter_groups() if group["kind"] in ("hidden", "vector") for p in group["params"]
         ]
@@ -173,7 +173,7 @@ class TrainingRun:
         self.val_loss_se: float | None = None
         self.loss_sum = torch.zeros((), device=device)  # over the micro-batches since the last evaluation
         self.evaluation_seconds = 0.0
-        self.earlier_seconds = 0.0  # before the checkpoint that this run went on from
+        self.earlier_seconds = 0.0  # before the checkpoint that this run resumed from
         self.peak_memory = 0
         self.started = time.monotonic()
 
@@ -394,7 +394,7 @@ class TrainingRun:
             )
             raise CheckpointError(
                 f"The checkpoint {path} is after {tokens:,} tokens, beyond the stop at {wanted:,}; remove it to "
-                "start afresh."
+                "start again."
             )
         self.loss_sum.fill_(progress.pop("loss_sum"))
         self.accumulation.load(progress.pop("accumulation"))

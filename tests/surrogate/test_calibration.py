@@ -1,4 +1,4 @@
-"""Scores of forecasts against their definitions, and the rule that says when calibration has fallen off."""
+"""Scores of forecasts against their definitions, and the rule that says when calibration has degraded."""
 
 import numpy as np
 import pytest

@@ -5,8 +5,8 @@ import math
 
 from star.engine.protocol import Report
 
-LOSS_AT_START = 5.5  # of a learning curve, roughly that of a uniform guess over bytes
-RANK_NOISE = 0.6  # how far a curve's beginning may be from what its end foretells
+LOSS_AT_START = 5.5  # of a learning curve, about a uniform guess over bytes
+RANK_NOISE = 0.6  # how far the start of a curve may be from what its end predicts
 
 
 def prepare(config) -> dict:

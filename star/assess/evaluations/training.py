@@ -26,7 +26,7 @@ def assess(job: dict, report: Report) -> dict:
     """Trains one candidate to the end or to a rung. Writes its weights (at the end), then result.json, each whole or
     not at all.
 
-    result.json outlives a coordinator that dies before it hears of the result. A rung goes on from the checkpoint of
+    result.json survives a coordinator that dies before it receives the result. A rung continues the checkpoint of
     the one before; without a checkpoint it trains from the start, to the same result.
     """
     import torch  # here, so that the coordinator, which only names this function, need not pay for the import
@@ -72,7 +72,7 @@ def assess(job: dict, report: Report) -> dict:
         names = {key: job[key] for key in ("id", "attempt", "seed")} | {"rung": job.get("rung", 0)}
         write_json(directory / RESULT, names | result)
     if checkpoint and (last or status != "ok"):
-        checkpoint.unlink(missing_ok=True)  # nothing goes on from here
+        checkpoint.unlink(missing_ok=True)  # nothing resumes from it
         if job["directory"]:
             _tasks_file(job).unlink(missing_ok=True)
     if torch.cuda.is_available():
@@ -82,7 +82,7 @@ def assess(job: dict, report: Report) -> dict:
 
 
 def _tasks(job: dict, deadline: float | None) -> dict[str, float] | None:
-    """Accuracies on the synthetic tasks; of a run with rungs measured at the first, and kept for those that follow."""
+    """Accuracies on the synthetic tasks; with rungs they are measured at the first and kept for the others."""
     from star.assess.synthetic_tasks import measure
     from star.genome import from_json
     from star.training.device import resolve_device
@@ -112,7 +112,7 @@ def _corpus(spec: str):
 
 
 def _save(model, path: Path) -> None:
-    """Every parameter once, one that several LIVs share under the name of its owner, as `star.export` reads it."""
+    """Every parameter once; a shared one under the name of its owner, as `star.export` reads it."""
     from safetensors.torch import save
 
     tensors = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}

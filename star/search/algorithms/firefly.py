@@ -54,7 +54,7 @@ class Firefly(PlainAlgorithm):
         return drafts
 
     def settle(self, member: Member) -> None:
-        """The newcomer takes the place of the member it is nearest to, which is as a rule the one that moved."""
+        """The new member replaces the nearest one, usually the one that moved."""
         if len(self.members) < self.config.parents:
             self.members = [*self.members, member]
             return

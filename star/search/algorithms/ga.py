@@ -35,7 +35,7 @@ def create(space: Space, config: RunConfig, surrogate: Surrogate | None = None) 
 
 
 def by_fitness(pop, P: np.ndarray, random_state: np.random.Generator, **_) -> np.ndarray:
-    """Winners [n, 1] of tournaments P [n, k]: least violation, then least objective, then by lot."""
+    """Winners [n, 1] of tournaments P [n, k]: least violation, then least objective, then at random."""
     violation = np.array([individual.CV[0] for individual in pop])
     value = np.array([individual.F[0] for individual in pop])
     lot = random_state.random(P.shape)

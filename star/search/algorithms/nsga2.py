@@ -30,7 +30,7 @@ def create(space: Space, config: RunConfig, surrogate: Surrogate | None = None) 
 
 
 def by_rank_and_crowding(pop, P: np.ndarray, random_state: np.random.Generator, **_) -> np.ndarray:
-    """Winners [n, 1] of tournaments P [n, k]: least violation, then best rank, then least crowded, then by lot."""
+    """Winners [n, 1] of tournaments P [n, k]: least violation, then best rank, then least crowded, then at random."""
     violation = np.array([individual.CV[0] for individual in pop])
     rank = np.array([np.inf if individual.CV[0] > 0 else individual.get("rank") for individual in pop], dtype=float)
     crowding = np.array(
