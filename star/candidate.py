@@ -38,6 +38,13 @@ class Candidate:
     recipe: Recipe | None = None
 
     @property
+    def values(self) -> dict[str, float]:
+        """The objectives of a candidate that ended ok. Raises ValueError for any other."""
+        if self.objectives is None:
+            raise ValueError(f"candidate {self.id} ended as '{self.status}' and has no objectives")
+        return self.objectives
+
+    @property
     def trained_genome(self) -> Genome:
         """The genome that its weights belong to, with the windows that sparsification found, if it was used."""
         edited = (self.metrics.get("sparsity") or {}).get("genome")

@@ -337,7 +337,7 @@ def _build(flat: Mapping[str, Any]) -> RunConfig:
             kinds = typing.get_type_hints(section)
             names = [g.name for g in dataclasses.fields(section) if f"{f.name}.{g.name}" in flat]
             values = {n: _convert(f"{f.name}.{n}", flat[f"{f.name}.{n}"], kinds[n]) for n in names}
-            sections[f.name] = section(**values)
+            sections[f.name] = typing.cast(type, section)(**values)
         else:
             top[f.name] = _convert(f.name, flat[f.name], typing.get_type_hints(RunConfig)[f.name])
     return RunConfig(**top, **sections)

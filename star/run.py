@@ -64,17 +64,17 @@ class Run:
         return next(iter(found.values()))
 
     def front(self) -> list[Candidate]:
-        """The non-dominated of all that the search assessed (baselines apart), best first objective (loss) first."""
+        """The non-dominated candidates of the search without baselines, lowest first objective (loss) first."""
         front = self._front(self._settled())
         found = {c.id: c for c in self._candidates if c.origin != "baseline"}
-        return sorted((found[id] for id in front.ids), key=lambda c: (*front.scaled(c.objectives), c.id))
+        return sorted((found[id] for id in front.ids), key=lambda c: (*front.scaled(c.values), c.id))
 
     def knee(self) -> Candidate:
         """The front member nearest to the ideal point, each objective scaled to the front's own range."""
         members = self.front()
         if not members:
             raise UserError(f"{self.path} has no finished candidate yet; star status {self.path} shows its progress")
-        columns = list(zip(*(self._front([]).scaled(c.objectives) for c in members), strict=True))
+        columns = list(zip(*(self._front([]).scaled(c.values) for c in members), strict=True))
         spans = [(min(column), (max(column) - min(column)) or 1.0) for column in columns]
         distance = [
             math.hypot(*((v - low) / span for v, (low, span) in zip(row, spans, strict=True)))
@@ -85,21 +85,21 @@ class Run:
     @property
     def reference(self) -> dict[str, float] | None:
         """The fixed hypervolume reference by objective (own units); None until the first generation is complete."""
-        frame = self._frame
-        return frame and {o.name: o.unscaled(frame.reference[o.name]) for o in self.objectives}
+        frame = self.frame
+        return None if frame is None else {o.name: o.unscaled(frame.reference[o.name]) for o in self.objectives}
 
     def hypervolume(self) -> list[dict]:
         """After each finished candidate of the search: evaluations, tokens (trained so far), generation, hypervolume.
 
         In units of the box from the first generation's best to the reference (see `star.assess.Frame`).
         """
-        if self._frame is None:
+        if self.frame is None:
             return []
         front, rows, tokens, volume = self._front([]), [], 0, 0.0
         for evaluations, candidate in enumerate(self._settled(every=True), start=1):
             tokens += candidate.metrics.get("tokens") or 0
             if candidate.objectives and front.add(candidate.id, candidate.objectives):
-                volume = self._frame.hypervolume(front)
+                volume = self.frame.hypervolume(front)
             row = {
                 "evaluations": evaluations,
                 "tokens": tokens,
@@ -164,7 +164,7 @@ class Run:
                     rows[name][key] += number
         front = self._front([])
         for candidate in self._settled(every=True):
-            joined = bool(candidate.objectives) and front.add(candidate.id, candidate.objectives)
+            joined = bool(candidate.objectives) and front.add(candidate.id, candidate.values)
             for name in candidate.operators or ["initial"]:
                 row = rows.setdefault(name, {"operator": name} | zero)
                 row["assessed"] += 1
@@ -173,23 +173,21 @@ class Run:
         return list(rows.values())
 
     def surrogate(self) -> dict[str, dict]:
-        """How well the surrogate foretold those that it chose, by objective: see `star.surrogate.calibration.report`.
+        """How well the surrogate predicted the candidates that it chose, by objective: see
+        `star.surrogate.calibration.report`.
 
-        The proxy, of which it must be better, is the number of parameters: larger models are better on the whole.
+        The proxy that it must beat is the number of parameters: larger models are usually better.
         """
         from star.surrogate.calibration import report  # here: scipy.stats takes a second to import
 
-        proposals = {p.id: p for p in self._record.proposals if p.predicted}
+        predicted = {p.id: p.predicted for p in self._record.proposals if p.predicted}
         found = {}
         for objective in self.objectives:
+            name = objective.name
             pairs = [
-                (
-                    proposals[c.id].predicted[objective.name],
-                    objective.scaled(c.objectives[objective.name]),
-                    -c.costs.get("parameters", 0.0),
-                )
+                (predicted[c.id][name], objective.scaled(c.values[name]), -c.costs.get("parameters", 0.0))
                 for c in self._settled()
-                if c.id in proposals and objective.name in proposals[c.id].predicted
+                if c.id in predicted and name in predicted[c.id]
             ]
             if pairs:
                 found[objective.name] = report(*zip(*pairs, strict=True))
@@ -262,12 +260,12 @@ class Run:
     def _settled(self, every: bool = False) -> list[Candidate]:
         """Finished candidates of the search in order of completion; only those with objectives unless `every`."""
         found = [c for c in self._candidates if c.origin != "baseline" and c.order is not None]
-        return sorted((c for c in found if every or c.objectives), key=lambda c: c.order)
+        return sorted((c for c in found if every or c.objectives), key=lambda c: c.order or 0)
 
     def _front(self, candidates: list[Candidate]) -> Front:
         front = Front(self.objectives)
         for candidate in candidates:
-            front.add(candidate.id, candidate.objectives)
+            front.add(candidate.id, candidate.values)
         return front
 
     def _full_trials(self, id: str) -> list[str]:
@@ -276,11 +274,7 @@ class Run:
 
     @property
     def frame(self) -> Frame | None:
-        """In which hypervolume is measured; None until the first generation is complete."""
-        return self._frame
-
-    @property
-    def _frame(self) -> Frame | None:
+        """The box in which hypervolume is measured; None until the first generation is complete."""
         return Frame(**self._record.frame) if self._record.frame else None
 
 

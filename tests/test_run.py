@@ -176,7 +176,7 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(tmp_path, undisturbed):
 
     ending = run(path, settings, callbacks=[interrupt])
     assert ending.status == "interrupted"
-    assert ending.text == f"Stopped after 20 of 49 candidates; star evolve {path} goes on from here."
+    assert ending.text == f"Stopped after 20 of 49 candidates; star evolve {path} resumes."
     assert events[-1]["kind"] == "run_end" and events[-1]["status"] == "interrupted"
     assert signal.getsignal(signal.SIGINT) is before
     assert run(path, settings).status == "finished"

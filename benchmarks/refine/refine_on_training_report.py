@@ -39,9 +39,8 @@ def report(rows: list[dict], out: Path) -> None:
     trainings = [row for row in rows if "trial" in row]
     arms = [arm for arm in COLORS if any(key[0] == arm for key in runs)]
     tasks = sorted({key[1:] for key in runs})
-    gain = {
-        key: float(np.mean(row["fresh"]) - np.mean(row["before"])) for key, row in runs.items()
-    }  # nats; below 0 is better
+    # Nats; below 0 is better
+    gain = {key: float(np.mean(row["fresh"]) - np.mean(row["before"])) for key, row in runs.items()}
     members = sorted({member for member, _ in tasks})
     facts: dict = {
         "device": f"{platform.machine()} CPU",

@@ -67,9 +67,8 @@ def read(path: Path) -> dict[str, np.ndarray]:
 @functools.cache
 def steplaw_rows() -> dict[str, np.ndarray]:
     table = read(SHARED / "steplaw-dense.csv")
-    table["log_lr"] = (
-        np.round(2 * np.log2(table["lr"] / 2**-12)) / 2
-    )  # the grid's steps of the root of two; the file rounds them
+    # The grid's steps of the root of two; the file rounds them
+    table["log_lr"] = np.round(2 * np.log2(table["lr"] / 2**-12)) / 2
     table["log_bs"] = np.log2(table["bs"])
     return table
 

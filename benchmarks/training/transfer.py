@@ -29,10 +29,8 @@ ARMS = {
     "adamw, not carried over": {"optimizer": "adamw", "base_width": 0},
 }
 RATES = [2.0**-k for k in range(10, 3, -1)]  # 0.001 to 0.06
-SIZES = {
-    "width": [(64, 1), (128, 1), (256, 1)],
-    "depth": [(64, 1), (64, 2), (64, 4)],
-}  # (width, copies of the four LIVs)
+# (width, copies of the four LIVs)
+SIZES = {"width": [(64, 1), (128, 1), (256, 1)], "depth": [(64, 1), (64, 2), (64, 4)]}
 BACKBONE = "1-9-7-9"
 
 

@@ -67,9 +67,8 @@ class Ray:
         self.progress_directory = self.shared / "progress"
         self.progress_directory.mkdir(parents=True, exist_ok=True)
         self._clear_progress()
-        self.marker = (
-            self.progress_directory / f"coordinator-{uuid.uuid4().hex}"
-        )  # who sees it sees this very directory
+        # Who sees it sees this very directory
+        self.marker = self.progress_directory / f"coordinator-{uuid.uuid4().hex}"
         self.marker.touch()
         gpus = 1 / per_gpu if per_gpu else 0
         decorate = self.ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=1, max_retries=0, num_returns="streaming")

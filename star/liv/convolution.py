@@ -26,10 +26,8 @@ from star.liv.genes import Family, GroupSpec, Operator
 CONVOLUTION_FILTER = 3  # taps of the optional filters of b, c and h
 MODAL_CHUNK = 64  # tokens
 MODAL_CHUNK_ON = {"cpu": 32}  # measured
-MODAL_CHUNK_SHORT, MODAL_SHORT = (
-    16,
-    128,
-)  # chunk of sequences up to so many tokens (measured): with it no FFT is faster from about 96 on
+# Chunk of sequences up to so many tokens (measured): with it no FFT is faster from about 96 on
+MODAL_CHUNK_SHORT, MODAL_SHORT = (16, 128)
 
 
 @dataclass(frozen=True)

@@ -72,9 +72,8 @@ def ssd_parallel(
     scores = scores.unsqueeze(2) * decay.to(scores.dtype).unflatten(1, (n_groups, -1))
     y = scores.flatten(1, 2) @ v_  # [B, H, n, Q, P]
 
-    n_added = (
-        n_chunks if keep_memory else n_chunks - 1
-    )  # without a state to return, the last chunk's share is not needed
+    # Without a state to return, the last chunk's share is not needed
+    n_added = n_chunks if keep_memory else n_chunks - 1
     if n_added or memory is not None:
         total = cumulative[..., :n_added, -1:]  # [B, H, n, 1]
         to_end = (total - cumulative[:, :, :n_added]).exp()[..., None]

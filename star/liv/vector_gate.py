@@ -57,10 +57,8 @@ def vector_gate_parallel(
     n_blocks = -(-seq_len // block)
     c, b, v_, g = (in_blocks(t, n_blocks, block) for t in (c, b, v, g.to(dtype)))  # [B, H, n, Q, .]
     sums = g.cumsum(-2)
-    middle, total = (
-        sums[..., block // 2, :].detach(),
-        sums[..., -1, :],
-    )  # [B, H, n, N]; the result does not depend on `middle`
+    # [B, H, n, N]; the result does not depend on `middle`
+    middle, total = (sums[..., block // 2, :].detach(), sums[..., -1, :])
     c_ = c * (sums - middle[..., None, :]).exp()
     b_ = b * (middle[..., None, :] - sums).exp()
     y = (c_ @ b_.transpose(-1, -2)).tril() @ v_.to(dtype)  # [B, H, n, Q, P]

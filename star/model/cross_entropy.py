@@ -82,9 +82,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     def forward(x: Tensor, head: Tensor, targets: Tensor, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
         weight = head.to(x.dtype)
         counts = targets != IGNORED
-        share = (
-            counts.to(torch.promote_types(x.dtype, torch.float32)) / counts.sum()
-        )  # [N], what a token weighs in the mean
+        # [N], what a token weighs in the mean
+        share = counts.to(torch.promote_types(x.dtype, torch.float32)) / counts.sum()
         total, dx, dhead = 0.0, [], None
         for part, target, s in zip(x.split(chunk), targets.split(chunk), share.split(chunk), strict=True):
             loss, dlogits = softmax_gradient(torch.mm(part, weight.T), target, s)

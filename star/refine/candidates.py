@@ -200,8 +200,8 @@ def around(
     new: list[Setup] = []
     if change != "edits":
         for setup, width in zip(_sampled(best, len(BOXES), rng), BOXES, strict=True):
-            found = recipes.sample(FAR // len(BOXES), rng, setup.settings, width)
-            new += [setup.with_settings(settings) for settings in found]
+            boxed = recipes.sample(FAR // len(BOXES), rng, setup.settings, width)
+            new += [setup.with_settings(settings) for settings in boxed]
         for i, setup in enumerate(_sampled(best, NEAR, rng)):
             new.append(setup.with_settings(recipes.perturb(setup.settings, rng, WIDTHS[i % len(WIDTHS)])))
         new += [member.with_settings(other.settings) for other in others]

@@ -110,9 +110,9 @@ def evidence_of(run: Run, members: Iterable[Candidate]) -> list[tuple[str, float
         names = ", ".join(o.name for o in run.objectives)
         raise UserError(f"{run.path} has no objective that training changes ({names}): there is nothing to refine")
     good = [c for c in run.candidates() if c.objectives and c.order is not None]
-    latest = sorted(good, key=lambda c: c.order)[-MOST_EVIDENCE:]
+    latest = sorted(good, key=lambda c: c.order or 0)[-MOST_EVIDENCE:]
     chosen = {c.id: c for c in [*members, *run.front(), *latest]}
-    rows = [(c.id, loss.scaled(c.objectives[loss.name])) for c in chosen.values()]
+    rows = [(c.id, loss.scaled(c.values[loss.name])) for c in chosen.values()]
     for id, repeats in run.repeats().items():
         rows += [
             (id, loss.scaled(row["objectives"][loss.name])) for row in repeats if id in chosen and row["objectives"]
@@ -330,7 +330,7 @@ class Refiner:
             keep = {t.id for t in good if t.purpose == "confirm" and self._first(t)}
             for member in self.settings.members:
                 mine = [t for t in good if t.member == member and t.purpose != "confirm"]
-                mine.sort(key=lambda t: (results[t.id].objectives[self.planner.loss.name], t.id))
+                mine.sort(key=lambda t: ((results[t.id].objectives or {})[self.planner.loss.name], t.id))
                 keep |= {t.id for t in mine[:KEPT]}
         for other in self.record.refinements.values():
             if other.id != self.settings.id:

@@ -99,6 +99,7 @@ def _steps(operator: Operator) -> Iterator[tuple[str, str, Operator]]:
     for address in ["sparsity", *sizes]:
         legal = sorted(family.legal(address), key=lambda v: (v == 0, v))  # repeat 0: one for all, beyond any number
         now = operator.gene(address)
+        assert isinstance(now, int)
         at = legal.index(now)
         values = [*legal[max(0, at - STEPS) : at], *legal[at + 1 : at + 1 + STEPS]]
         if address == "sparsity" and at == 0:
@@ -121,9 +122,10 @@ def _obeying(operator: Operator, address: str) -> Operator | None:
         if rule.holds(operator):
             continue
         partner = {rule.first: rule.second, rule.second: rule.first}.get(address)
-        legal = [value for value in family.legal(partner) if not isinstance(value, FeatureGenes)] if partner else []
-        fits = (operator.with_gene(partner, value) for value in legal)
-        found = next((o for o in fits if rule.holds(o)), None)
+        if partner is None:
+            return None
+        legal = [value for value in family.legal(partner) if not isinstance(value, FeatureGenes)]
+        found = next((o for value in legal if rule.holds(o := operator.with_gene(partner, value))), None)
         if found is None:
             return None
         operator = found

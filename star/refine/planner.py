@@ -232,7 +232,7 @@ class Planner:
         for x in seen:
             if x.loss is not None:
                 groups.setdefault((x.setup.key, x.share), []).append(x.loss)
-        noise = noise_sd(groups)
+        noise = noise_sd(list(groups.values()))
         return noise.sd if noise else 0.0
 
     def front(self, seen: Sequence[Seen]) -> np.ndarray | None:
@@ -342,7 +342,7 @@ class Planner:
         chosen: list[int] = []
         for id, member in self.members.items():
             small = (exact <= np.array(self.exact_of(member.genome)) + 1e-9).all(axis=1)
-            mine = [i for i in np.flatnonzero(small) if setups[i].member == id]
+            mine = [i for i in np.flatnonzero(small).tolist() if setups[i].member == id]
             if mine:
                 chosen.append(min(mine, key=lambda i: mean[i]))
         F = np.column_stack([mean, exact])
@@ -377,7 +377,8 @@ def _non_dominated(F: np.ndarray) -> np.ndarray:
     """Which rows of F [n, m] no other row dominates [n]."""
     if not len(F):
         return np.zeros(0, bool)
-    return ~((F[:, None] <= F[None]).all(axis=2) & (F[:, None] < F[None]).any(axis=2)).any(axis=0)
+    dominates = np.all(F[:, None] <= F[None], axis=2) & np.any(F[:, None] < F[None], axis=2)
+    return ~np.any(dominates, axis=0)
 
 
 def _advantage(front: np.ndarray, point: np.ndarray) -> float:

@@ -42,10 +42,10 @@ class Pool:
 
     X: np.ndarray
     fidelities: tuple[float, ...] = (1.0,)
-    cost: np.ndarray | None = None
-    exact: np.ndarray | None = None
-    member: np.ndarray | None = None
-    open: np.ndarray | None = None
+    cost: np.ndarray = None  # type: ignore[assignment]  # replaced by its default in __post_init__
+    exact: np.ndarray = None  # type: ignore[assignment]  # replaced by its default in __post_init__
+    member: np.ndarray = None  # type: ignore[assignment]  # replaced by its default in __post_init__
+    open: np.ndarray = None  # type: ignore[assignment]  # replaced by its default in __post_init__
     n: int = field(init=False)
 
     def __post_init__(self):

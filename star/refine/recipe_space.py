@@ -18,7 +18,8 @@ Exponents are from a quadratic fit of loss on (N, D, rate, batch) to the step-la
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +32,7 @@ BATCH_OF_TOKENS = 0.5
 DIGITS = 3  # significant ones of a setting: legible, and equal settings are equal text
 GROWTH = 4  # a micro-batch may grow by this factor over the search's before micro-batches are accumulated
 
-Settings = dict[str, float | str]
+Settings = dict[str, Any]  # numbers, and choices as text, by name
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Dimension:
             )
         return (f"{self.name} on", self.name) if self.off else (self.name,)
 
-    def encode(self, value: float | str) -> list[float]:
+    def encode(self, value: Any) -> list[float]:
         """Inputs in [0, 1]: a number's place in its range (0.5 where switched off), a choice as 0 and 1."""
         if self.choices:
             hot = [float(value == choice) for choice in self.choices]
@@ -73,7 +74,7 @@ class Dimension:
         place = math.log(value / self.low) / math.log(self.high / self.low) if value and self.high > self.low else 0.5
         return [float(value > 0), place] if self.off else [place]
 
-    def decode(self, place: float) -> float | str:
+    def decode(self, place: float) -> Any:
         """The value at a place in [0, 1): of choices, and of off and on, each has an equal part of it."""
         if self.choices:
             return self.choices[min(int(place * len(self.choices)), len(self.choices) - 1)]
@@ -103,15 +104,15 @@ class RecipeSpace:
     def columns(self) -> tuple[str, ...]:
         return tuple(name for d in self.open for name in d.columns)
 
-    def encode(self, settings: Mapping[str, float | str]) -> list[float]:
+    def encode(self, settings: Mapping[str, Any]) -> list[float]:
         return [x for d in self.open for x in d.encode(settings[d.name])]
 
-    def changed(self, settings: Mapping[str, float | str]) -> Settings:
+    def changed(self, settings: Mapping[str, Any]) -> Settings:
         """Settings that differ from the search's recipe."""
         return {name: value for name, value in settings.items() if value != self.base[name]}
 
     def sample(
-        self, n: int, rng: np.random.Generator, around: Mapping[str, float | str] | None = None, width: float = 1.0
+        self, n: int, rng: np.random.Generator, around: Mapping[str, Any] | None = None, width: float = 1.0
     ) -> list[Settings]:
         """n settings that fill a box of this share of every range evenly (a Latin hypercube; McKay et al., 1979).
 
@@ -151,7 +152,7 @@ class RecipeSpace:
                 found.append(settings)
         return found
 
-    def perturb(self, settings: Mapping[str, float | str], rng: np.random.Generator, width: float = 0.15) -> Settings:
+    def perturb(self, settings: Mapping[str, Any], rng: np.random.Generator, width: float = 0.15) -> Settings:
         """Settings nearby: one to three of them changed, numbers by a normal step of `width` of their range."""
         changed = dict(settings)
         for i in rng.choice(len(self.open), size=min(len(self.open), int(rng.integers(1, 4))), replace=False):
@@ -170,7 +171,7 @@ class RecipeSpace:
         """The search's recipe, but for what a range has fixed."""
         return self.base | {d.name: d.choices[0] if d.choices else d.low for d in self.dimensions if d.fixed}
 
-    def mend(self, dimension: Dimension, value: float | str) -> float | str:
+    def mend(self, dimension: Dimension, value: Any) -> Any:
         """The nearest value that can be carried out: batches are those of the search times a power of two, of whole
         sequences.
         """
@@ -178,7 +179,7 @@ class RecipeSpace:
             return value
         return self.around.seq_len * _sequences(self.around, value / (self.around.micro_batch * self.around.accumulate))
 
-    def recipe(self, settings: Mapping[str, float | str], share: float = 1.0) -> Recipe:
+    def recipe(self, settings: Mapping[str, Any], share: float = 1.0) -> Recipe:
         """The recipe at a share of the search's training budget."""
         around = self.around
         s = self.base | dict(settings)
@@ -208,7 +209,7 @@ class RecipeSpace:
 # hand after trying one setting at a time on one small member of a front, and after an earlier refinement of three
 # others, in which rates above the search's and larger embedding multipliers had won. One of those three is a member of
 # benchmarks/refine/refine_on_training.py.
-PORTFOLIO: tuple[dict[str, float | str], ...] = (
+PORTFOLIO: tuple[dict[str, Any], ...] = (
     {"learning_rate": 2.0},
     {"optimizer": "muon", "learning_rate": 3.0},
     {"learning_rate": 2.0, "embedding_multiplier": 2.0, "beta1_half_life": 0.5},
@@ -317,15 +318,14 @@ def rounded(value: float) -> float:
 
 def _ranged(d: Dimension, text: str) -> Dimension:
     where = f"--range {d.name}={text}"
-    fields = {"name": d.name, "doc": d.doc, "base": d.base, "off": d.off}
     if d.choices:
         chosen = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
         legal = SCHEDULES if d.name == "schedule" else OPTIMIZERS
         if not chosen or any(choice not in legal for choice in chosen):
             raise UserError(f"{where}: give one or more of {', '.join(legal)}, with commas")
-        return Dimension(**fields, choices=tuple(c for c in legal if c in chosen))
+        return replace(d, choices=tuple(c for c in legal if c in chosen))
     if text == "off" and d.off:
-        return Dimension(**fields)
+        return replace(d, low=0.0, high=0.0)
     parts = text.split(":")
     try:
         low, high = float(parts[0]), float(parts[-1])
@@ -340,9 +340,7 @@ def _ranged(d: Dimension, text: str) -> Dimension:
         raise UserError(f"{where}: this range is inverted: the first number must be the smaller one")
     if len(parts) == 2 and low == high:
         raise UserError(f"{where}: this range is empty: its two ends are equal")
-    if len(parts) == 1:
-        fields["off"] = False
-    return Dimension(**fields, low=low, high=high)
+    return replace(d, low=low, high=high, off=d.off and len(parts) == 2)
 
 
 def _sequences(around: Recipe, ratio: float) -> int:
@@ -368,10 +366,10 @@ def _beta(step_tokens: int, half_life: float) -> float:
     return min(0.5 ** (step_tokens / half_life), 0.99999)
 
 
-def settings_text(settings: Mapping[str, float | str]) -> str:
+def settings_text(settings: Mapping[str, Any]) -> str:
     """learning_rate 0.008, schedule wsd, precision off"""
 
-    def shown(name: str, value: float | str) -> str:
+    def shown(name: str, value: Any) -> str:
         off = name in ("precision", "sparsify") and not value
         return "off" if off else value if isinstance(value, str) else f"{value:g}"
 

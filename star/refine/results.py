@@ -165,7 +165,7 @@ class Refined:
             ]
             exact = {o.name: trial.costs[o.name] for o in self.run.objectives if o.cheap}
             values = {
-                **(full[0].objectives if full else {}),
+                **((full[0].objectives or {}) if full else {}),
                 **exact,
                 self.loss.name: self.loss.unscaled(measured.mean),
             }
@@ -195,7 +195,7 @@ class Refined:
         fresh = [c for c in self.candidates() if c.metrics["fresh"]]
         found = {c.id: c for c in [*map(self._as_measured, self.run.front()), *fresh]}
         front = self._front(found.values())
-        return sorted((found[id] for id in front.ids), key=lambda c: (*front.scaled(c.objectives), c.id))
+        return sorted((found[id] for id in front.ids), key=lambda c: (*front.scaled(c.values), c.id))
 
     def hypervolume(self) -> tuple[float, float] | None:
         """Of the search's front, with fresh losses where known, and of the refined one, in the run's own frame."""
@@ -218,7 +218,7 @@ class Refined:
             value = self.value(result)
             if trial.share == 1.0 and value is not None:
                 best[trial.member] = min(best.get(trial.member, math.inf), value)
-                front.add(trial.id, result.objectives)
+                front.add(trial.id, result.objectives or {})
             volume = None if self.run.frame is None else self.run.frame.hypervolume(front)
             rows.append({"cost": cost, "purpose": trial.purpose, "hypervolume": volume, "best": dict(best)})
         return rows
@@ -254,7 +254,7 @@ class Refined:
     def _front(self, candidates) -> Front:
         front = Front(self.run.objectives)
         for candidate in candidates:
-            front.add(candidate.id, candidate.objectives)
+            front.add(candidate.id, candidate.values)
         return front
 
     def _as_measured(self, candidate: Candidate) -> Candidate:

@@ -20,12 +20,8 @@ from star.search.jobs import Candidates
 from star.store import Trial
 from star.surrogate.posterior import Averaged
 
-NEAR = (
-    0.15,
-    0.3,
-    0.6,
-    np.inf,
-)  # nats above the best of its slice up to which a trial counts: the first that leaves enough
+# Nats above the best of its slice up to which a trial counts: the first that leaves enough
+NEAR = (0.15, 0.3, 0.6, np.inf)
 SPARE = 8  # rows beyond the number of coefficients
 COLLINEAR = 0.2  # share of a column that earlier ones must leave unexplained: a variance inflation of at most 25
 SHUFFLES = 20

@@ -62,8 +62,7 @@ def rescore_rows(run: Run) -> list[dict]:
     """Every candidate that was measured with fresh seeds, best fresh first objective first.
 
     id, seeds (that ended well), failed; by objective: searched, fresh (mean), se; luck: fresh minus searched, of the
-    first objective; on_front; non_dominated and its probability among all front members (None for one that is not on
-    the front).
+    first objective; on_front; non_dominated and its probability among all front members (None for others).
     """
     repeats, front = run.repeats(), run.front()
     chosen = front + [
@@ -111,9 +110,9 @@ def rescore_table(run: Run) -> tuple[Table, list[str]]:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("id", no_wrap=True)
     for objective in noisy:
-        for text in (f"{objective.name}\nsearched", "fresh seeds", "luck"):
+        for text in (f"{objective.name}\nin the search", "fresh seeds", "change"):
             table.add_column(text, justify="right", no_wrap=True)
-    for text in ("seeds", "stays on\nthe front", "probability"):
+    for text in ("seeds", "still on\nthe front", "probability"):
         table.add_column(text, justify="right", no_wrap=True)
     for row in rows:
         cells = []
@@ -142,7 +141,9 @@ def rescore_table(run: Run) -> tuple[Table, list[str]]:
                 f"{noise.high:.4f}, {noise.degrees} degrees of freedom)"
             )
         if lucks:
-            lines.append(f"front members were measured {np.mean(lucks):+.4f} {objective.unit} too well on average")
+            change = float(np.mean(lucks))
+            text = f"{abs(change):.4f} {objective.unit} {'worse' if change > 0 else 'better'}"
+            lines.append(f"with fresh seeds the front is {text} on average than in the search")
     failed = sum(row["failed"] for row in rows)
     return table, lines + ([f"{failed} trainings failed"] if failed else [])
 

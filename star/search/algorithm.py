@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
+
 from star.config import RunConfig
 from star.errors import UserError
 from star.genome import Genome, Space
@@ -62,7 +64,9 @@ class Algorithm(Protocol):
     def tell(self, told: Sequence[Told]) -> None:
         """Results of genomes asked before, of any of them, in any order."""
 
-    def promising(self, ids: Sequence[str], F: Sequence[Sequence[float]], rung: int) -> Sequence[float] | None:
+    def promising(
+        self, ids: Sequence[str], F: Sequence[Sequence[float]], rung: int
+    ) -> Sequence[float] | np.ndarray | None:
         """What is to be gained by training these pending genomes to the end, given their objectives at a rung.
 
         None from an algorithm that cannot tell. Changes nothing in its state.

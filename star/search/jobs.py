@@ -87,7 +87,7 @@ class Candidates:
             limits = measured_bounds(self.config.objectives)
             status = "infeasible"
             reason = " and ".join(
-                f"{name} is {objectives.get(name, limits[name] * (1 + by)):.3g}, above {limits[name]:g}"
+                f"{name} is {(objectives or {}).get(name, limits[name] * (1 + by)):.3g}, above {limits[name]:g}"
                 for name, by in broken.items()
             )
             objectives = None

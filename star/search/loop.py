@@ -303,7 +303,7 @@ class Loop:
         return "\n\n".join(lines)
 
     def _generation_end(self, generation: int) -> None:
-        values = [self.record.results[id].objectives for id in self.front.ids]
+        values = [self.record.results[id].objectives or {} for id in self.front.ids]
         best = {o.name: min((v[o.name] for v in values), key=o.scaled) for o in self.objectives} if values else {}
         frame = Frame(**self.record.frame) if self.record.frame else None
         self.emit(

@@ -89,12 +89,13 @@ def told(
 ) -> list[Told]:
     """Results as numbers, in the order of the proposals.
 
-    pymoo needs finite numbers: where an objective was not measured it gets the worst measured in this batch, which
-    decides nothing, since the genome is told to be infeasible. So is one that was stopped at a rung, the less so the
+    pymoo needs finite numbers. An objective that was not measured gets the worst value of this batch, which decides
+    nothing because the genome is reported as infeasible. So is a genome that was stopped at a rung, the less the
     further it came: losses of different budgets are never compared.
     """
     scaled = [_scaled(proposal, results[proposal.id], objectives) for proposal in proposals]
-    worst = [max((row[k] for row in scaled if row[k] is not None), default=0.0) for k in range(len(objectives))]
+    columns = [[row[k] for row in scaled] for k in range(len(objectives))]
+    worst = [max((value for value in column if value is not None), default=0.0) for column in columns]
     batch = []
     for proposal, row in zip(proposals, scaled, strict=True):
         result = results[proposal.id]

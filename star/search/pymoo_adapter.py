@@ -64,9 +64,9 @@ class PymooAlgorithm:
         self.algorithm.tell(infills=infills)
         if self.variation.surrogate is not None:
             genomes = [self.space.decode(x) for x in infills.get("X")]
-            self.variation.surrogate.tell(genomes, F, (G <= 0).all(axis=1), [result.rungs for result in told])
+            self.variation.surrogate.tell(genomes, F, np.all(G <= 0, axis=1), [result.rungs for result in told])
 
-    def promising(self, ids: Sequence[str], F: Sequence[Sequence[float]], rung: int) -> Sequence[float] | None:
+    def promising(self, ids: Sequence[str], F: Sequence[Sequence[float]], rung: int) -> np.ndarray | None:
         if self.variation.surrogate is None:
             return None
         return self.variation.surrogate.promising(

@@ -63,7 +63,8 @@ def _measured(record: Record, id: str) -> set[int]:
 def _work(
     todo: list[tuple[Proposal, int]], candidates: Candidates, store: Store, engine: Engine, emit: Emitter
 ) -> None:
-    queue, lost, done, total = deque(todo), {}, 0, len(todo)
+    queue, done, total = deque(todo), 0, len(todo)
+    lost: dict[str, int] = {}
     running: dict[str, tuple[Proposal, int]] = {}
     while queue or running:
         while queue and len(running) < engine.slots:

@@ -76,7 +76,8 @@ class AlignedCrossover(Crossover):
         k = min(self.n_points, max(1, len(columns) - 1))
         points = np.sort(rng.choice(np.arange(1, max(2, len(columns))), size=k, replace=False))
         sides = np.searchsorted(points, np.arange(len(columns)), side="right") % 2  # 0: from its own parent
-        first, second = [], []
+        first: list[tuple] = []
+        second: list[tuple] = []
         for (i, j), side in zip(columns, sides, strict=True):
             for child, swapped in ((first, side), (second, 1 - side)):
                 if swapped and j is not None:

@@ -1,4 +1,4 @@
-"""What the algorithms that are not pymoo's have in common: one generator, an archive, results by id in any order."""
+"""The base of the steady-state algorithms: one generator, an archive of members, results by id in any order."""
 
 import hashlib
 import json
@@ -39,7 +39,7 @@ class Draft:
     operators: tuple[str, ...] = ()
 
 
-class PlainAlgorithm:
+class SteadyStateAlgorithm:
     """Subclasses say what to draft, and what to do with a result."""
 
     def __init__(self, space: Space, config: RunConfig, surrogate: Surrogate | None = None):
@@ -95,7 +95,7 @@ class PlainAlgorithm:
                     )
                     vectors[genome.id] = x
         chosen = list(found.values())
-        if len(chosen) > n and wider > 1:
+        if self.surrogate is not None and len(chosen) > n and wider > 1:
             indices, predicted = self.surrogate.choose([child.genome for child in chosen], n, self.rng)
             chosen = [Offspring(**{**vars(chosen[i]), "predicted": p}) for i, p in zip(indices, predicted, strict=True)]
         self.seen.update(child.id for child in chosen)
@@ -110,7 +110,7 @@ class PlainAlgorithm:
             F, good = np.array([m.F for m in members]), np.array([m.violation == 0 for m in members])
             self.surrogate.tell([self.space.decode(m.x) for m in members], F, good, [t.rungs for t in told])
 
-    def promising(self, ids: Sequence[str], F: Sequence[Sequence[float]], rung: int) -> Sequence[float] | None:
+    def promising(self, ids: Sequence[str], F: Sequence[Sequence[float]], rung: int) -> np.ndarray | None:
         if self.surrogate is None:
             return None
         return self.surrogate.promising([self.space.decode(self.pending[id]) for id in ids], np.array(F), rung)

@@ -51,7 +51,8 @@ class Variation:
         return KPointCrossover(cuts, config.crossover_points, prob=config.crossover_probability)
 
     def screen(self, offspring: Population, n: int, rng: np.random.Generator) -> Population:
-        """The n of these from which the surrogate expects most."""
+        """The n offspring with the largest gain that the surrogate expects."""
+        assert self.surrogate is not None
         chosen, predicted = self.surrogate.choose([self.space.decode(x) for x in offspring.get("X")], n, rng)
         offspring = offspring[chosen]
         offspring.set("predicted", predicted)

@@ -32,12 +32,8 @@ GRACE = 60.0  # seconds that a candidate which watches its own deadline gets bef
 MOST_WORKERS = 4096  # that a steady state keeps busy: it has no generation to wait for
 LIV_SECONDS = 1.0e-3  # to start forward, backward and optimizer of one LIV: about 100 operations of 10 microseconds
 EFFICIENCY = 0.3  # of the peak, that matrix products of candidates reach
-PEAK = {
-    7: 1.5e12,
-    8: 2.5e12,
-    9: 7.5e12,
-    10: 15e12,
-}  # FLOP/s of one multiprocessor in half precision, by compute capability; data sheets
+# FLOP/s of one multiprocessor in half precision, by compute capability; data sheets
+PEAK = {7: 1.5e12, 8: 2.5e12, 9: 7.5e12, 10: 15e12}
 CONTEXT = 600 * 2**20  # bytes that each process with CUDA takes for itself
 MEMORY_SHARE = 0.85  # of a device's memory, that candidates may plan for
 MOST_PER_GPU = 8
@@ -104,6 +100,7 @@ def make_engine(config: RunConfig, function: str, run: Path, say: Callable = lam
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     gpus = visible_gpus() if on_gpu else []
     timeout = settings.timeout + GRACE if settings.timeout else None
+    engine: Engine
     if settings.kind == "ray":
         per_gpu = workers_on_gpu(config, len(gpus), cores) if on_gpu else 0
         wanted = min(settings.workers, busy)

@@ -20,10 +20,8 @@ from scipy.stats import kstest, norm, rankdata
 LEAST = 5  # results before a correlation is given
 LEVELS = (50, 80, 90)
 FIRST, RATE = 1.3, 0.5  # of the factor on sds: where it begins, and how fast its logarithm moves
-WINDOW, LOST = (
-    10,
-    0.7,
-)  # coverage of the 90 % intervals over the last ten results below this: calibration has degraded
+# Coverage of the 90 % intervals over the last ten results below this: calibration has degraded
+WINDOW, LOST = (10, 0.7)
 BINS = 5  # of sd, for the expected normalised calibration error
 
 

@@ -153,9 +153,8 @@ class Posterior:
             r = np.sqrt(per_group.sum(axis=0))
             decay = np.exp(-ROOT5 * r)
             smooth = (1 + ROOT5 * r + 5 / 3 * r * r) * decay
-            steepness = (
-                5 / 3 * amplitude * (1 + ROOT5 * r) * decay
-            )  # dK/dlog scale_g = 5/3 a (1 + root5 r) e^-root5r d_g^2/l_g^2
+            # DK/dlog scale_g = 5/3 a (1 + root5 r) e^-root5r d_g^2/l_g^2
+            steepness = 5 / 3 * amplitude * (1 + ROOT5 * r) * decay
         else:
             smooth = np.exp(-0.5 * per_group.sum(axis=0))
             steepness = amplitude * smooth

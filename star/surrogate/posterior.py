@@ -13,31 +13,24 @@ import numpy as np
 from star.surrogate.gaussian_process import AVERAGE, REFINE, GaussianProcess, Posterior, with_noise
 
 SAMPLES = 24
-RELATED = (
-    1.5,
-    1.0,
-)  # length scale of the input that tells tasks apart: median, sd of the log; 1.5 is a correlation of 0.8
-LEAST_CURVATURE = (
-    0.25  # of the log posterior: a direction that the data say nothing about is explored to two units of the log
-)
+# Length scale of the input that tells tasks apart: median, sd of the log; 1.5 is a correlation of 0.8
+RELATED = (1.5, 1.0)
+# Of the log posterior: a direction that the data say nothing about is explored to two units of the log
+LEAST_CURVATURE = 0.25
 
 
 @dataclass(frozen=True)
 class Observations:
-    """What has been tried so far, as rows of a pool (of this one or of earlier ones), in the order in which it was
-    told.
-    """
+    """What has been tried so far, as rows of a pool (this one or earlier ones), in order."""
 
     X: np.ndarray  # [m, d or d + 1]
     y: np.ndarray  # [m] losses in nats; not finite: failed or diverged
-    pending: np.ndarray | None = None  # [q, d or d + 1] trials that are still running
+    pending: np.ndarray = None  # type: ignore[assignment]  # [q, d or d + 1] trials that still run; default: none
     seed_sd: float = 0.0  # standard deviation of the loss between seeds, in nats, where it is known
-    related: int = (
-        0  # how many columns (the last, before the fidelity) tell rows of related tasks apart; see transfer.py
-    )
-    prior: Callable[[np.ndarray], np.ndarray] | None = (
-        None  # rows [m, d] -> losses [m] expected before any observation, nats; default: none
-    )
+    # How many columns (the last, before the fidelity) tell rows of related tasks apart
+    related: int = 0
+    # Rows [m, d] -> losses [m] expected before any observation, nats; default: none
+    prior: Callable[[np.ndarray], np.ndarray] | None = None
 
     def __post_init__(self):
         X = np.atleast_2d(np.asarray(self.X, float))
@@ -68,9 +61,8 @@ class Averaged:
     # Nats: lowest mean of the most probable process over what was observed at full fidelity; if nothing was, its
     # average
     best: float
-    prior: Callable[[np.ndarray], np.ndarray] | None = (
-        None  # losses that were expected before any observation: taken out before the fit too
-    )
+    # Losses that were expected before any observation: taken out before the fit too
+    prior: Callable[[np.ndarray], np.ndarray] | None = None
 
     def joint(self, X: np.ndarray, sample: int = 0) -> tuple[np.ndarray, np.ndarray, float]:
         """Mean [m], covariance [m, m] of the noise-free loss at X [m, d], and variance of the noise, of one process."""

@@ -143,9 +143,8 @@ def sample_scores(model: nn.Module, inputs: Tensor, targets: Tensor) -> dict[int
     """
     with recorded(model) as records, torch.enable_grad(), eager():
         loss = model.loss(inputs, targets)
-        kept = {
-            layer: record.kept for layer, record in records.items()
-        }  # now: recomputed activations would be recorded again
+        # Now: recomputed activations would be recorded again
+        kept = {layer: record.kept for layer, record in records.items()}
         grads = torch.autograd.grad(loss, [y for *_, y in kept.values()])
     result = {}
     for (layer, (q, k, v, _)), grad in zip(kept.items(), grads, strict=True):

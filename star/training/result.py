@@ -17,9 +17,8 @@ class TrainingResult:
     seconds: float  # with evaluations
     tokens_per_second: float  # without evaluations
     peak_memory: int  # CUDA: of tensors; CPU: of the whole process
-    sparsity: dict | None = (
-        None  # what sparsification found, see `Sparsifier.summary`; with "genome", the edited one as JSON
-    )
+    # What sparsification found, see `Sparsifier.summary`; with "genome", the edited one as JSON
+    sparsity: dict | None = None
 
 
 def divergence(curve: list[dict], progress: float, unigram: float, uniform: float) -> str:

@@ -95,9 +95,8 @@ class HeadScores:
         """
         if self.share is None:
             return
-        outside = (
-            self.share.flip(1).cumsum(1).flip(1)[:, 1:]
-        )  # [H, len(WINDOWS)]: the share that each legal window cuts off
+        # [H, len(WINDOWS)]: the share that each legal window cuts off
+        outside = self.share.flip(1).cumsum(1).flip(1)[:, 1:]
         for head, row in enumerate(outside.tolist()):
             enough = next((w for w, cut in zip(WINDOWS, row, strict=True) if cut <= tau and w < seq_len), None)
             self.windows[head] = smaller(self.windows[head], enough)

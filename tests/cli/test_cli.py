@@ -114,7 +114,7 @@ def test_evolve_prints_the_front_and_writes_plots_and_the_knee(evolved):
 def test_evolve_again_has_nothing_left_to_do(evolved, settings):
     run, _ = evolved
     before = [(c.id, c.objectives) for c in Run(run).front()]
-    assert "going on with 7 of 7 candidates done" in ok("evolve", run, *settings)
+    assert "resuming with 7 of 7 candidates done" in ok("evolve", run, *settings)
     assert [(c.id, c.objectives) for c in Run(run).front()] == before
 
 
@@ -538,9 +538,7 @@ def test_ctrl_c_finishes_cleanly_and_says_how_to_resume(tmp_path, settings):
             break
     rest, errors = child.communicate(timeout=60)
     assert child.returncode == 1 and errors == "", errors
-    assert re.search(
-        rf"Stopped after \d+ of \d+ candidates; star evolve {re.escape(str(run))} goes on from here\.", rest
-    )
+    assert re.search(rf"Stopped after \d+ of \d+ candidates; star evolve {re.escape(str(run))} resumes\.", rest)
     assert "stopped; star evolve" in ok("status", run)
     done = Run(run).status()["done"]
     assert 1 <= done < 100

@@ -8,7 +8,7 @@ objectives the tournament is won by the least dominated, then the least crowded.
 from star.config import RunConfig
 from star.genome import Space
 from star.search.algorithm import Algorithm
-from star.search.steady_state import Draft, Member, PlainAlgorithm, places
+from star.search.steady_state import Draft, Member, SteadyStateAlgorithm, places
 from star.surrogate.screening import Surrogate
 
 
@@ -16,7 +16,7 @@ def create(space: Space, config: RunConfig, surrogate: Surrogate | None = None) 
     return AgingEvolution(space, config, surrogate)
 
 
-class AgingEvolution(PlainAlgorithm):
+class AgingEvolution(SteadyStateAlgorithm):
     """`members` is the population, oldest first."""
 
     def draft(self, n: int) -> list[Draft]:

@@ -14,7 +14,7 @@ import numpy as np
 from star.config import RunConfig
 from star.genome import Space
 from star.search.algorithm import Algorithm
-from star.search.steady_state import Draft, Member, PlainAlgorithm, places
+from star.search.steady_state import Draft, Member, SteadyStateAlgorithm, places
 from star.surrogate.screening import Surrogate
 
 BETA0, GAMMA = 0.9, 1.0
@@ -24,7 +24,7 @@ def create(space: Space, config: RunConfig, surrogate: Surrogate | None = None) 
     return Firefly(space, config, surrogate)
 
 
-class Firefly(PlainAlgorithm):
+class Firefly(SteadyStateAlgorithm):
     """`members` are the fireflies, in no order; each moves in turn."""
 
     def __init__(self, space: Space, config: RunConfig, surrogate: Surrogate | None = None):
@@ -40,7 +40,8 @@ class Firefly(PlainAlgorithm):
             at = self.turn % len(self.members)
             self.turn += 1
             mover = self.members[at]
-            x, parents, operators = mover.x.copy(), (mover.id,), ()
+            x, parents = mover.x.copy(), [mover.id]
+            operators: tuple[str, ...] = ()
             brighter = [i for i in range(len(self.members)) if place[i] < place[at]]
             if brighter:
                 target = self.members[int(self.rng.choice(brighter))]
@@ -48,9 +49,10 @@ class Firefly(PlainAlgorithm):
                 attraction = BETA0 * np.exp(-GAMMA * (len(differ) / len(x)) ** 2)
                 copied = differ[self.rng.random(len(differ)) < attraction]
                 x[copied] = target.x[copied]
-                parents, operators = (mover.id, target.id), ("attraction",) if len(copied) else ()
+                parents.append(target.id)
+                operators = ("attraction",) if len(copied) else ()
             x, steps = self.mutate(x)
-            drafts.append(Draft(x, parents, operators + steps))
+            drafts.append(Draft(x, tuple(parents), operators + steps))
         return drafts
 
     def settle(self, member: Member) -> None:

@@ -3,7 +3,7 @@
 from star.config import RunConfig
 from star.genome import Space
 from star.search.algorithm import Algorithm
-from star.search.steady_state import Draft, Member, PlainAlgorithm
+from star.search.steady_state import Draft, Member, SteadyStateAlgorithm
 from star.surrogate.screening import Surrogate
 
 
@@ -11,7 +11,7 @@ def create(space: Space, config: RunConfig, surrogate: Surrogate | None = None) 
     return RandomSearch(space, config, surrogate)
 
 
-class RandomSearch(PlainAlgorithm):
+class RandomSearch(SteadyStateAlgorithm):
     """Samples of the space, each new. With a surrogate: the most promising of many samples."""
 
     def draft(self, n: int) -> list[Draft]:
