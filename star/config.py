@@ -26,11 +26,15 @@ from star.training.recipe import Recipe
 
 @dataclass(frozen=True)
 class DataConfig:
+    """The text."""
+
     corpus: str = setting("stdlib", 'text to train on: "stdlib", a text file or folder, or "hf:NAME[:CONFIG]"')
 
 
 @dataclass(frozen=True)
 class SpaceConfig:
+    """The search space."""
+
     slots: int = setting(6, "LIV slots: the maximum depth of a genome", 1, 512)
     d_models: tuple[int, ...] = setting((64,), "allowed widths of the residual stream", 1)
     head_dim: int = setting(16, "width of an attention or recurrence head", 2)
@@ -50,6 +54,8 @@ class SpaceConfig:
 
 @dataclass(frozen=True)
 class SearchConfig:
+    """Algorithm, variation, surrogate and rungs."""
+
     algorithm: str = setting("nsga2", "search algorithm: a file in star/search/algorithms")
     population: int = setting(8, "genomes in the initial population", 2, 100_000)
     parents: int = setting(32, "size of the parent archive; 0: the population size", 0, 100_000)
@@ -100,6 +106,8 @@ class SearchConfig:
 
 @dataclass(frozen=True)
 class ObjectivesConfig:
+    """What is minimised, and bounds."""
+
     names: tuple[str, ...] = setting(
         ("loss", "parameters", "cache"), "what to minimise: names of star/assess/objectives, or module:NAME"
     )
@@ -117,6 +125,8 @@ class ObjectivesConfig:
 
 @dataclass(frozen=True)
 class EngineConfig:
+    """Where and how candidates are trained."""
+
     kind: str = setting("pool", "where candidates are trained", choices=("pool", "inprocess", "ray"), resumable=True)
     address: str = setting(
         "", 'Ray cluster: "auto" or HOST:PORT; empty: RAY_ADDRESS, else one on this machine', resumable=True
@@ -158,10 +168,12 @@ class RunConfig:
 
     @property
     def offspring(self) -> int:
+        """Genomes trained per generation after the first."""
         return self.search.offspring or self.search.population
 
     @property
     def parents(self) -> int:
+        """Size of the parent archive."""
         return self.search.parents or self.search.population
 
     @property
@@ -179,10 +191,12 @@ class RunConfig:
         return _build(flat)
 
     def to_json(self) -> dict:
+        """JSON-able, for `from_json`."""
         return dataclasses.asdict(self)
 
     @staticmethod
     def from_json(data: dict) -> "RunConfig":
+        """The inverse of `to_json`; settings that are missing have their default."""
         return RunConfig().replace(_flatten(data))
 
 

@@ -89,7 +89,7 @@ def test_a_first_generation_of_failures_in_worker_processes(tmp_path):
         "All 4 candidates of the first generation failed; 4 of them: failed (RuntimeError: no candidate can work here)"
         in text
     )
-    assert "in hopeless" in text and "Mend the cause" in text
+    assert "in hopeless" in text and "Fix the cause" in text
     assert {event.data["generation"] for event in read_events(tmp_path / "run") if event.kind == "ask"} == {None, 0}
 
 

@@ -17,6 +17,7 @@ class Front:
         self.F = np.empty((0, len(self.objectives)))
 
     def scaled(self, values: Mapping[str, float]) -> np.ndarray:
+        """Scaled objectives in the order of `objectives`."""
         return np.array([objective.scaled(values[objective.name]) for objective in self.objectives])
 
     def add(self, id: str, values: Mapping[str, float]) -> bool:

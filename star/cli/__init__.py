@@ -101,4 +101,5 @@ for verb in (evolve, status, front, refine, rescore, show, plot, train, export, 
 
 
 def main() -> None:
+    """The entry point `star`."""
     app(prog_name="star")

@@ -28,6 +28,7 @@ class Chosen:
 
     @property
     def metrics(self) -> dict[str, Any]:
+        """Metrics and objectives of the candidate; empty without one."""
         return {} if self.candidate is None else {**self.candidate.metrics, **(self.candidate.objectives or {})}
 
 
@@ -48,6 +49,7 @@ def choose_genome(source: str, d_model: int | None = None, depth: int | None = N
 
 
 def is_run_id(source: str) -> bool:
+    """Whether the text is RUN:ID and not a file."""
     return ":" in source and not Path(source).exists()
 
 

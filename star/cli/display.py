@@ -45,14 +45,17 @@ class Lines:
             handler(event)
 
     def line(self, text: str) -> None:
+        """Print a line."""
         self.spoken = time.monotonic()
         say(text)
 
     def run_start(self, event: dict) -> None:
+        """Handle the event."""
         self.generation, self.workers, self.started = event["generation"], event["workers"], time.monotonic()
         self.line(describe_start(event))
 
     def candidate_progress(self, event: dict) -> None:
+        """Handle the event: a line if nothing was printed for a while."""
         if time.monotonic() - self.spoken > QUIET:
             share = event.get("step", 0) / max(event.get("steps") or 1, 1)
             self.line(
@@ -60,15 +63,18 @@ class Lines:
             )
 
     def candidate_end(self, event: dict) -> None:
+        """Handle the event."""
         self.line(
             f"{describe_end(event, self.config)} ({event['done']} of {event['total']}{left(event['eta_seconds'])})"
         )
 
     def generation_end(self, event: dict) -> None:
+        """Handle the event."""
         self.generation = event["generation"] + 1
         self.line(describe_generation(event))
 
     def message(self, event: dict) -> None:
+        """Handle the event."""
         self.line(event["text"])
 
 
@@ -110,6 +116,7 @@ class Bars(Lines):
             )
 
     def candidate_start(self, event: dict) -> None:
+        """Handle the event: a new bar."""
         name = event["name"] or event["text"]
         self.tasks[event["id"]] = self.progress.add_task(
             f"  {event['id'][:6]}", total=1.0, note=name if len(name) <= 60 else name[:57] + "..."
@@ -163,6 +170,7 @@ class TrainingDisplay:
 
 
 def describe_start(event: dict) -> str:
+    """runs/first: 42 candidates to train, 2 at a time; text: stdlib"""
     references = ", ".join(f"byte {name} {loss:.3f}" for name, loss in event["baselines"].items())
     how = (
         f"resuming with {event['done']} of {event['total']} candidates done"
@@ -194,6 +202,7 @@ def describe_end(event: dict, config: RunConfig) -> str:
 
 
 def describe_generation(event: dict) -> str:
+    """generation 1 of 8 done: 5 on the front, best loss 2.121, hypervolume 0.592"""
     volume = "" if event["hypervolume"] is None else f", hypervolume {event['hypervolume']:.3f}"
     best = f", best loss {event['best']['loss']:.3f}" if "loss" in event["best"] else ""
     name = (
@@ -213,6 +222,7 @@ def loss_of(event: dict) -> str:
 
 
 def left(seconds: float | None) -> str:
+    """ ", 3 min left", or nothing if it is not known."""
     from star.report.units import format_seconds
 
     return "" if not seconds else f", {format_seconds(seconds)} left"

@@ -143,6 +143,7 @@ def ranges_of(pairs: list[str]) -> dict[str, str]:
 
 
 def shares_of(text: str) -> tuple[float, ...]:
+    """Fractions from text. Raises UserError."""
     from star.errors import UserError
 
     try:
@@ -179,6 +180,7 @@ class RefineDisplay:
             self.progress.stop()
 
     def line(self, text: str) -> None:
+        """Print a line."""
         if self.progress is not None:
             self.progress.console.print(text)
         elif not self.quiet:

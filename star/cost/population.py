@@ -101,6 +101,7 @@ class CostTables:
 
 @lru_cache(maxsize=8)
 def cost_tables(space: Space, seq_len: int) -> CostTables:
+    """Costs of every class of a space at every width, remembered."""
     classes = [c for c in space.classes if c]
     families = {c: FAMILIES[POOL[c - 1].operator.family] for c in classes}
     widest = [POOL[c - 1].config(space.d_models[0], space.head_dim, space.rope_theta).weights() for c in classes]

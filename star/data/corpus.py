@@ -35,6 +35,8 @@ STALE = 24 * 3600  # seconds after which an unfinished entry is surely nobody's
 
 @dataclass(frozen=True)
 class Corpus:
+    """A text as token ids on disk, split into training and validation text by document."""
+
     name: str
     fingerprint: str  # hash of the tokens of both sides: equal fingerprints, equal data
     train: np.ndarray  # memory-mapped token ids [n]
@@ -44,6 +46,7 @@ class Corpus:
 
     @property
     def vocab_size(self) -> int:
+        """Number of token ids."""
         return self.tokenizer.vocab_size
 
     @property

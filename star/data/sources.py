@@ -34,6 +34,8 @@ HUB_TIMEOUT = 5.0  # seconds to wait for the hub's first answer
 
 @dataclass(frozen=True)
 class Source:
+    """Documents with a name and an identity."""
+
     name: str  # what reports show
     identity: tuple  # JSON-able; equal identities mean equal content
     documents: Callable[[], Iterator[bytes]]

@@ -56,10 +56,12 @@ class Task:
 
     @property
     def vocab_size(self) -> int:
+        """Token ids, markers included."""
         return 3 * self.symbols + 1
 
     @property
     def marker(self) -> int:
+        """The id of the i-th marker."""
         return 3 * self.symbols
 
     @property
@@ -73,10 +75,12 @@ class Task:
         return self.make is _compression
 
     def batch(self, n: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs and targets int64 [B, T] of the given sequences."""
         inputs, targets = self.make(self, n, rng)
         return torch.from_numpy(inputs), torch.from_numpy(targets)
 
     def replace(self, **changes) -> "Task":
+        """The task with other numbers."""
         return replace(self, **changes)
 
 

@@ -4,11 +4,11 @@ import functools
 import time
 from collections.abc import Callable
 
-from star.engine.protocol import Outcome
+from star.engine.protocol import Engine, Outcome
 from star.engine.worker import Cancelled, run_job
 
 
-class InProcess:
+class InProcess(Engine):
     """Runs waiting jobs inside `poll`.
 
     A job is not isolated: a crash of the interpreter ends the run, and a deadline holds only where the

@@ -17,7 +17,7 @@ from pathlib import Path
 import pebble
 
 from star.engine.progress import ProgressFile, read_progress
-from star.engine.protocol import Outcome
+from star.engine.protocol import Engine, Outcome
 from star.engine.worker import run_job, start_worker
 
 VANISHED = 3.0  # seconds after which a job whose worker is gone is given up, if pebble has not noticed
@@ -25,7 +25,7 @@ START = 60.0  # seconds within which a job must have started in its worker
 JOBS_PER_WORKER = 100  # then a fresh process: bounds whatever a job leaks
 
 
-class ProcessPool:
+class ProcessPool(Engine):
     """`slots` workers, started when first needed (`spawn`: no inherited locks, threads or CUDA contexts).
 
     timeout: seconds after which a running job is killed, from its own start on this machine's monotonic clock

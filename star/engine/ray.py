@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from star.engine.progress import ProgressFile, read_progress
-from star.engine.protocol import Outcome
+from star.engine.protocol import Engine, Outcome
 from star.engine.worker import run_job
 from star.errors import UserError
 
 OBJECT_STORE = 100 * 2**20  # bytes on a local cluster; jobs are kilobytes in and out
 
 
-class Ray:
+class Ray(Engine):
     """`slots` tasks at a time on the cluster at `address`, or on one of its own on this machine, which ends with it.
 
     address: "" for RAY_ADDRESS if that is set, else this machine; "auto" or "host:port" for a cluster that runs.

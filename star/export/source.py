@@ -63,6 +63,8 @@ def link(roots: Iterable[Key], sources: Mapping[str, str] | None = None) -> str:
 
 
 class Linker:
+    """Follows names from the roots through modules and collects their definitions."""
+
     def __init__(self, sources: Mapping[str, str]):
         self.sources = sources
         self.modules: dict[str, Module] = {}
@@ -71,6 +73,7 @@ class Linker:
         self.imports: dict[str, str] = {}  # bound name -> import statement
 
     def module(self, name: str) -> Module:
+        """The parsed module, read once."""
         if name not in self.modules:
             self.modules[name] = parse(name, self.sources[name] if name in self.sources else read_source(name))
         return self.modules[name]
@@ -85,6 +88,7 @@ class Linker:
         raise RunFailed(f"export: module {key[0]} does not define {key[1]}")
 
     def reach(self, key: Key) -> None:
+        """Add a definition and everything that it names."""
         where, name = self.find(key)
         reached = self.reached.setdefault(where, set())
         if name in reached:
@@ -141,6 +145,7 @@ class Linker:
 
 
 def read_source(name: str) -> str:
+    """The text of an importable module. Raises RunFailed if there is none."""
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
         raise RunFailed(f"export: the source of {name} is not there")
@@ -148,6 +153,7 @@ def read_source(name: str) -> str:
 
 
 def parse(name: str, text: str) -> Module:
+    """Definitions and imports of a module."""
     tree = ast.parse(text)
     module = Module(name, text.splitlines(), ast.get_docstring(tree) or "")
     for statement in tree.body:
@@ -169,16 +175,19 @@ def parse(name: str, text: str) -> Module:
 
 
 def is_docstring(statement: ast.stmt) -> bool:
+    """Whether a statement is a string."""
     return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
 
 
 def is_type_checking(statement: ast.stmt) -> bool:
+    """Whether a statement is `if TYPE_CHECKING:`."""
     return (
         isinstance(statement, ast.If) and isinstance(statement.test, ast.Name) and statement.test.id == "TYPE_CHECKING"
     )
 
 
 def defined_names(statement: ast.stmt) -> list[str]:
+    """Names that a statement defines."""
     if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return [statement.name]
     targets = (

@@ -94,6 +94,7 @@ def random_operator(rng: np.random.Generator, families: Iterable[str] = tuple(FA
 
 
 def attention(genes: str, repeat: int = 1, filtered: bool = False, norm: bool = False) -> Operator:
+    """An attention class. repeat: query heads per key head, 0 for a single key head."""
     q = (3 if filtered else 1, 2, 1, 1)
     kv = (q[0], 2, 1, repeat)
     return operator(genes, q=q, k=kv, v=kv, **({"norm": (1, 1, 1, 1)} if norm else {}))
@@ -126,16 +127,19 @@ def recurrence(
 
 
 def elementwise(genes: str) -> Operator:
+    """An element-wise recurrence class."""
     return operator(genes, b=(1, 3, 1, 1), c=(1, 2, 1, 1), v=(3, 2, 1, 1), decay=(1, 3, 1, 1))
 
 
 def convolution(genes: str, length: int, implicit: bool = False, filtered: bool = False) -> Operator:
+    """A gated convolution class. length: taps, or modes of an implicit filter."""
     gate = (3 if filtered else 1, 2, 1, 1)
     poles = {"poles": (3, 1, 1, 1)} if implicit else {}
     return operator(genes, b=gate, c=gate, h=gate, kernel=(3, 1, length, 1), **poles)
 
 
 def memoryless(genes: str, twelfths: int, gated: bool = True) -> Operator:
+    """A memoryless class. twelfths: inner width in twelfths of the model width."""
     row = (1, 2, twelfths, 1)
     return operator(genes, value=row, **({"gate": row} if gated else {}))
 

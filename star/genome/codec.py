@@ -52,6 +52,7 @@ def parse_text(text: str) -> tuple[Gene, ...]:
 
 
 def looks_like_text(text: str) -> bool:
+    """Whether this may be genome text and not a name or a path."""
     return re.fullmatch(r"[\d.\-]+", text.strip()) is not None
 
 
@@ -81,6 +82,7 @@ def from_json(data: Any, where: str = "genome") -> Genome:
 
 
 def read_json(data: Any, where: str = "genome") -> NamedGenome:
+    """The genome of a JSON file. Raises UserError."""
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise UserError(f'{where}: this is no genome; a genome file is a JSON object with "format": "{FORMAT}"')
     if data.get("version") != VERSION:
@@ -178,6 +180,7 @@ def _pool(value: Any, where: str) -> tuple[PoolClass, ...]:
 
 
 def read_file(path: Path) -> NamedGenome:
+    """A named genome from a JSON file. Raises UserError."""
     try:
         if path.stat().st_size > SIZE_LIMIT:
             raise UserError(

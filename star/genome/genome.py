@@ -35,10 +35,12 @@ class Gene(NamedTuple):
 
     @property
     def shares_weights(self) -> bool:
+        """Whether it shares featurizer weights."""
         return self.class_id > 0 and self.featurizer_group > 0 and self.featurizer_strategy == 2
 
     @property
     def shares_features(self) -> bool:
+        """Whether it shares computed features."""
         return self.class_id > 0 and self.feature_group > 0 and self.feature_strategy > 1
 
 
@@ -98,9 +100,11 @@ class Genome:
             refuse("feature strategy", gene.feature_strategy, f"0 to {n_strategies} for {name}")
 
     def operator(self, gene: Gene) -> Operator:
+        """The operator that a gene names."""
         return self.pool[gene.class_id - 1].operator
 
     def family(self, gene: Gene) -> Family:
+        """The family of the operator that a gene names."""
         return FAMILIES[self.operator(gene).family]
 
     def canonical(self) -> Genome:
@@ -121,6 +125,7 @@ class Genome:
 
     @property
     def class_names(self) -> tuple[str, ...]:
+        """Names of the operators, in order."""
         return tuple(self.pool[gene.class_id - 1].name for gene in self.backbone if gene.class_id)
 
     @cached_property

@@ -18,6 +18,7 @@ def genome_folder() -> Path:
 
 
 def list_genomes() -> list[str]:
+    """Names of the genomes that come with the package."""
     return sorted(path.stem for path in genome_folder().glob("*.json"))
 
 

@@ -69,10 +69,12 @@ class OperatorSpace(Space):
 
     @property
     def slot_classes(self) -> tuple[int, ...]:
+        """Class numbers that a slot may hold: the fixed ones, then the evolving operators."""
         return (*self.classes, *self.evolved_classes)
 
     @cached_property
     def names(self) -> list[str]:
+        """Names of the positions of a vector."""
         genes = [*OPERATOR, *(f"group{g + 1}.{gene}" for g in range(MOST_GROUPS) for gene in FeatureGenes._fields)]
         return [*HEADER, *(f"operator{k + 1}.{gene}" for k in range(self.evolved) for gene in genes), *self._slot_names]
 

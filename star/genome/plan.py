@@ -46,6 +46,7 @@ class BlockConfig:
     residual: int = 1
 
     def weights(self) -> dict[str, Weight]:
+        """Parameter tensors of a block besides its LIV."""
         names = {1: ["norm_in"], 2: ["norm_in", "norm_out"], 3: ["norm_out"]}[self.norm] + (
             ["gain"] if self.residual == 2 else []
         )
@@ -54,6 +55,8 @@ class BlockConfig:
 
 @dataclass(frozen=True)
 class Plan:
+    """A backbone as concrete layers, with the numbers that all of them share."""
+
     d_model: int
     block: BlockConfig
     layers: tuple[Layer, ...]

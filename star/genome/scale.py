@@ -33,6 +33,7 @@ class Scale:
     way: str = "stack"
 
     def apply(self, genome: Genome) -> Genome:
+        """The enlarged genome. Raises UserError if it does not fit."""
         return scaled(genome, self.depth, self.width, self.way)
 
 

@@ -71,6 +71,7 @@ class Space:
 
     @cached_property
     def names(self) -> list[str]:
+        """Names of the positions of a vector."""
         return list(HEADER) + self._slot_names
 
     @property
@@ -101,14 +102,17 @@ class Space:
 
     @property
     def n_var(self) -> int:
+        """Length of a vector."""
         return self.offset + len(GENES) * self.n_slots
 
     @property
     def lower(self) -> np.ndarray:
+        """Smallest legal value of each position [n_var]."""
         return np.array([v[0] for v in self.values])
 
     @property
     def upper(self) -> np.ndarray:
+        """Largest legal value of each position [n_var]."""
         return np.array([v[-1] for v in self.values])
 
     @property
@@ -203,6 +207,7 @@ class Space:
         return fixed, clamped
 
     def to_json(self) -> dict[str, Any]:
+        """JSON-able, for `space_from_json`."""
         return asdict(self)
 
     def fit(self, genome: Genome) -> Genome:

@@ -39,6 +39,8 @@ ROPE_TABLES: dict[tuple, tuple[Tensor, Tensor]] = {}
 
 @dataclass(frozen=True)
 class AttentionConfig(LIVConfig):
+    """Sizes of an attention operator. n_heads, n_kv: query and key heads of one branch; window: None for all keys."""
+
     n_heads: int  # query heads of one branch
     n_kv_heads: int  # key/value heads of one branch; fewer than n_heads is grouped-query attention
     head_dim: int
@@ -49,6 +51,7 @@ class AttentionConfig(LIVConfig):
     norm_eps: float = 1e-5
 
     def width(self, group: str) -> int:
+        """Width of the mixed value of one branch."""
         return self.branches * self.head_dim * (self.n_heads if group == "q" else self.n_kv_heads)
 
     def weights(self) -> dict[str, Weight]:
@@ -79,6 +82,8 @@ class AttentionConfig(LIVConfig):
 
 
 class Attention(LIV):
+    """Softmax attention, full or windowed, with grouped queries."""
+
     MAPS = ("q", "k", "v")
     VALUE = "v"
     config: AttentionConfig
@@ -227,6 +232,7 @@ def apply_rope(h: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def configure(operator: Operator, d_model: int, head_dim: int, rope_theta: float) -> AttentionConfig:
+    """The sized operator. Raises UserError if it does not fit the width."""
     width = d_model * operator.feature("q").expansion
     repeat = operator.feature("k").repeat
     if width % (head_dim * max(repeat, 1)):

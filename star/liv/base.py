@@ -64,6 +64,7 @@ class StateEntry(NamedTuple):
     column_dim: int = 0
 
     def columns(self, seq_len: int) -> int:
+        """Columns kept of a sequence of `seq_len` tokens."""
         return 1 if self.cap is None else int(min(seq_len, self.cap))
 
     def numbers(self, seq_len: int) -> int:
@@ -71,6 +72,7 @@ class StateEntry(NamedTuple):
         return math.prod(self.shape) * self.columns(seq_len)
 
     def allocate(self, batch: int, max_len: int, dtype: torch.dtype, device: torch.device | None) -> Tensor:
+        """Zeros [B, ...] with room for `max_len` tokens."""
         shape = list(self.shape)
         if self.cap is not None:
             shape.insert(self.column_dim, self.columns(max_len))
@@ -123,14 +125,17 @@ def check_state(
 
 
 def normal(std: float) -> Init:
+    """Normal with this standard deviation."""
     return lambda w, generator: w.normal_(0.0, std, generator=generator)
 
 
 def constant(value: float) -> Init:
+    """A constant."""
     return lambda w, generator: w.fill_(value)
 
 
 def inverse_softplus(y: Tensor) -> Tensor:
+    """x with softplus(x) = y."""
     return y + torch.log(-torch.expm1(-y))
 
 
@@ -175,11 +180,13 @@ class LIVConfig:
         raise NotImplementedError
 
     def build(self, given: frozenset[str] = frozenset(), tied: Mapping[str, nn.Parameter] | None = None) -> LIV:
+        """The operator as a module. given: groups that a provider computes; tied: weights of another LIV to use."""
         raise NotImplementedError
 
     # Derived from these, for any operator.
 
     def own_weights(self, given: frozenset[str]) -> dict[str, Weight]:
+        """Weights that are not computed by a provider."""
         return {name: w for name, w in self.weights().items() if w.group not in given}
 
     def own_state(self, given: frozenset[str]) -> dict[str, StateEntry]:
@@ -187,6 +194,7 @@ class LIVConfig:
         return {name: s for name, s in self.state().items() if not set(s.group.split("+")) <= given}
 
     def num_params(self, given: frozenset[str] = frozenset()) -> int:
+        """Number of own parameters."""
         return sum(math.prod(w.shape) for w in self.own_weights(given).values())
 
     def channel_flops(self, given: frozenset[str] = frozenset()) -> int:

@@ -32,12 +32,15 @@ MODAL_CHUNK_SHORT, MODAL_SHORT = (16, 128)
 
 @dataclass(frozen=True)
 class ConvolutionConfig(LIVConfig):
+    """Sizes of a gated convolution: width of a branch, and taps or modes of its filters."""
+
     length: int  # taps of the explicit filter, or modes of the implicit one
     implicit: bool
     filters: tuple[str, ...] = ()  # which of b, c, h pass a short convolution
 
     @property
     def width(self) -> int:
+        """Width of one branch."""
         return self.branches * self.d_model
 
     def weights(self) -> dict[str, Weight]:
@@ -74,6 +77,8 @@ class ConvolutionConfig(LIVConfig):
 
 
 class Convolution(LIV):
+    """A gated convolution with explicit taps or with modes."""
+
     MAPS = ("b", "c", "h")
     VALUE = "h"
     config: ConvolutionConfig
@@ -233,6 +238,7 @@ def mode_powers(log_rate: Tensor, angle: Tensor, n_powers: int, dtype: torch.dty
 
 
 def complex_product(real: Tensor, imag: Tensor, by_real: Tensor, by_imag: Tensor) -> tuple[Tensor, Tensor]:
+    """Real and imaginary part of (a + ib)(c + id)."""
     return real * by_real - imag * by_imag, real * by_imag + imag * by_real
 
 
@@ -243,6 +249,7 @@ def modal_kernel(log_rate: Tensor, angle: Tensor, residue_real: Tensor, residue_
 
 
 def configure(operator: Operator, d_model: int, head_dim: int, rope_theta: float) -> ConvolutionConfig:
+    """The sized operator. Raises UserError if it does not fit the width."""
     kernel = operator.feature("kernel")
     filters = tuple(g for g in "bch" if operator.feature(g).token == 3)
     return ConvolutionConfig(d_model, operator.branches, kernel.expansion, operator.has("poles"), filters)

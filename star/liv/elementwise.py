@@ -44,12 +44,15 @@ RATE = 8.0  # the constant c of the paper
 
 @dataclass(frozen=True)
 class ElementwiseConfig(LIVConfig):
+    """Sizes of an element-wise recurrence."""
+
     n_heads: int  # blocks of the gates, of one branch
     filtered: bool = False  # v passes a short convolution
     nonlinearity: str = "none"  # of the output gate
 
     @property
     def width(self) -> int:
+        """Width of one branch."""
         return self.branches * self.d_model
 
     def weights(self) -> dict[str, Weight]:
@@ -84,6 +87,8 @@ class ElementwiseConfig(LIVConfig):
 
 
 class Elementwise(LIV):
+    """A gated recurrence with one number per channel."""
+
     MAPS = ("v", "c")
     VALUE = "v"
     config: ElementwiseConfig
@@ -207,6 +212,7 @@ def blockwise_scan(u: Tensor, g: Tensor, start: Tensor) -> Tensor:
 
 
 def configure(operator: Operator, d_model: int, head_dim: int, rope_theta: float) -> ElementwiseConfig:
+    """The sized operator. Raises UserError if it does not fit the width."""
     if d_model % head_dim:
         raise UserError(f"elementwise: width {d_model} is no multiple of head width {head_dim}; choose a width that is")
     nonlinearity = {1: "none", 4: "swish", 5: "gelu"}[operator.genes.nonlinearity]

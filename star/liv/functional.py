@@ -10,6 +10,7 @@ from torch import Tensor
 
 
 def activate(x: Tensor, nonlinearity: str) -> Tensor:
+    """A nonlinearity by name: none, relu, swish or gelu."""
     return {"none": lambda h: h, "relu": F.relu, "swish": F.silu, "gelu": lambda h: F.gelu(h, approximate="tanh")}[
         nonlinearity
     ](x)

@@ -73,9 +73,11 @@ class Operator:
     differential: bool = False
 
     def feature(self, group: str) -> FeatureGenes:
+        """Genes of a feature group; ABSENT if the operator does not have it."""
         return dict(self.features).get(group, ABSENT)
 
     def has(self, group: str) -> bool:
+        """Whether the operator has this feature group."""
         return self.feature(group) != ABSENT
 
     def gene(self, address: str) -> int | FeatureGenes | None:
@@ -104,6 +106,7 @@ class Operator:
 
     @property
     def branches(self) -> int:
+        """2 for a differential operator, else 1."""
         return 2 if self.differential else 1
 
 
@@ -120,6 +123,7 @@ class GroupSpec:
     expansion_means: str = "width of the group over the width of the model"
 
     def values(self, gene: str) -> tuple[int, ...]:
+        """Legal values of a gene of this group."""
         return getattr(self, gene)
 
 

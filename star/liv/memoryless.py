@@ -22,6 +22,8 @@ WIDTH_UNIT = 12  # expansions are given in twelfths of the model width, so that 
 
 @dataclass(frozen=True)
 class MemorylessConfig(LIVConfig):
+    """Sizes of a memoryless operator."""
+
     width: int  # inner width of one branch
     nonlinearity: str  # "none", "relu", "swish" or "gelu"
     gated: bool = True
@@ -45,6 +47,8 @@ class MemorylessConfig(LIVConfig):
 
 
 class Memoryless(LIV):
+    """A gate times a value, without memory: SwiGLU and its kin."""
+
     MAPS = ("gate", "value_map")
     VALUE = "value_map"
     config: MemorylessConfig
@@ -67,6 +71,7 @@ class Memoryless(LIV):
 
 
 def configure(operator: Operator, d_model: int, head_dim: int, rope_theta: float) -> MemorylessConfig:
+    """The sized operator. Raises UserError if it does not fit the width."""
     width = d_model * operator.feature("value").expansion // WIDTH_UNIT
     nonlinearity = {1: "none", 3: "relu", 4: "swish", 5: "gelu"}[operator.genes.nonlinearity]
     return MemorylessConfig(d_model, operator.branches, width, nonlinearity, operator.has("gate"))

@@ -51,6 +51,7 @@ class Readout(LIV):
     config: ReadoutConfig
 
     def gate(self, h: dict[str, Tensor]) -> Features:
+        """The gate of the output from the maps h of x; None without one."""
         return {"gate": F.silu(h["z"])} if "z" in h else {}
 
     def scale(self, features: Features, y: Tensor) -> Tensor | None:

@@ -53,6 +53,8 @@ MIN_LOG_DECAY = -20.0  # a factor of 2e-9: nothing survives it, and float32 diff
 
 @dataclass(frozen=True)
 class RecurrenceConfig(ReadoutConfig):
+    """Sizes of a recurrence with a matrix state: heads, state size N, head width P."""
+
     n_heads: int  # of one branch
     n_groups: int  # heads / n_groups heads share b and c
     head_dim: int
@@ -65,6 +67,7 @@ class RecurrenceConfig(ReadoutConfig):
 
     @property
     def heads(self) -> int:
+        """Heads of all branches."""
         return self.branches * self.n_heads
 
     @property
@@ -72,6 +75,7 @@ class RecurrenceConfig(ReadoutConfig):
         return self.head_dim if self.norm == "heads" else self.n_heads // self.n_groups * self.head_dim
 
     def width(self, group: str) -> int:
+        """Width of one branch."""
         return self.branches * (self.n_heads * self.head_dim if group == "v" else self.n_groups * self.state_size)
 
     def weights(self) -> dict[str, Weight]:
@@ -120,6 +124,8 @@ class RecurrenceConfig(ReadoutConfig):
 
 
 class Recurrence(Readout):
+    """A linear recurrence with a matrix state."""
+
     MAPS = ("b", "c", "v", "dt", "beta", "z")
     VALUE = "v"
     config: RecurrenceConfig
@@ -154,6 +160,7 @@ class Recurrence(Readout):
         return h * config.state_size**-0.5 if is_score else h
 
     def decays(self, h: Tensor) -> Features:
+        """Log decays of every token, or None without decay."""
         h = h.to(wide(h)) + self.dt_bias
         if self.config.decay == "vector":
             decay = F.logsigmoid(h) / 16  # gated linear attention, section 4.4
@@ -200,6 +207,7 @@ def wide(x: Tensor) -> torch.dtype:
 
 
 def configure(operator: Operator, d_model: int, head_dim: int, rope_theta: float) -> RecurrenceConfig:
+    """The sized operator. Raises UserError if it does not fit the width."""
     width = d_model * operator.feature("v").expansion
     repeat = operator.feature("b").repeat
     if width % (head_dim * max(repeat, 1)):

@@ -36,6 +36,7 @@ class ModelState:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all state tensors."""
         return sum(tensor.nbytes for layer in self.layers for tensor in layer.values())
 
 

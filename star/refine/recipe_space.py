@@ -53,6 +53,7 @@ class Dimension:
 
     @property
     def fixed(self) -> bool:
+        """Whether there is only one legal value."""
         return len(self.choices) == 1 if self.choices else self.low == self.high and not (self.off and self.low > 0)
 
     @property
@@ -98,13 +99,16 @@ class RecipeSpace:
 
     @property
     def open(self) -> tuple[Dimension, ...]:
+        """Dimensions that are not fixed."""
         return tuple(d for d in self.dimensions if not d.fixed)
 
     @property
     def columns(self) -> tuple[str, ...]:
+        """Names of the inputs of the Gaussian process."""
         return tuple(name for d in self.open for name in d.columns)
 
     def encode(self, settings: Mapping[str, Any]) -> list[float]:
+        """Inputs in [0, 1]."""
         return [x for d in self.open for x in d.encode(settings[d.name])]
 
     def changed(self, settings: Mapping[str, Any]) -> Settings:

@@ -42,6 +42,7 @@ class Coefficient:
 
     @property
     def matters(self) -> bool:
+        """Whether the interval excludes zero."""
         return self.low > 0 or self.high < 0
 
 
@@ -80,6 +81,7 @@ def planner_of(refined: Refined) -> Planner:
 
 
 def everything_seen(refined: Refined, planner: Planner) -> list[Seen]:
+    """All settled trials as observations."""
     settled: Sequence[Trial] = [trial for trial, result in refined.trials if result is not None]
     return planner.seen(refined.state, settled)
 

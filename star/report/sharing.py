@@ -27,6 +27,7 @@ class Link:
 
     @property
     def last(self) -> int:
+        """The last LIV of the link."""
         return max(self.consumers)
 
 
@@ -56,6 +57,7 @@ def _in_order(layer: Layer, groups: Collection[str]) -> tuple[str, ...]:
 
 
 def n_lanes(links: list[Link], kind: str) -> int:
+    """How many lanes the links need."""
     return max((link.lane + 1 for link in links if link.kind == kind), default=0)
 
 

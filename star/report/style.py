@@ -83,6 +83,7 @@ def save_one(figure: Figure, path: Path) -> Path:
 
 
 def axis_label(objective: Objective) -> str:
+    """Name and unit of an objective."""
     return f"{objective.doc.removesuffix(' after training')} ({display_unit(objective)})"
 
 

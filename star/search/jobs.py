@@ -32,6 +32,7 @@ class Candidates:
         return Proposal(genome.id, to_json(genome), origin, costs=values, violations=broken, **lineage)
 
     def costs(self, genome: Genome) -> dict[str, float]:
+        """Costs of a genome at the run's vocabulary and cache length."""
         costs = costs_of(genome, vocab_size=self.corpus["vocab_size"], seq_len=self.config.objectives.cache_tokens)
         return {o.name: float(o.measure(costs)) for o in self.cheap}
 

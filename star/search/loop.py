@@ -86,6 +86,7 @@ class Loop:
         return bool(self._waiting())
 
     def stop(self) -> None:
+        """End cleanly after the present poll."""
         self.stopped = True
 
     def budget(self) -> dict:

@@ -109,6 +109,7 @@ def told(
 
 
 def scaled_objectives(rung: Rung, objectives: Sequence[Objective]) -> tuple[float, ...]:
+    """Scaled objectives at a rung."""
     return tuple(objective.scaled(rung.objectives[objective.name]) for objective in objectives)
 
 

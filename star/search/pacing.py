@@ -10,6 +10,8 @@ from star.store import Record
 
 
 class Pacing(Protocol):
+    """When the algorithm is told, asked, and rungs are judged."""
+
     def due(self, record: Record) -> list[str]:
         """Candidates that the algorithm is to be told of now, in this order."""
 
@@ -27,10 +29,11 @@ class Pacing(Protocol):
 
 
 def make_pacing(config: RunConfig) -> Pacing:
+    """The pacing that the configuration asks for."""
     return SteadyState(config) if config.search.asynchronous else Generational(config)
 
 
-class Generational:
+class Generational(Pacing):
     """All of a generation are settled before any is told, in the order in which they were asked.
 
     The order in which results arrive therefore changes nothing, and a run repeats bit for bit. The price is idle
@@ -63,7 +66,7 @@ class Generational:
         return (waiting if len(waiting) == len(open) else []), []
 
 
-class SteadyState:
+class SteadyState(Pacing):
     """Each result is told as it arrives and a new genome asked for at once, so that no worker idles.
 
     What is found depends on the order of arrival, which the record keeps: the run can be replayed, not repeated.

@@ -13,14 +13,14 @@ from pymoo.core.termination import NoTermination
 from pymoo.problems.static import StaticProblem
 
 from star.config import RunConfig
-from star.search.algorithm import Batch, Offspring, Told
+from star.search.algorithm import Algorithm, Batch, Offspring, Told
 from star.search.outcomes import constraint_names
 from star.search.variation import Variation
 
 Config.warnings["not_compiled"] = False  # pymoo prints this to standard output; its compiled parts are not needed
 
 
-class PymooAlgorithm:
+class PymooAlgorithm(Algorithm):
     """Drives `algorithm` by setup, ask and tell. The loop owns the budget, so pymoo's own termination is off.
 
     n_objectives: how many of the objectives, from the first on, the algorithm sees; all by default.

@@ -28,7 +28,8 @@ class Stoppable(Protocol):
 
     stopped: bool
 
-    def stop(self) -> None: ...
+    def stop(self) -> None:
+        """End cleanly soon."""
 
 
 @dataclass

@@ -11,6 +11,7 @@ from star.genome import Gene, Genome, OperatorSpace, Space, find_genome
 
 
 def make_space(config: RunConfig) -> Space:
+    """The search space of a configuration."""
     settings = config.space
     fields: dict = {"classes": tuple(sorted({0, *settings.classes}))} if settings.classes else {}
     if settings.level == "operator":

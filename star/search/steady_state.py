@@ -9,7 +9,7 @@ import numpy as np
 
 from star.config import RunConfig
 from star.genome import Space
-from star.search.algorithm import Batch, Offspring, Told
+from star.search.algorithm import Algorithm, Batch, Offspring, Told
 from star.search.variation import Counts, Mutations, seed_vectors
 from star.surrogate.screening import Surrogate
 
@@ -27,6 +27,7 @@ class Member:
 
     @property
     def violation(self) -> float:
+        """Sum of the broken constraints; 0 if feasible."""
         return float(np.maximum(self.G, 0.0).sum())
 
 
@@ -39,7 +40,7 @@ class Draft:
     operators: tuple[str, ...] = ()
 
 
-class SteadyStateAlgorithm:
+class SteadyStateAlgorithm(Algorithm):
     """Subclasses say what to draft, and what to do with a result."""
 
     def __init__(self, space: Space, config: RunConfig, surrogate: Surrogate | None = None):

@@ -34,6 +34,7 @@ class Variation:
         self.unseen = Unseen(space, self.counts, mend=config.repair)
 
     def mating(self, selection) -> "TracedMating":
+        """The mating of pymoo with these operators."""
         return TracedMating(
             selection,
             self.crossover(),
@@ -44,6 +45,7 @@ class Variation:
         )
 
     def crossover(self) -> Crossover:
+        """The configured crossover."""
         config = self.config
         if config.crossover == "aligned":
             return AlignedCrossover(self.space, config.crossover_points, prob=config.crossover_probability)
@@ -70,10 +72,12 @@ class Counts:
         self.reset()
 
     def reset(self) -> None:
+        """Start a new ask."""
         self.total = {"generated": 0, "repaired": 0, "duplicates": 0}
         self.by_operator: dict[str, dict[str, int]] = {}
 
     def add(self, key: str, operators: Sequence[str]) -> None:
+        """Count genomes, in total and for each operator that changed them."""
         for row in (
             self.total,
             *(self.by_operator.setdefault(name, dict.fromkeys(self.total, 0)) for name in operators),
@@ -135,6 +139,7 @@ class SampleAndSeed(Sampling):
         self.n_samples: int | None = None  # if another number than the population is to be drawn
 
     def do(self, problem, n_samples, *args, random_state=None, **kwargs):
+        """Random vectors of the space, after the seeds."""
         n_samples = self.n_samples or n_samples
         rows: dict[bytes, np.ndarray] = {}
         origins = []
@@ -238,6 +243,7 @@ class TracedMating(Mating):
         self.mutations, self.variation = mutations, variation
 
     def do(self, problem, pop, n_offsprings, random_state=None, **kwargs):
+        """Mating that remembers parents and operators."""
         wider = self.variation.wider()
         offspring = super().do(problem, pop, n_offsprings * wider, random_state=random_state, **kwargs)
         return (
@@ -275,6 +281,7 @@ class CountingRepair(Repair):
         self.space, self.counts = space, counts
 
     def do(self, problem, pop, random_state=None, **kwargs):
+        """Repair that counts what it changed."""
         X, changed = self.space.repair(pop.get("X"), random_state)
         pop.set("X", X)
         pop.set("repaired", changed)
@@ -299,6 +306,7 @@ class Unseen(DuplicateElimination):
         self.ids: set[str] = set()  # asked so far
 
     def do(self, pop, *others, **kwargs):
+        """Drop what was seen before."""
         known = {individual.get("id") for other in others for individual in other}
         keep = []
         for i, individual in enumerate(pop):

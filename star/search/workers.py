@@ -51,6 +51,8 @@ class Step:
 
 @dataclass(frozen=True)
 class Gpu:
+    """A GPU."""
+
     memory: int  # bytes
     flops: float  # peak per second, dense, in half precision
 

@@ -71,14 +71,17 @@ class Store:
         self.last_seq += len(rows)
 
     def set_meta(self, key: str, value) -> None:
+        """Replace one fact about the run."""
         with plain_errors(self.path), self._transaction():
             self.connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, to_text(value)))
 
     def meta(self) -> dict:
+        """Facts about the run by name."""
         with plain_errors(self.path):
             return _meta(self.connection)
 
     def events(self, curves: bool = False) -> list[Event]:
+        """All events, in order."""
         with plain_errors(self.path):
             return _events(self.connection, curves=curves)
 
@@ -212,6 +215,7 @@ def plain_errors(path: Path) -> Iterator[None]:
 
 
 def disk_full(path: Path) -> str:
+    """The sentence for a full disk."""
     return (
         f"The disk that holds {path} is full: free some space and run the same command again; every finished "
         "candidate is kept"
@@ -219,6 +223,7 @@ def disk_full(path: Path) -> str:
 
 
 def to_text(data) -> str:
+    """JSON text of an event."""
     return json.dumps(data, separators=(",", ":"), allow_nan=False)
 
 

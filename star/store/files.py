@@ -25,6 +25,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def write_json(path: Path, data: dict) -> None:
+    """Write JSON, whole or not at all."""
     write_atomically(path, lambda temporary: temporary.write_text(json.dumps(data)))
 
 
@@ -35,9 +36,11 @@ class CandidateFiles:
         self.root = Path(run) / name
 
     def directory(self, id: str) -> Path:
+        """The directory of a candidate."""
         return self.root / id
 
     def weights(self, id: str) -> Path | None:
+        """The file with weights, or None."""
         path = self.root / id / WEIGHTS
         return path if path.exists() else None
 

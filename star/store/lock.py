@@ -48,6 +48,7 @@ class RunLock:
         self.file.flush()
 
     def release(self) -> None:
+        """Give the lock back."""
         self.file.truncate(0)
         self.file.close()
 

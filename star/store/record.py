@@ -57,6 +57,7 @@ class Proposal:
 
     @property
     def infeasible(self) -> bool:
+        """Whether a bound is broken before training."""
         return any(violation > 0 for violation in self.violations.values())
 
 
@@ -123,6 +124,7 @@ class Record:
             self.sessions[-1]["last"] = event.time
 
     def apply(self, kind: str, data: dict) -> None:
+        """Take in one event."""
         handler = getattr(self, f"_{kind}", None)  # kinds that do not concern this state are skipped
         if handler is not None:
             handler(data)

@@ -72,9 +72,11 @@ class Refinement:
         return sum(trial.share for trial in self.trials)
 
     def unfinished(self) -> list[Trial]:
+        """Trials without a result."""
         return [trial for trial in self.trials if trial.id not in self.results]
 
     def take_trial(self, data: dict) -> None:
+        """Take in a trial event."""
         fields = {key: value for key, value in data.items() if key != "refinement"}
         predicted = fields.get("predicted")
         self.trials.append(
@@ -82,6 +84,7 @@ class Refinement:
         )
 
     def take_end(self, data: dict) -> None:
+        """Take in a trial_end event."""
         if not data["final"]:
             self.tries.setdefault(data["id"], []).append(data["status"])
             return
@@ -93,6 +96,7 @@ class Refinements(dict):
     """Refinements by id, in the order in which they began."""
 
     def apply(self, kind: str, data: dict) -> None:
+        """Take in one event."""
         if kind == "refinement":
             known = self.get(data["id"])
             if known is None:

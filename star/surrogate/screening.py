@@ -66,6 +66,7 @@ class Surrogate:
 
     @property
     def ready(self) -> bool:
+        """Whether there are enough results to fit a model."""
         return len(self.X) >= LEAST and bool(self.modelled) and self.modelled[0] < self.seen
 
     def predict(self, genomes: Sequence) -> tuple[np.ndarray, dict[int, np.ndarray]]:
@@ -160,6 +161,7 @@ class Curves:
         self.models: dict[int, GaussianProcess] | None = None
 
     def add(self, x: np.ndarray, at: np.ndarray, end: np.ndarray) -> None:
+        """Take in the rungs of one candidate."""
         self.X.append(x)
         self.at.append(at)
         self.end.append(end)
@@ -167,6 +169,7 @@ class Curves:
 
     @property
     def ready(self) -> bool:
+        """Whether there are enough curves."""
         return len(self.X) >= LEAST
 
     def predict(self, X: np.ndarray, at: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -84,5 +84,6 @@ class Accumulation:
         return {name: getattr(self, name) for name in ("n", "variance", "signal", "weight", "changed")}
 
     def load(self, state: dict) -> None:
+        """Restore a `state`."""
         for name, value in state.items():
             setattr(self, name, value)

@@ -45,6 +45,7 @@ class HeadLimits:
 
     @classmethod
     def make(cls, windows: list[int | None], gains: list[float], device: torch.device) -> HeadLimits:
+        """Limits from windows and gains of the heads."""
         mixed = groups = None
         if len(set(windows)) > 1:
             mixed = torch.tensor([w or FULL for w in windows], device=device)
@@ -166,12 +167,14 @@ class Record:
         return y
 
     def windows(self, n_heads: int, device: torch.device) -> Tensor | None:
+        """Window of every head; None for all keys."""
         windows = [smaller(w, self.window) for w in (self.limits.windows if self.limits else [None] * n_heads)]
         return None if not any(windows) else torch.tensor([w or FULL for w in windows], device=device)
 
 
 @contextlib.contextmanager
 def recorded(model: nn.Module) -> Iterator[dict[int, Record]]:
+    """Attention that records what scores need."""
     livs = attention_livs(model)
     records = {layer: Record(liv) for layer, liv in livs.items()}
     try:

@@ -53,6 +53,7 @@ def rank() -> int:
 
 
 def world_size() -> int:
+    """Number of processes that train the model."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 

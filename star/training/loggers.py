@@ -25,6 +25,7 @@ class Logger:
         self.write({f"train/{name}": event[name] for name in SCALARS if event.get(name) is not None}, event["tokens"])
 
     def finish(self, result: TrainingResult) -> None:
+        """Log the result and close."""
         for point in result.curve:
             self.write(
                 {f"curve/{name}": point[name] for name in ("train_loss", "val_loss") if point[name] is not None},

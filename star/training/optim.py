@@ -30,6 +30,7 @@ class Optimizers:
 
     @property
     def param_groups(self) -> list[dict]:
+        """Groups of all optimizers."""
         return [group for part in self.parts for group in part.param_groups]
 
     def states(self) -> Iterator[tuple[nn.Parameter, dict[str, torch.Tensor]]]:
@@ -67,10 +68,12 @@ class Optimizers:
         )
 
     def step(self) -> None:
+        """One step of all optimizers."""
         for part in self.parts:
             part.step()
 
     def zero_grad(self) -> None:
+        """Set all gradients to None."""
         for part in self.parts:
             part.zero_grad()
 

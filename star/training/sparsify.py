@@ -61,6 +61,7 @@ class HeadScores:
 
     @property
     def gains(self) -> list[float]:
+        """What the output of each head is multiplied by."""
         return [1 - faded / FADE for faded in self.faded]
 
     @property
@@ -71,6 +72,7 @@ class HeadScores:
 
     @property
     def lives(self) -> list[bool]:
+        """Which heads are not dropped."""
         return [faded < FADE for faded in self.faded]
 
     def observe(self, score: Tensor) -> None:

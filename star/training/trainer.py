@@ -178,6 +178,7 @@ class TrainingRun:
         self.started = time.monotonic()
 
     def check_graph(self) -> None:
+        """Raises UserError if the step cannot be a CUDA graph."""
         recipe = self.recipe
         if (
             self.device.type != "cuda"
@@ -193,6 +194,7 @@ class TrainingRun:
             )
 
     def make_sparsifier(self) -> Sparsifier:
+        """The sparsifier of the recipe."""
         updates = min(
             UPDATES, max(FEWEST_UPDATES, self.total // MICRO_BATCHES_PER_UPDATE)
         )  # each costs about a micro-batch
@@ -206,14 +208,17 @@ class TrainingRun:
 
     @property
     def tokens(self) -> int:
+        """Training tokens so far."""
         return self.done * self.recipe.micro_batch
 
     @property
     def seconds(self) -> float:
+        """Seconds so far, earlier sessions included."""
         return self.earlier_seconds + time.monotonic() - self.started
 
     @property
     def tokens_per_second(self) -> float:
+        """Training rate, evaluations excluded."""
         return self.tokens / max(self.seconds - self.evaluation_seconds, 1e-9)
 
     @property
@@ -334,9 +339,11 @@ class TrainingRun:
         self.curve.append({key: value if math.isfinite(value) else None for key, value in point.items()})
 
     def diverged(self) -> str:
+        """Why training has diverged; empty if it has not."""
         return divergence(self.curve, self.done / self.total, self.unigram, self.uniform)
 
     def progress(self, loss: float) -> dict:
+        """Facts for a display after a step with this loss."""
         return {
             "step": self.step,
             "steps": math.ceil(self.step * self.stop / self.done),  # as long as the batches stay what they are
@@ -350,6 +357,7 @@ class TrainingRun:
         }
 
     def result(self, status: str, reason: str = "") -> TrainingResult:
+        """The result with this status."""
         val_loss = self.curve[-1]["val_loss"] if self.curve else None
         return TrainingResult(
             status=status,
@@ -374,6 +382,7 @@ class TrainingRun:
             self.pieces = None
 
     def save(self, path: Path) -> None:
+        """Write a checkpoint."""
         if rank():
             return
         names = ("step", "done", "parts", "recomputes", "curve", "val_loss_se", "evaluation_seconds", "peak_memory")
@@ -387,6 +396,7 @@ class TrainingRun:
         save_checkpoint(path, self.model, self.optimizer, self.identity, progress)
 
     def restore(self, path: Path) -> None:
+        """Continue from a checkpoint. Raises CheckpointError."""
         progress = load_checkpoint(path, self.model, self.optimizer, self.identity)
         if progress["done"] > self.stop:
             tokens, wanted = (

@@ -543,4 +543,4 @@ def test_ctrl_c_finishes_cleanly_and_says_how_to_resume(tmp_path, settings):
     done = Run(run).status()["done"]
     assert 1 <= done < 100
     output = ok("evolve", run, "--generations", 2)
-    assert f"going on with {done} of" in output and "All" in output
+    assert f"resuming with {done} of" in output and "All" in output

@@ -36,6 +36,7 @@ class Objective:
         return value if self.direction == "min" else -value
 
     def unscaled(self, value: float) -> float:
+        """The inverse of `scaled`."""
         value = value if self.direction == "min" else -value
         return 10.0**value - 1.0 if self.log_scale else value
 

@@ -13,6 +13,7 @@ from star.surrogate.screening import Surrogate
 
 
 def create(space: Space, config: RunConfig, surrogate: Surrogate | None = None) -> Algorithm:
+    """See `star.search.algorithm.load_algorithm`."""
     return AgingEvolution(space, config, surrogate)
 
 

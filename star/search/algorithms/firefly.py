@@ -21,6 +21,7 @@ BETA0, GAMMA = 0.9, 1.0
 
 
 def create(space: Space, config: RunConfig, surrogate: Surrogate | None = None) -> Algorithm:
+    """See `star.search.algorithm.load_algorithm`."""
     return Firefly(space, config, surrogate)
 
 

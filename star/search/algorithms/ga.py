@@ -18,6 +18,7 @@ from star.surrogate.screening import Surrogate
 
 
 def create(space: Space, config: RunConfig, surrogate: Surrogate | None = None) -> Algorithm:
+    """See `star.search.algorithm.load_algorithm`."""
     if surrogate is not None:
         surrogate.seen = 1
     variation = Variation(space, config.search, surrogate)

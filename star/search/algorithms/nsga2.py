@@ -14,6 +14,7 @@ from star.surrogate.screening import Surrogate
 
 
 def create(space: Space, config: RunConfig, surrogate: Surrogate | None = None) -> Algorithm:
+    """See `star.search.algorithm.load_algorithm`."""
     variation = Variation(space, config.search, surrogate)
     selection = TournamentSelection(func_comp=by_rank_and_crowding, pressure=config.search.tournament)
     algorithm = NSGA2(

@@ -8,6 +8,7 @@ from star.surrogate.screening import Surrogate
 
 
 def create(space: Space, config: RunConfig, surrogate: Surrogate | None = None) -> Algorithm:
+    """See `star.search.algorithm.load_algorithm`."""
     return RandomSearch(space, config, surrogate)
 
 
