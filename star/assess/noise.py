@@ -86,11 +86,11 @@ def rescored(
         se[:, k] = spread
     for i, values_of in fresh.items():
         for k, values in values_of.items():
-            values = np.asarray(values, dtype=float)
-            values = values[np.isfinite(values)]
-            if len(values):
-                mean[i, k], counts[i, k] = values.mean(), len(values)
-                se[i, k] = sd.get(k, 0.0) / np.sqrt(len(values))
+            good = np.asarray(values, dtype=float)
+            good = good[np.isfinite(good)]
+            if len(good):
+                mean[i, k], counts[i, k] = good.mean(), len(good)
+                se[i, k] = sd.get(k, 0.0) / np.sqrt(len(good))
     samples = mean + se * np.random.default_rng(seed).standard_normal((draws, n, m))
     probability = (~_dominated(samples)).mean(axis=0)
     stays = ~_dominated(mean[None])[0]
@@ -111,4 +111,4 @@ def rescored(
 def _dominated(samples: np.ndarray) -> np.ndarray:
     """[draws, n, m] -> bool [draws, n]: whether another one is as good in everything and better in something."""
     a, b = samples[:, :, None], samples[:, None]  # is column b beaten by row a
-    return ((a <= b).all(axis=-1) & (a < b).any(axis=-1)).any(axis=1)
+    return np.any(np.all(a <= b, axis=-1) & np.any(a < b, axis=-1), axis=1)

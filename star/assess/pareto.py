@@ -32,7 +32,7 @@ class Front:
 
 
 def _dominates(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return (a <= b).all(axis=-1) & (a < b).any(axis=-1)
+    return np.all(a <= b, axis=-1) & np.any(a < b, axis=-1)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -70,7 +71,7 @@ def population_costs(
     ]
     embedding = vocab_size * d_model * (1 if tie_embeddings else 2)
     head = 2 * vocab_size * d_model
-    return Costs(
+    arrays: dict[str, Any] = dict(  # Costs of many genomes: every field is an array [n]
         parameters=backbone + (depth * per_block + 1) * d_model + embedding,
         backbone_parameters=backbone,
         cache_bytes=cache,
@@ -78,6 +79,7 @@ def population_costs(
         train_flops_per_token=3 * (channel + head + mixing),
         decode_flops_per_token=channel + head + decoding,
     )
+    return Costs(**arrays)
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,8 @@ class Prefetcher:
         return inputs.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
 
     def _start(self) -> None:
-        self._queue, self._stop = queue.Queue(self.ahead), threading.Event()
+        self._queue: queue.Queue = queue.Queue(self.ahead)
+        self._stop = threading.Event()
         # A copy, so that the epoch that the thread is in is not the one of whoever else reads these batches.
         work = (copy.copy(self.batches), self._next, self.device.type == "cuda", self._queue, self._stop)
         self._thread = threading.Thread(target=_prepare, args=work, name="prefetch", daemon=True)
@@ -125,7 +126,7 @@ def _prepare(batches: Batches, step: int, pinned: bool, prepared: queue.Queue, s
     while not stop.is_set():
         try:
             batch = batches[step]
-            result = tuple(part.pin_memory() for part in batch) if pinned else batch
+            result: tuple | BaseException = tuple(part.pin_memory() for part in batch) if pinned else batch
         except BaseException as error:  # whatever it is, it belongs to whoever asks for this batch
             result = error
         while not stop.is_set():

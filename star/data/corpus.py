@@ -111,7 +111,8 @@ def _open(entry: Path, name: str, tokenizer: ByteTokenizer) -> Corpus | None:
         sides = [np.memmap(entry / f"{side}.bin", tokenizer.dtype, mode="r") for side in SIDES]
         if [len(tokens) for tokens in sides] != [facts["tokens"][side] for side in SIDES]:
             return None
-        return Corpus(name, facts["fingerprint"], *sides, tokenizer, facts["losses"])
+        train, validation = sides
+        return Corpus(name, facts["fingerprint"], train, validation, tokenizer, facts["losses"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -13,6 +13,7 @@ import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from star.errors import UserError
 
@@ -96,7 +97,7 @@ def _hugging_face(spec: str) -> Source:
         raise UserError(f'"{spec}" needs the package `datasets`: run pip install datasets.')
     if name in HF_FILE_KINDS:
         files = _match(spec, config)
-        options = {"data_files": [str(path) for path in files]}
+        options: dict[str, Any] = {"data_files": [str(path) for path in files]}
         if name == "text":
             options["sample_by"] = "document"  # a line is too short to be one
     else:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import ast
 import builtins
 import importlib.util
-import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -157,8 +156,8 @@ def parse(name: str, text: str) -> Module:
     tree = ast.parse(text)
     module = Module(name, text.splitlines(), ast.get_docstring(tree) or "")
     for statement in tree.body:
-        if isinstance(statement, ast.ImportFrom) and (statement.module or "").split(".")[0] == PACKAGE:
-            module.ours |= {alias.asname or alias.name: (statement.module, alias.name) for alias in statement.names}
+        if isinstance(statement, ast.ImportFrom) and (source := statement.module or "").split(".")[0] == PACKAGE:
+            module.ours |= {alias.asname or alias.name: (source, alias.name) for alias in statement.names}
         elif isinstance(statement, ast.ImportFrom | ast.Import):
             for alias in statement.names:
                 one = (
@@ -216,14 +215,14 @@ def global_names(node: ast.AST, local: frozenset[str] = frozenset()) -> Iterator
         return
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
         # Decorators, defaults and annotations belong to the scope outside.
-        body = node.body if isinstance(node.body, list) else [node.body]
+        inside: list[ast.AST] = [*node.body] if isinstance(node.body, list) else [node.body]
         inner = (
             local
-            | bound_names(body)
+            | bound_names(inside)
             | {argument.arg for argument in ast.walk(node.args) if isinstance(argument, ast.arg)}
         )
         for child in ast.iter_child_nodes(node):
-            yield from global_names(child, inner if child in body else local)
+            yield from global_names(child, inner if child in inside else local)
         return
     if isinstance(node, ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp):
         inner = local | bound_names([generator.target for generator in node.generators])
@@ -256,7 +255,7 @@ def qualified(module: str, name: str) -> str:
 
 def arrange(module: Module, statements: list[ast.stmt], renamed: Mapping[str, str]) -> Iterator[str]:
     """Statements as text, one below the other for assignments and with two blank lines around definitions."""
-    for before, statement in itertools.pairwise([None, *statements]):
+    for before, statement in zip([None, *statements], statements, strict=False):
         assignments = isinstance(statement, ast.Assign | ast.AnnAssign) and isinstance(
             before, ast.Assign | ast.AnnAssign | None
         )
@@ -279,7 +278,7 @@ def copy(module: Module, statement: ast.stmt, renamed: Mapping[str, str]) -> str
                 "differently"
             )
         lines[node.lineno - first] = (line[:start] + renamed[node.id].encode() + line[end:]).decode()
-    name = getattr(statement, "name", None)
+    name = getattr(statement, "name", "")
     if name in renamed:
         at = statement.lineno - first
         lines[at] = re.sub(rf"\b(class|def) {name}\b", rf"\1 {renamed[name]}", lines[at], count=1)

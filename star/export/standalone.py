@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from star.export.architecture import PLAN, TIE_EMBEDDINGS, VOCAB_SIZE
+from star.export.architecture import PLAN, TIE_EMBEDDINGS, VOCAB_SIZE  # type: ignore[attr-defined]  # written there
 from star.model.language_model import LanguageModel
 
 

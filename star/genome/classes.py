@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -56,9 +57,7 @@ class PoolClass:
             raise UserError(f"class {self.name}: {error}") from None
 
 
-def operator(
-    genes: str | OperatorGenes | tuple[int, ...], differential: bool = False, **features: tuple[int, ...]
-) -> Operator:
+def operator(genes: str | OperatorGenes | tuple[int, ...], differential: bool = False, **features: Any) -> Operator:
     """An operator from its integers: five digits such as "12123", and four integers for each feature group."""
     if isinstance(genes, str):
         genes = tuple(int(digit) for digit in (genes.split(".") if "." in genes else genes))
@@ -97,7 +96,8 @@ def attention(genes: str, repeat: int = 1, filtered: bool = False, norm: bool = 
     """An attention class. repeat: query heads per key head, 0 for a single key head."""
     q = (3 if filtered else 1, 2, 1, 1)
     kv = (q[0], 2, 1, repeat)
-    return operator(genes, q=q, k=kv, v=kv, **({"norm": (1, 1, 1, 1)} if norm else {}))
+    options: dict[str, Any] = {"norm": (1, 1, 1, 1)} if norm else {}
+    return operator(genes, q=q, k=kv, v=kv, **options)
 
 
 def recurrence(
@@ -116,7 +116,7 @@ def recurrence(
     """`shared`: one b and c for all heads. `norm`: "heads" or "groups" (see `star.liv.readout`)."""
     token = 3 if filtered else 1
     bc = (token, 2, state_size, 0 if shared else 1)
-    options = {
+    options: dict[str, Any] = {
         "decay": (1, {"scalar": 3, "vector": 2}.get(decay), 1, 1) if decay != "none" else None,
         "beta": (1, 3, 1, 1) if delta else None,
         "skip": (1, 3, 1, 1) if skip else None,
@@ -134,14 +134,15 @@ def elementwise(genes: str) -> Operator:
 def convolution(genes: str, length: int, implicit: bool = False, filtered: bool = False) -> Operator:
     """A gated convolution class. length: taps, or modes of an implicit filter."""
     gate = (3 if filtered else 1, 2, 1, 1)
-    poles = {"poles": (3, 1, 1, 1)} if implicit else {}
+    poles: dict[str, Any] = {"poles": (3, 1, 1, 1)} if implicit else {}
     return operator(genes, b=gate, c=gate, h=gate, kernel=(3, 1, length, 1), **poles)
 
 
 def memoryless(genes: str, twelfths: int, gated: bool = True) -> Operator:
     """A memoryless class. twelfths: inner width in twelfths of the model width."""
     row = (1, 2, twelfths, 1)
-    return operator(genes, value=row, **({"gate": row} if gated else {}))
+    options: dict[str, Any] = {"gate": row} if gated else {}
+    return operator(genes, value=row, **options)
 
 
 _BASE = [

@@ -108,7 +108,7 @@ def read_json(data: Any, where: str = "genome") -> NamedGenome:
     unknown = sorted(set(data) - legal)
     if unknown:
         raise UserError(f"{where}: unknown key '{unknown[0]}'; legal keys are {', '.join(sorted(legal))}")
-    numbers = {}
+    numbers: dict[str, Any] = {}
     for key, kind in (("d_model", int), ("head_dim", int), ("norm", int), ("residual", int), ("rope_theta", float)):
         if key in data:
             value = data[key]

@@ -26,9 +26,10 @@ def edited_genome(genome: Genome, windows: Mapping[int, int | None]) -> Genome:
     edited = list(operators)
     for members in together(genome):
         needed = [windows.get(index) if operators[index].family == "attention" else None for index in members]
-        if None in needed:
+        known = [w for w in needed if w is not None]
+        if len(known) < len(needed):
             continue
-        window = next((w for w in SPARSITY_GENES if w >= max(needed)), None)
+        window = next((w for w in SPARSITY_GENES if w >= max(known)), None)
         for index in members:
             now = operators[index].window
             if window is not None and (now is None or window < now):

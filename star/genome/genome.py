@@ -78,9 +78,9 @@ class Genome:
                 )
         if len(self.backbone) > MAX_DEPTH:
             raise UserError(f"the backbone has {len(self.backbone)} LIVs; at most {MAX_DEPTH} are allowed")
-        for index, gene in enumerate(self.backbone, start=1):
-            self._check(index, gene)
-        if not any(gene.class_id for gene in self.backbone):
+        for index, liv in enumerate(self.backbone, start=1):
+            self._check(index, liv)
+        if not any(liv.class_id for liv in self.backbone):
             raise UserError("the backbone has no LIV: every class gene is 0; give at least one class")
 
     def _check(self, index: int, gene: Gene) -> None:

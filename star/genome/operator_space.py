@@ -275,4 +275,5 @@ def from_integers(integers: np.ndarray) -> Operator:
 def space_from_json(data: dict[str, Any]) -> Space:
     """The space that `Space.to_json` wrote. The operator level has the key "evolved"."""
     kind = OperatorSpace if "evolved" in data else Space
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+    return kind(**fields)

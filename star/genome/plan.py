@@ -99,7 +99,7 @@ def resolve(genome: Genome) -> Plan:
 def _feature_links(genome: Genome, genes: tuple[Gene, ...]) -> tuple[list[int | None], list[frozenset[str]]]:
     """For each LIV its provider, or None, and the feature groups that it takes from there."""
     providers: list[int | None] = [None] * len(genes)
-    given = [frozenset()] * len(genes)
+    given: list[frozenset[str]] = [frozenset()] * len(genes)
     first: dict[int, int] = {}
     for index, gene in enumerate(genes):
         if not gene.shares_features:

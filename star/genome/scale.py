@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import Any
 
 from star.errors import UserError
 from star.genome.genome import MAX_DEPTH, MAX_WIDTH, Gene, Genome, canonical_genes
@@ -41,7 +42,7 @@ def parse_scale(text: str) -> Scale:
     """A scale as people write it: "2x-depth,2x-width", "8/3x-width", "2x-depth,stretch"; raises UserError naming the
     part.
     """
-    found: dict[str, object] = {}
+    found: dict[str, Any] = {}  # depth and width: Fraction; way: text
     for part in text.replace(" ", "").split(","):
         match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6}|/\d{1,6})?)x-(depth|width)", part)
         if match is None and part not in WAYS:

@@ -97,7 +97,7 @@ def gene_table() -> list[dict[str, str]]:
                 }
             )
         for group, spec in family.groups.items():
-            values = (
+            text = (
                 f"token {spec.token}, channel {spec.channel}, expansion {spec.expansion}, repeat {spec.repeat}".replace(
                     ",)", ")"
                 )
@@ -105,7 +105,7 @@ def gene_table() -> list[dict[str, str]]:
             meaning = f"{spec.meaning} (expansion: {spec.expansion_means})" + (
                 "; optional, 0000 leaves it out" if spec.optional else ""
             )
-            rows.append({"level": f"featurizer ({family.name})", "gene": group, "values": values, "meaning": meaning})
+            rows.append({"level": f"featurizer ({family.name})", "gene": group, "values": text, "meaning": meaning})
         for rule in family.rules:
             rows.append(
                 {
@@ -119,6 +119,6 @@ def gene_table() -> list[dict[str, str]]:
         built = [f for f in FAMILIES.values() if token in f.token and channel in f.channel]
         meaning = "; ".join(f"{f.name}: {f.equation}" for f in built) or f"not built: {NOT_BUILT[token, channel]}"
         gene = f"token {token} {TOKEN_MIXING[token]} x channel {channel} {CHANNEL_MIXING[channel]}"
-        values = "; ".join(f"{f.name}: nonlinearity {', '.join(map(str, f.nonlinearity))}" for f in built) or "none"
-        rows.append({"level": "mixing", "gene": gene, "values": values, "meaning": meaning})
+        text = "; ".join(f"{f.name}: nonlinearity {', '.join(map(str, f.nonlinearity))}" for f in built) or "none"
+        rows.append({"level": "mixing", "gene": gene, "values": text, "meaning": meaning})
     return rows

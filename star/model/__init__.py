@@ -12,10 +12,10 @@ def build(genome: Genome | str, vocab_size: int = 256, seed: int = 0, tie_embedd
     Args: genome: a `Genome`, a shipped name, a path or text; vocab_size: rows of the embedding.
     Raises: UserError if an operator does not fit the width or a sharing group cannot be shared.
     """
-    genome = genome if isinstance(genome, Genome) else load_genome(genome)
-    model = LanguageModel(resolve(genome), vocab_size, tie_embeddings)
+    chosen = genome if isinstance(genome, Genome) else load_genome(genome)
+    model = LanguageModel(resolve(chosen), vocab_size, tie_embeddings)
     model.reset_parameters(seed)
-    model.genome = genome
+    model.genome = chosen
     return model
 
 

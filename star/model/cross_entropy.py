@@ -13,6 +13,8 @@ three matrix products, as without chunks, and no second forward (the idea of Lig
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -84,13 +86,15 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         counts = targets != IGNORED
         # [N], what a token weighs in the mean
         share = counts.to(torch.promote_types(x.dtype, torch.float32)) / counts.sum()
-        total, dx, dhead = 0.0, [], None
+        total: Any = 0.0
+        dx, dhead = [], None
         for part, target, s in zip(x.split(chunk), targets.split(chunk), share.split(chunk), strict=True):
             loss, dlogits = softmax_gradient(torch.mm(part, weight.T), target, s)
             total = total + loss
             dx.append(torch.mm(dlogits, weight))
             product = torch.mm(dlogits.T, part).to(head.dtype)
             dhead = product if dhead is None else dhead.add_(product)
+        assert dhead is not None
         return total, torch.cat(dx), dhead
 
     @staticmethod

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +44,11 @@ class ModelState:
 class Block(nn.Module):
     """One LIV with its norm and residual: x + gain * norm_out(LIV(norm_in(x)))."""
 
+    norm_in: Tensor
+    norm_out: Tensor
+    gain: Tensor
+    liv: LIV
+
     def __init__(self, config: BlockConfig, liv: LIV):
         super().__init__()
         for name, weight in config.weights().items():
@@ -67,6 +73,9 @@ class Block(nn.Module):
 
 class LanguageModel(nn.Module):
     """Args: plan; vocab_size: rows of the embedding; tie_embeddings: the head is the embedding, transposed."""
+
+    genome: Any = None  # set by `star.build`
+    blocks: Any  # nn.ModuleList of `Block`, whose elements torch does not type
 
     def __init__(self, plan: Plan, vocab_size: int, tie_embeddings: bool = True):
         super().__init__()
@@ -201,7 +210,9 @@ class LanguageModel(nn.Module):
         layer: index of the LIV or None, of n_layers; width: of the model; names, params; fan_in of the matrices;
         scale, where it is not one: the size at which the parameters start, and in proportion to which they should move.
         """
-        groups = [{"kind": "embedding", "layer": None, "names": ["embedding"], "params": [self.embedding], "fan_in": 1}]
+        groups: list[dict] = [
+            {"kind": "embedding", "layer": None, "names": ["embedding"], "params": [self.embedding], "fan_in": 1}
+        ]
         if not self.tie_embeddings:
             groups.append(
                 {"kind": "head", "layer": None, "names": ["head"], "params": [self.head], "fan_in": self.plan.d_model}

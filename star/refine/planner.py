@@ -215,8 +215,8 @@ class Planner:
         make every effect of a setting look like an outlier."""
         seen = [x for x in seen if x.setup.member]
         y = np.array([math.nan if x.loss is None else x.loss for x in seen])
-        waiting = self.rows([(self.setup(t), t.share) for t in pending]) if pending else None
         rows = self.rows([(x.setup, x.share) for x in seen])
+        waiting = self.rows([(self.setup(t), t.share) for t in pending]) if pending else rows[:0]
         return Observations(rows, y, waiting, self.seed_sd(seen), prior=self.encoder.prior)
 
     def rows(self, tried: Sequence[tuple[Setup, float]]) -> np.ndarray:

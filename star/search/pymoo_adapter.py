@@ -37,7 +37,7 @@ class PymooAlgorithm(Algorithm):
             xu=self.space.upper,
             vtype=int,
         )
-        self.pending: dict[str, object] = {}  # id -> pymoo Individual, asked and not yet told
+        self.pending: dict[str, Any] = {}  # id -> pymoo Individual, asked and not yet told
         seed = np.random.SeedSequence([config.seed, 0])
         algorithm.setup(self.problem, termination=NoTermination(), seed=seed)
 
@@ -70,7 +70,7 @@ class PymooAlgorithm(Algorithm):
         if self.variation.surrogate is None:
             return None
         return self.variation.surrogate.promising(
-            [self.space.decode(self.pending[id].X) for id in ids], np.array(F), rung
+            [self.space.decode(self.pending[id].get("X")) for id in ids], np.array(F), rung
         )
 
     def digest(self) -> str:

@@ -11,7 +11,7 @@ RESULT = "result.json"
 CHECKPOINTS = "checkpoint-*.safetensors"  # one for each attempt that waits at a rung
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Calls write(temporary path), then puts the file in place. A reader sees the old file or the new, never half."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

@@ -52,7 +52,7 @@ def assess(job: dict, report: Report) -> dict:
     try:
         model, trained = attempt()
     except CheckpointError:  # of another attempt, or damaged: all it can save is time
-        checkpoint.unlink(missing_ok=True)
+        Path(job["checkpoint"]).unlink(missing_ok=True)
         model, trained = attempt()
     metrics = asdict(trained)
     curve, status, reason = (metrics.pop(key) for key in ("curve", "status", "reason"))
