@@ -196,9 +196,8 @@ def choose(table, seeds: int) -> list[dict]:
 
 def start_up(module: str) -> dict[str, float]:
     """Median seconds and MiB to import a module in a fresh process."""
-    code = f"import time; t = time.perf_counter(); import {module}; import resource; " + (
-        "print(time.perf_counter() - t, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
-    )
+    read = "[line for line in open('/proc/self/status') if line.startswith('VmHWM')][0].split()[1]"
+    code = f"import time; t = time.perf_counter(); import {module}; print(time.perf_counter() - t, int({read}) / 1024)"
     runs = [
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split() for _ in range(5)
     ]

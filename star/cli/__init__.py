@@ -1,7 +1,7 @@
-"""The command line: one file per verb, no logic of its own.
+"""The `star` command, one file per verb. The work itself is done by the other packages.
 
-Nothing heavy is imported before a verb needs it, so that `star --help` answers at once. Exit code 0; 1: the work failed
-or was interrupted; 2: bad use. Errors are one sentence on standard error.
+A verb imports heavy packages only when it runs, so `star --help` answers at once. Exit code 0: success; 1: the work
+failed or was interrupted; 2: wrong use. An error is one sentence on standard error.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from typing import Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -29,13 +30,13 @@ from star.errors import RunFailed, UserError
 class Star(TyperGroup):
     """A group of commands that reports an error in one sentence."""
 
-    def list_commands(self, ctx: typer.Context) -> list[str]:
-        return list(self.commands)  # in order of use
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(self.commands)  # in the order of a typical session
 
-    def invoke(self, ctx: typer.Context):
+    def invoke(self, ctx: Any) -> Any:
         try:
             result = super().invoke(ctx)
-            sys.stdout.flush()  # so that a closed pipe is noticed here
+            sys.stdout.flush()  # a closed pipe raises here, not at interpreter exit
             return result
         except UserError as error:
             _fail(error, 2)
@@ -44,21 +45,19 @@ class Star(TyperGroup):
         except KeyboardInterrupt:
             _fail("interrupted", 1)
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter prints an error at exit
+            # Otherwise the interpreter prints an error when it flushes standard output at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None
         except OSError as error:
             if error.errno == errno.ENOSPC:
-                _fail(
-                    f"the disk is full{f': {error.filename} could not be written' if error.filename else ''}; free "
-                    "some space and run the command again",
-                    1,
-                )
+                unwritten = f": {error.filename} could not be written" if error.filename else ""
+                _fail(f"the disk is full{unwritten}; free some space and run the command again", 1)
             if error.filename is None:
                 raise
             _fail(f"{error.filename}: {error.strerror}; give a path that can be read and written", 2)
 
 
-def _fail(error: object, code: int) -> None:
+def _fail(error: object, code: int) -> NoReturn:
     typer.echo(f"star: {error}", err=True)
     raise typer.Exit(code)
 
@@ -82,17 +81,17 @@ def star_(
         False, "--version", callback=_version, is_eager=True, help="Print the version and exit."
     ),
 ) -> None:
-    """Evolve language-model architectures, and take each point of the Pareto front away as a PyTorch module.
+    """Evolve language-model architectures, and export any point of the Pareto front as a PyTorch module.
 
     \b
     star evolve runs/first          evolve a population; the same command resumes a stopped run
     star front runs/first           the Pareto front as a table
-    star refine runs/first          tune its members: recipes and local edits
+    star refine runs/first          tune its members: training recipes and local edits
     star rescore runs/first         train the front with fresh seeds: which members were lucky?
     star export runs/first:knee     export a model
 
-    A GENOME is a genome file, a shipped name (transformer++), text (21211-31112), or RUN:ID; RUN:knee is the knee of
-    its front.
+    A GENOME is a genome file, a shipped name (transformer++), genome text (21211-31112), or RUN:ID. RUN:knee is the
+    knee of the front.
     """
 
 
@@ -101,5 +100,5 @@ for verb in (evolve, status, front, refine, rescore, show, plot, train, export, 
 
 
 def main() -> None:
-    """The entry point `star`."""
+    """Run the command line."""
     app(prog_name="star")

@@ -1,40 +1,55 @@
-"""Genomes on the command line: a file, a shipped name, text, or RUN:ID."""
+"""Arguments and options that several verbs share, and the genome that an argument names."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from star.errors import UserError
 
 if TYPE_CHECKING:
     from star.genome import Genome
+    from star.model import LanguageModel
     from star.run import Candidate, Run
 
 GENOME_HELP = "A genome file, a shipped name, text such as 21211-31112, or RUN:ID (RUN:knee is the knee of the front)."
 
+GenomeArgument = Annotated[str, typer.Argument(metavar="GENOME", help=GENOME_HELP)]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Directory of the run.")]
+WidthOption = Annotated[int | None, typer.Option(min=1, help="Scale a shipped genome or file to this width.")]
+DepthOption = Annotated[int | None, typer.Option(min=1, help="Scale a shipped genome or file to this many LIVs.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")]
+DATA_HELP = 'Text to train on: "stdlib", a text file or folder, or hf:NAME[:CONFIG].'
+
 
 @dataclass(frozen=True)
 class Chosen:
-    """A genome, and the run and candidate that it comes from, if any."""
+    """A genome, with the run and candidate that it comes from, if any."""
 
     genome: Genome
     name: str = ""
     description: str = ""
     vocab_size: int | None = None
-    run: Run | None = None
-    candidate: Candidate | None = None
+    origin: tuple[Run, Candidate] | None = None
+
+    @property
+    def source(self) -> dict[str, str]:
+        """Run and id of the candidate, as an export records them; empty without one."""
+        return {"run": str(self.origin[0].path), "id": self.origin[1].id} if self.origin else {}
 
     @property
     def metrics(self) -> dict[str, Any]:
         """Metrics and objectives of the candidate; empty without one."""
-        return {} if self.candidate is None else {**self.candidate.metrics, **(self.candidate.objectives or {})}
+        return {**self.origin[1].metrics, **(self.origin[1].objectives or {})} if self.origin else {}
 
 
 def choose_genome(source: str, d_model: int | None = None, depth: int | None = None) -> Chosen:
-    """The genome that the text names. Raises UserError if it is unknown or malformed, or if a run's genome is to be
-    scaled.
+    """The genome that `source` names, scaled if a width or depth is given.
+
+    Raises UserError if it is unknown or malformed, or if the genome of a run is to be scaled.
     """
     from star.genome import find_genome
 
@@ -42,7 +57,7 @@ def choose_genome(source: str, d_model: int | None = None, depth: int | None = N
         if d_model or depth:
             raise UserError(f"{source}: --d-model and --depth scale shipped genomes and files, not a genome of a run")
         run, candidate = find_candidate(source)
-        return Chosen(candidate.genome, f"{run.path}:{candidate.id}", "", run.corpus["vocab_size"], run, candidate)
+        return Chosen(candidate.genome, f"{run.path}:{candidate.id}", "", run.corpus["vocab_size"], (run, candidate))
     found = find_genome(source)
     genome = found.genome if d_model is depth is None else found.genome.scaled(d_model, depth)
     return Chosen(genome, found.name, found.description, found.vocab_size)
@@ -54,7 +69,7 @@ def is_run_id(source: str) -> bool:
 
 
 def find_candidate(source: str) -> tuple[Run, Candidate]:
-    """The run and the candidate of RUN:ID. ID may be shortened, or be "knee"."""
+    """The run and the candidate of RUN:ID. ID may be a prefix of an id, or "knee"."""
     from star.run import Run
 
     path, _, id = source.rpartition(":")
@@ -64,23 +79,18 @@ def find_candidate(source: str) -> tuple[Run, Candidate]:
     return run, run.knee() if id == "knee" else run.candidate(id)
 
 
-def load_candidate(chosen: Chosen):
+def load_candidate(run: Run, candidate: Candidate) -> LanguageModel:
     """The trained model of a candidate. Raises UserError if its weights were not kept."""
     from star.export import load_weights
     from star.model import build
 
-    run, candidate = chosen.run, chosen.candidate
     path = run.weights(candidate.id)
     if path is None:
-        why = (
-            f"it ended as '{candidate.status}'"
-            if candidate.status != "ok"
-            else f"this run keeps weights of: {run.config.keep}"
-        )
+        kept = f"this run keeps the weights of: {run.config.keep}"
+        why = kept if candidate.status == "ok" else f"it ended as '{candidate.status}'"
         raise UserError(
-            f"{run.path}:{candidate.id} has no weights on the disk ({why}); choose a member of the front (star "
-            f"front {run.path}) "
-            f"or train it by star train {run.path}:{candidate.id}"
+            f"{run.path}:{candidate.id} has no saved weights ({why}); choose a member of the front (star front "
+            f"{run.path}), or train it: star train {run.path}:{candidate.id}"
         )
     model = build(candidate.trained_genome, vocab_size=run.corpus["vocab_size"])
     load_weights(model, path)

@@ -1,14 +1,19 @@
-"""Output of the verbs: plain text, colours only on a terminal."""
+"""Output of the verbs: plain text, with colours only on a terminal."""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from typing import TYPE_CHECKING, Any
 
-WIDTH = 120  # columns when the output is no terminal
+if TYPE_CHECKING:
+    from rich.console import Console
+
+WIDTH = 120  # columns when the output is not a terminal
 
 
-def console(stderr: bool = False):
+def console(stderr: bool = False) -> Console:
     """A rich console without markup, emoji or automatic highlighting."""
     from rich.console import Console
 
@@ -21,6 +26,11 @@ def console(stderr: bool = False):
 def say(text: str = "") -> None:
     """Print a line without buffering."""
     print(text, flush=True)
+
+
+def say_json(data: Any) -> None:
+    """Print indented JSON."""
+    say(json.dumps(data, indent=2))
 
 
 def write_text(data: bytes) -> None:

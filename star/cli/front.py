@@ -6,15 +6,16 @@ from typing import Annotated
 
 import typer
 
-from star.cli.console import console, say
+from star.cli.arguments import RunArgument
+from star.cli.console import console, say, say_json
 
 
 def front(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Directory of the run.")],
+    run: RunArgument,
     json: Annotated[bool, typer.Option("--json", help='Print a list of {"id", "genome", "objectives"}.')] = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print one line per member, objectives in their units.")] = False,
     refined: Annotated[
-        bool, typer.Option("--refined", help="The front after star refine, by losses from fresh seeds.")
+        bool, typer.Option("--refined", help="Print the front after star refine, with losses from fresh seeds.")
     ] = False,
 ) -> None:
     """Print the Pareto front as a table.
@@ -31,22 +32,19 @@ def front(
     if json and csv:
         raise UserError("--json and --csv exclude each other; give one of them")
     opened = Run(run)
-    members = opened.refinement().front() if refined else None
+    refinement = opened.refinement() if refined else None
+    members = refinement.front() if refinement else None
     if json:
-        import json as codec
-
-        say(codec.dumps(front_rows(opened, members), indent=2))
+        say_json(front_rows(opened, members))
     elif csv:
         print(front_csv(opened, members), end="")
-    elif members is not None:
+    elif refinement:
         from star.report.refinement import refinement_lines, refinement_table
 
-        console().print(refinement_table(opened.refinement()))
-        for line in refinement_lines(opened.refinement()):
-            say(line)
-    elif not opened.front():
-        say(f"{run} has no finished candidate yet; star status {run} shows its progress.")
-    else:
+        console().print(refinement_table(refinement))
+        say("\n".join(refinement_lines(refinement)))
+    elif opened.front():
         console().print(front_table(opened))
-        for line in ["", *summary_lines(opened)]:
-            say(line)
+        say("\n".join(["", *summary_lines(opened)]))
+    else:
+        say(f"{run} has no finished candidate yet; star status {run} shows its progress.")

@@ -6,14 +6,14 @@ from typing import Annotated
 
 import typer
 
-from star.cli.console import say
+from star.cli.arguments import RunArgument
+from star.cli.console import say, say_json
 
 
 def status(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Directory of the run.")],
-    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    run: RunArgument, json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False
 ) -> None:
-    """Show what is done, running and failed, and the time left.
+    """Show which candidates are done, running or failed, and the time left.
 
     \b
     Example: star status runs/first
@@ -23,9 +23,6 @@ def status(
 
     opened = Run(run)
     if json:
-        import json as codec
-
-        say(codec.dumps(opened.status(), indent=2))
-        return
-    for line in status_lines(opened) + summary_lines(opened):
-        say(line)
+        say_json(opened.status())
+    else:
+        say("\n".join(status_lines(opened) + summary_lines(opened)))

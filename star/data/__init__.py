@@ -1,15 +1,15 @@
-"""Real text as token files: what a model trains on and is judged on.
+"""Real text as token files: what a model is trained and evaluated on.
 
     corpus = open_corpus("stdlib")                  # or a file, a folder, "hf:NAME[:CONFIG]"
     corpus.train, corpus.validation                 # memory-mapped token ids, never sharing a document
     Batches(corpus.train, batch_size=2, seq_len=128, seed=0)[step]
 
-A corpus is tokenised once per machine, kept in a cache and opened from there in milliseconds.
-Imports nothing of STAR but `star.errors`.
+A corpus is tokenised once per machine, cached, and opened from the cache in milliseconds.
+From STAR this package imports only `star.errors`.
 """
 
-from star.data.batches import Batches, Prefetcher, batches, validation_blocks
+from star.data.batches import Batches, Prefetcher, validation_blocks
 from star.data.corpus import Corpus, open_corpus
 from star.data.tokenizer import ByteTokenizer
 
-__all__ = ["Batches", "ByteTokenizer", "Corpus", "Prefetcher", "batches", "open_corpus", "validation_blocks"]
+__all__ = ["Batches", "ByteTokenizer", "Corpus", "Prefetcher", "open_corpus", "validation_blocks"]

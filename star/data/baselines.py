@@ -1,4 +1,4 @@
-"""What a model must beat: the losses of counting single tokens and pairs of tokens."""
+"""Baselines that a model must beat: the losses of unigram and bigram counts."""
 
 import numpy as np
 
@@ -8,8 +8,8 @@ BLOCK = 1 << 24  # tokens counted at a time, to bound memory
 def ngram_losses(train: np.ndarray, validation: np.ndarray, vocab_size: int) -> dict[str, float]:
     """Nats per token on `validation` of unigram and bigram models counted on `train`.
 
-    Unigram: add-one smoothing. Bigram: the counts after each token plus one pseudo-count spread as the
-    unigram (a Dirichlet prior), so that an unseen pair costs what its second token costs on its own.
+    Unigram: add-one smoothing. Bigram: one pseudo-count after each token, distributed like the unigram (a Dirichlet
+    prior), so an unseen pair has the unigram loss of its second token where the first token was never seen.
     """
     pairs = _count_pairs(train, vocab_size)  # [V, V]: first token, second token
     unigram = pairs.sum(axis=0) + 1.0

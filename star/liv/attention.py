@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -164,22 +165,22 @@ def banded_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
 
     Work and memory grow with T * window instead of T^2. Arguments as there.
     """
-    batch, n_heads, seq_len, width = q.shape
+    batch, _, seq_len, _ = q.shape
     n_blocks = -(-seq_len // window)
     past = k.shape[2] - seq_len
     # Position 0 of the padded keys is `window` before the first query; what lies before the past is masked.
     ends = (0, 0, window - past, n_blocks * window - seq_len)
     k, v = F.pad(k, ends), F.pad(v, ends)
     q = F.pad(q, (0, 0, 0, n_blocks * window - seq_len))
-    q = q.view(batch, n_heads, n_blocks, window, width).transpose(1, 2).flatten(0, 1)  # [B n, H, W, d]
-    k, v = (t.unfold(2, 2 * window, window).permute(0, 2, 1, 4, 3).flatten(0, 1) for t in (k, v))  # [B n, G, 2 W, d]
+    q = rearrange(q, "b h (n w) d -> (b n) h w d", n=n_blocks)
+    k, v = (rearrange(t.unfold(2, 2 * window, window), "b g n d w -> (b n) g w d") for t in (k, v))  # w = 2 W
     query = torch.arange(window, device=q.device)[:, None]
     key = torch.arange(2 * window, device=q.device)[None, :]
     band = (key > query) & (key <= query + window)  # [W, 2 W]
     missing = (torch.arange(n_blocks, device=q.device)[:, None] * window + key) < window - past  # [n, 2 W]
     mask = (band & ~missing[:, None]).repeat(batch, 1, 1)[:, None]  # [B n, 1, W, 2 W]
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
-    return y.unflatten(0, (batch, n_blocks)).transpose(1, 2).flatten(2, 3)[:, :, :seq_len]
+    return rearrange(y, "(b n) h w d -> b h (n w) d", n=n_blocks)[:, :, :seq_len]
 
 
 def causal_mask(seq_len: int, visible: int, window: int | None, device: torch.device) -> Tensor:

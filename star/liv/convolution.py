@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from star.liv.base import LIV, Features, LIVConfig, State, StateEntry, Weight, log_uniform, matrix, normal, short_filter
@@ -178,7 +179,7 @@ def modal_convolution(
     states = ModeStates.apply(over, added[:, :, :-1], start)  # [W, B, n, 2, M]
     # What it adds to y_i is Re sum_m R lambda^(i + 1) s.
     outward = torch.cat([filters[0][..., 1:], -filters[1][..., 1:]], dim=1)  # [W, 2 M, Q]
-    y = torch.baddbmm(x @ toeplitz, states.flatten(1, 2).flatten(2), outward)
+    y = torch.baddbmm(x @ toeplitz, rearrange(states, "w b n c m -> w (b n) (c m)"), outward)
     y = from_channels(y, batch, seq_len).to(u.dtype)
     if not keep_state:
         return y, None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from star.liv.functional import no_future
@@ -70,12 +71,7 @@ def delta_parallel(
     sums = None if g is None else delta_chunks(g[..., None], n_chunks, chunk, dtype).cumsum(-2)
     start = v_.new_zeros(batch * heads, b.shape[-1], width) if memory is None else memory.to(dtype).flatten(0, 1)
     y, state = DeltaChunks.apply(c, b * -beta, b, v_ * beta, sums, start)[:2]
-    y = (
-        y.unflatten(1, (batch, heads))
-        .permute(1, 0, 3, 2, 4)
-        .reshape(batch, n_chunks * chunk, heads, width)[:, :seq_len]
-        .to(v.dtype)
-    )
+    y = rearrange(y, "n (b h) q p -> b (n q) h p", b=batch)[:, :seq_len].to(v.dtype)
     return y, state.unflatten(0, (batch, heads)) if keep_memory else None
 
 
@@ -83,7 +79,7 @@ def delta_chunks(x: Tensor, n_chunks: int, chunk: int, dtype: torch.dtype) -> Te
     """[B, T, H, C] -> [n, B H, Q, C], padded with zeros: a token with b = beta = 0 and g = 0 leaves the state alone."""
     missing = n_chunks * chunk - x.shape[1]
     x = F.pad(x, (0, 0, 0, 0, 0, missing)) if missing else x
-    return x.to(dtype).unflatten(1, (n_chunks, chunk)).permute(1, 0, 3, 2, 4).flatten(1, 2).contiguous()
+    return rearrange(x.to(dtype), "b (n q) h c -> n (b h) q c", n=n_chunks).contiguous()
 
 
 class DeltaChunks(torch.autograd.Function):

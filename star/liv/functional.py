@@ -6,6 +6,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 
@@ -57,6 +58,18 @@ class ShortConvolution(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             dw = torch.stack([(x[..., tap : tap + seq_len, :] * dy).sum((-3, -2)) for tap in range(length)], dim=-1)
         return dx, dw
+
+
+def in_chunks(x: Tensor, n_chunks: int, chunk: int) -> Tensor:
+    """[B, T, H, C] -> [B, H, n, Q, C], padded with zeros: a token with b = v = 0 and g = 0 leaves the state alone."""
+    missing = n_chunks * chunk - x.shape[1]
+    x = F.pad(x, (0, 0, 0, 0, 0, missing)) if missing else x
+    return rearrange(x, "b (n q) h c -> b h n q c", n=n_chunks).contiguous()
+
+
+def from_chunks(y: Tensor, seq_len: int) -> Tensor:
+    """The inverse of `in_chunks`, without the padding: [B, H, n, Q, C] -> [B, T, H, C]."""
+    return rearrange(y, "b h n q c -> b (n q) h c")[:, :seq_len]
 
 
 def carried(log_decay: Tensor, added: Tensor, start: Tensor | None) -> Tensor:

@@ -9,10 +9,10 @@ Q chunk, n chunks. `ssd_reference`, `ssd_parallel` and `ssd_step` are the same m
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
-from star.liv.functional import carried, no_future
+from star.liv.functional import carried, from_chunks, in_chunks, no_future
 
 SSD_CHUNK = 64  # tokens
 SSD_CHUNK_SMALL = 32  # for states of less than 64 on a CPU (measured)
@@ -55,7 +55,7 @@ def ssd_parallel(
     state before. Returns: y [B, T, H, P] in the dtype of v, and the state after (None unless `keep_memory`), in float32
     or wider.
     """
-    batch, seq_len, heads, width = v.shape
+    seq_len, heads = v.shape[1:3]
     dtype = torch.promote_types(v.dtype, torch.float32)
     if seq_len == 0:
         return v, memory
@@ -85,26 +85,18 @@ def ssd_parallel(
         past = apart(c.to(dtype) @ beside(states[:, :, :n_chunks], n_groups), heads)
         y = (y.to(dtype) + past * cumulative.exp()[..., None]).to(v.dtype)
         memory = states[:, :, -1]
-    y = y.permute(0, 2, 3, 1, 4).reshape(batch, n_chunks * chunk, heads, width)[:, :seq_len]
-    return y, memory if keep_memory else None
-
-
-def in_chunks(x: Tensor, n_chunks: int, chunk: int) -> Tensor:
-    """[B, T, H, C] -> [B, H, n, Q, C], padded with zeros: a token with b = v = 0 and g = 0 leaves the state alone."""
-    missing = n_chunks * chunk - x.shape[1]
-    x = F.pad(x, (0, 0, 0, 0, 0, missing)) if missing else x
-    return x.unflatten(1, (n_chunks, chunk)).permute(0, 3, 1, 2, 4).contiguous()
+    return from_chunks(y, seq_len), memory if keep_memory else None
 
 
 def beside(x: Tensor, n_groups: int) -> Tensor:
     """[B, H, n, R, P] -> [B, G, n, R, H / G * P]: the heads of a group side by side, to pass one product."""
     if x.shape[1] == n_groups:
         return x
-    return x.unflatten(1, (n_groups, -1)).permute(0, 1, 3, 4, 2, 5).flatten(4)
+    return rearrange(x, "b (g k) n r p -> b g n r (k p)", g=n_groups)
 
 
 def apart(x: Tensor, heads: int) -> Tensor:
     """The inverse of `beside`."""
     if x.shape[1] == heads:
         return x
-    return x.unflatten(4, (heads // x.shape[1], -1)).permute(0, 1, 4, 2, 3, 5).flatten(1, 2)
+    return rearrange(x, "b g n r (k p) -> b (g k) n r p", k=heads // x.shape[1])

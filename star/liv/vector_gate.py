@@ -9,10 +9,9 @@ head width, Q block, n blocks.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from star.liv.functional import carried
+from star.liv.functional import carried, from_chunks, in_chunks
 
 VECTOR_BLOCK = 16
 VECTOR_MIN_LOG_DECAY = -5.0
@@ -49,13 +48,13 @@ def vector_gate_parallel(
     before. Returns: y [B, T, H, P] in the dtype of v, and the state after (None unless `keep_memory`), in float32 or
     wider.
     """
-    batch, seq_len, heads, width = v.shape
+    seq_len = v.shape[1]
     dtype = torch.promote_types(v.dtype, torch.float32)
     if seq_len == 0:
         return v, memory
     block = min(VECTOR_BLOCK, seq_len)
     n_blocks = -(-seq_len // block)
-    c, b, v_, g = (in_blocks(t, n_blocks, block) for t in (c, b, v, g.to(dtype)))  # [B, H, n, Q, .]
+    c, b, v_, g = (in_chunks(t, n_blocks, block) for t in (c, b, v, g.to(dtype)))  # [B, H, n, Q, .]
     sums = g.cumsum(-2)
     # [B, H, n, N]; the result does not depend on `middle`
     middle, total = (sums[..., block // 2, :].detach(), sums[..., -1, :])
@@ -72,12 +71,4 @@ def vector_gate_parallel(
         states = carried(total[:, :, :n_added, :, None], added, None if memory is None else memory.to(dtype))
         y = y + (c_ * middle.exp()[..., None, :]) @ states[:, :, :n_blocks]
         memory = states[:, :, -1]
-    y = y.permute(0, 2, 3, 1, 4).reshape(batch, n_blocks * block, heads, width)[:, :seq_len].to(v.dtype)
-    return y, memory if keep_memory else None
-
-
-def in_blocks(x: Tensor, n_blocks: int, block: int) -> Tensor:
-    """[B, T, H, C] -> [B, H, n, Q, C], padded with zeros: a token with b = v = 0 and g = 0 leaves the state alone."""
-    missing = n_blocks * block - x.shape[1]
-    x = F.pad(x, (0, 0, 0, 0, 0, missing)) if missing else x
-    return x.unflatten(1, (n_blocks, block)).permute(0, 3, 1, 2, 4).contiguous()
+    return from_chunks(y, seq_len).to(v.dtype), memory if keep_memory else None

@@ -25,10 +25,9 @@ from scipy.stats import t as student
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from star.surrogate.acquisition import log_ei, log_rate
+from star.surrogate.acquisition import NOTHING, log_ei, log_rate
 
 CLOSED = -1e9  # logit of what may not be chosen
-NOTHING = -700.0  # log value of what cannot lead to anything
 DEPTH = 12.0  # log values this far below the best are cut off
 NODES = 10  # of quadrature, in simulations
 SEEN = 9  # features of an option

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from star.refine.policy import NOTHING, PolicySettings, Scene, consult, sample_worlds
-from star.surrogate.acquisition import log_ei, log_hypervolume_gain, log_rate, reduction
+from star.refine.policy import PolicySettings, Scene, consult, sample_worlds
+from star.surrogate.acquisition import NOTHING, hypervolume_gain, improvement, log_rate, reduction, thresholds
 from star.surrogate.posterior import SAMPLES, Averaged, Observations, condition, fit, whitened
 
 LEAST_SHARE = 0.01  # of a full training: fidelity coordinate 0
@@ -233,42 +233,3 @@ class Belief:
         roots = [whitened(self.rows[actions], self.posterior, i) for i in range(len(self.posterior.processes))]
         roots = [(mean - self.offset[actions], root) for mean, root in roots]
         return sample_worlds(roots, self.posterior.weights, math.sqrt(self.noise), pairs, rng)
-
-
-LogGain = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-
-
-def improvement(offset: np.ndarray, best: float) -> LogGain:
-    """Log expected improvement below best + offset [P], as a function of mean and sd, [P] or [P, nodes]."""
-
-    def gain(mean: torch.Tensor, sd: torch.Tensor) -> torch.Tensor:
-        beaten = torch.as_tensor(offset).view(-1, *[1] * (mean.dim() - 1))
-        return log_ei((mean - beaten).reshape(1, -1), sd.reshape(1, -1), torch.tensor([best])).view_as(mean)
-
-    return gain
-
-
-def thresholds(front: np.ndarray, exact: np.ndarray) -> np.ndarray:
-    """Loss [n] to beat at exact objectives [n, m]: the lowest of the front [k, 1 + m] that is as small; else the
-    highest.
-    """
-    as_small = (front[None, :, 1:] <= exact[:, None, :] + 1e-12).all(axis=2)  # [n, k]
-    lowest = np.where(as_small, front[None, :, 0], np.inf).min(axis=1)
-    return np.where(np.isfinite(lowest), lowest, front[:, 0].max())
-
-
-def hypervolume_gain(front: np.ndarray, exact: np.ndarray) -> LogGain:
-    """Log expected gain in hypervolume over front [k, 1 + m] as a function of mean and sd; exact objectives [P, m]."""
-    low, high = front.min(axis=0), front.max(axis=0)
-    span = np.where(high > low, high - low, 1.0)
-    scaled, others = np.unique((front - low) / span, axis=0), (exact - low[1:]) / span[1:]
-
-    def gain(mean: torch.Tensor, sd: torch.Tensor) -> torch.Tensor:
-        means, sds = (part.reshape(len(others), -1).numpy() for part in (mean, sd))
-        columns = [
-            log_hypervolume_gain(np.column_stack([(m - low[0]) / span[0], others]), s / span[0], 0, scaled)
-            for m, s in zip(means.T, sds.T, strict=True)
-        ]
-        return torch.as_tensor(np.maximum(np.stack(columns, axis=1), NOTHING)).view_as(mean)
-
-    return gain

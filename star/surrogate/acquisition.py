@@ -1,9 +1,10 @@
-"""What a trial is worth. Everything is in logarithms, works on batches of beliefs, and is exact on a finite pool.
+"""The value of a measurement: expected improvement, gain in hypervolume, and the rate of gain of a cheap trial.
 
-Log expected improvement per cost where every trial is a full one, and its expected gain in hypervolume where other
-objectives count. Where trials may be cheap, the rate of gain of trying cheaply first and in full only if it still
-promises enough; the knowledge gradient per cost, which values what is learnt about any candidate but not that it must
-be trained in full to be had, is there to compare with. Losses are smaller is better; costs are in full trainings.
+    expected_gain(points, sd, first, front)        # a search chooses offspring by it
+    log_ei(mean, sd, best)                         # the rest is for refinements, in logarithms, which do not underflow
+    log_rate(log_gain, mean, sd, moves, cost, full)
+
+Losses: smaller is better. Costs are in full trainings. Everything is exact on a finite pool.
 """
 
 import math
@@ -12,10 +13,10 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from scipy.special import ndtr
 from torch import Tensor
 
-from star.surrogate.screening import first_covered
-
+NOTHING = -700.0  # log value of a trial that cannot lead to anything
 FAR = -30.0  # standard deviations from which on the asymptotic series of the expected improvement is exact to rounding
 
 
@@ -108,3 +109,107 @@ def reduction(covariance: np.ndarray, noise: float, targets: np.ndarray) -> np.n
     """
     own = np.arange(len(covariance))
     return np.abs(covariance[targets, own]) / np.sqrt(np.maximum(np.diag(covariance) + noise, 1e-18))
+
+
+def expected_gain(
+    points: np.ndarray, sd: np.ndarray, first: int, front: np.ndarray, reference: float = 1.1
+) -> np.ndarray:
+    """Expected gain in hypervolume [n] of points [n, m], normal in objective `first` with these sd [n], exact in the
+    others.
+
+    front [k, m]: non-dominated points. The volume that a point with value t gains is the integral from t to the
+    reference of A(s), the area in the other objectives that the point covers and no front member with a value up to s
+    does. A is a step function, so the expectation is a sum over its steps of A times the integral of P(value < s).
+    Exact for any number of objectives.
+    """
+    by_member, edges = first_covered(points, first, front, reference)
+    area = np.cumsum(by_member[:, ::-1], axis=1)[:, ::-1]  # [n, k + 1] what the first i members leave open
+    steps = np.append(-np.inf, edges)
+    mean = points[:, first]
+    total = np.zeros(len(points))
+    for i in range(len(edges)):  # between steps i and i + 1 the first i members count
+        total += area[:, i] * (_integral(steps[i + 1], mean, sd) - _integral(steps[i], mean, sd))
+    return total
+
+
+def first_covered(
+    points: np.ndarray, first: int, front: np.ndarray, reference: float = 1.1
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of the area that each point [n, m] covers in all objectives but `first`: how much of it each front member is the
+    first to cover.
+
+    Areas [n, k + 1], members in the order of their value in `first`, the last for what none of them covers; and these
+    values, the last being the reference [k + 1]. Members beyond the reference are left out.
+    """
+    n, m = points.shape
+    others = [k for k in range(m) if k != first]
+    front = front[(front < reference).all(axis=1)]
+    front = front[np.argsort(front[:, first], kind="stable")]
+    # Cells between the coordinates of the front in the other objectives: after how many members each is covered.
+    edges = [np.unique(np.append(front[:, k], reference)) for k in others]
+    shape = [len(edge) for edge in edges]
+    covered = np.full(shape, len(front))
+    for i in range(len(front) - 1, -1, -1):
+        covered[
+            tuple(slice(int(np.searchsorted(edge, front[i, k])), None) for edge, k in zip(edges, others, strict=True))
+        ] = i
+    # Cell j of an edge lies between its entries j and j + 1; everything before the first entry is one more cell,
+    # covered by none.
+    covered = np.pad(covered, [(1, 0)] * len(others), constant_values=len(front)) if others else covered.reshape(1)
+    weights = np.ones((n, 1))
+    for edge, k in zip(edges, others, strict=True):
+        bounds = np.concatenate([[-np.inf], edge, [reference]])
+        low = np.maximum(bounds[:-1][None], points[:, k : k + 1])
+        width = np.clip(np.minimum(bounds[1:][None], reference) - low, 0.0, None)  # [n, cells]
+        weights = (weights[:, :, None] * width[:, None, :]).reshape(n, -1)
+    by_member = weights @ (
+        covered.ravel()[:, None] == np.arange(len(front) + 1)
+    )  # [n, k + 1] area that each member takes first
+    return by_member, np.append(front[:, first], reference)
+
+
+def _integral(t: float, mean: np.ndarray, sd: np.ndarray) -> np.ndarray:
+    """The integral of P(value < s) over s up to t, for normal values."""
+    if t == -np.inf:
+        return np.zeros_like(mean)
+    z = (t - mean) / sd
+    return sd * (z * ndtr(z) + np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi))
+
+
+LogGain = Callable[[Tensor, Tensor], Tensor]
+
+
+def improvement(offset: np.ndarray, best: float) -> LogGain:
+    """Log expected improvement below best + offset [P], as a function of mean and sd, [P] or [P, nodes]."""
+
+    def gain(mean: Tensor, sd: Tensor) -> Tensor:
+        beaten = torch.as_tensor(offset).view(-1, *[1] * (mean.dim() - 1))
+        return log_ei((mean - beaten).reshape(1, -1), sd.reshape(1, -1), torch.tensor([best])).view_as(mean)
+
+    return gain
+
+
+def thresholds(front: np.ndarray, exact: np.ndarray) -> np.ndarray:
+    """Loss [n] to beat at exact objectives [n, m]: the lowest of the front [k, 1 + m] that is as small; else the
+    highest.
+    """
+    as_small = (front[None, :, 1:] <= exact[:, None, :] + 1e-12).all(axis=2)  # [n, k]
+    lowest = np.where(as_small, front[None, :, 0], np.inf).min(axis=1)
+    return np.where(np.isfinite(lowest), lowest, front[:, 0].max())
+
+
+def hypervolume_gain(front: np.ndarray, exact: np.ndarray) -> LogGain:
+    """Log expected gain in hypervolume over front [k, 1 + m] as a function of mean and sd; exact objectives [P, m]."""
+    low, high = front.min(axis=0), front.max(axis=0)
+    span = np.where(high > low, high - low, 1.0)
+    scaled, others = np.unique((front - low) / span, axis=0), (exact - low[1:]) / span[1:]
+
+    def gain(mean: Tensor, sd: Tensor) -> Tensor:
+        means, sds = (part.reshape(len(others), -1).numpy() for part in (mean, sd))
+        columns = [
+            log_hypervolume_gain(np.column_stack([(m - low[0]) / span[0], others]), s / span[0], 0, scaled)
+            for m, s in zip(means.T, sds.T, strict=True)
+        ]
+        return torch.as_tensor(np.maximum(np.stack(columns, axis=1), NOTHING)).view_as(mean)
+
+    return gain

@@ -9,12 +9,12 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy.special import ndtr
 
 from star.assess import Objective, load_objectives
 from star.config import RunConfig
 from star.cost import costs as costs_of
 from star.genome import Genome
+from star.surrogate.acquisition import expected_gain
 from star.surrogate.descriptors import describe
 from star.surrogate.gaussian_process import GaussianProcess, fit
 
@@ -205,71 +205,6 @@ def make_surrogate(config: RunConfig, vocab_size: int) -> Surrogate | None:
         return *describe(genomes, costs), np.array(F, dtype=float)
 
     return Surrogate(objectives, describe_genomes)
-
-
-def expected_gain(
-    points: np.ndarray, sd: np.ndarray, first: int, front: np.ndarray, reference: float = 1.1
-) -> np.ndarray:
-    """Expected gain in hypervolume [n] of points [n, m], normal in objective `first` with these sd [n], exact in the
-    others.
-
-    front [k, m]: non-dominated points. The volume that a point with value t gains is the integral from t to the
-    reference of A(s), the area in the other objectives that the point covers and no front member with a value up to s
-    does. A is a step function, so the expectation is a sum over its steps of A times the integral of P(value < s).
-    Exact for any number of objectives.
-    """
-    by_member, edges = first_covered(points, first, front, reference)
-    area = np.cumsum(by_member[:, ::-1], axis=1)[:, ::-1]  # [n, k + 1] what the first i members leave open
-    steps = np.append(-np.inf, edges)
-    mean = points[:, first]
-    total = np.zeros(len(points))
-    for i in range(len(edges)):  # between steps i and i + 1 the first i members count
-        total += area[:, i] * (_integral(steps[i + 1], mean, sd) - _integral(steps[i], mean, sd))
-    return total
-
-
-def first_covered(
-    points: np.ndarray, first: int, front: np.ndarray, reference: float = 1.1
-) -> tuple[np.ndarray, np.ndarray]:
-    """Of the area that each point [n, m] covers in all objectives but `first`: how much of it each front member is the
-    first to cover.
-
-    Areas [n, k + 1], members in the order of their value in `first`, the last for what none of them covers; and these
-    values, the last being the reference [k + 1]. Members beyond the reference are left out.
-    """
-    n, m = points.shape
-    others = [k for k in range(m) if k != first]
-    front = front[(front < reference).all(axis=1)]
-    front = front[np.argsort(front[:, first], kind="stable")]
-    # Cells between the coordinates of the front in the other objectives: after how many members each is covered.
-    edges = [np.unique(np.append(front[:, k], reference)) for k in others]
-    shape = [len(edge) for edge in edges]
-    covered = np.full(shape, len(front))
-    for i in range(len(front) - 1, -1, -1):
-        covered[
-            tuple(slice(int(np.searchsorted(edge, front[i, k])), None) for edge, k in zip(edges, others, strict=True))
-        ] = i
-    # Cell j of an edge lies between its entries j and j + 1; everything before the first entry is one more cell,
-    # covered by none.
-    covered = np.pad(covered, [(1, 0)] * len(others), constant_values=len(front)) if others else covered.reshape(1)
-    weights = np.ones((n, 1))
-    for edge, k in zip(edges, others, strict=True):
-        bounds = np.concatenate([[-np.inf], edge, [reference]])
-        low = np.maximum(bounds[:-1][None], points[:, k : k + 1])
-        width = np.clip(np.minimum(bounds[1:][None], reference) - low, 0.0, None)  # [n, cells]
-        weights = (weights[:, :, None] * width[:, None, :]).reshape(n, -1)
-    by_member = weights @ (
-        covered.ravel()[:, None] == np.arange(len(front) + 1)
-    )  # [n, k + 1] area that each member takes first
-    return by_member, np.append(front[:, first], reference)
-
-
-def _integral(t: float, mean: np.ndarray, sd: np.ndarray) -> np.ndarray:
-    """The integral of P(value < s) over s up to t, for normal values."""
-    if t == -np.inf:
-        return np.zeros_like(mean)
-    z = (t - mean) / sd
-    return sd * (z * ndtr(z) + np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi))
 
 
 def _dominated(F: np.ndarray, row: np.ndarray) -> bool:

@@ -8,13 +8,13 @@ from scipy.integrate import quad
 from scipy.stats import norm
 
 from star.surrogate.acquisition import (
+    expected_gain,
     log_ei,
     log_excess,
     log_hypervolume_gain,
     log_rate,
     reduction,
 )
-from star.surrogate.screening import expected_gain
 
 
 def belief(n: int = 6, seed: int = 0):
