@@ -9,7 +9,7 @@ def ngram_losses(train: np.ndarray, validation: np.ndarray, vocab_size: int) -> 
     """Nats per token on `validation` of unigram and bigram models counted on `train`.
 
     Unigram: add-one smoothing. Bigram: one pseudo-count after each token, distributed like the unigram (a Dirichlet
-    prior), so an unseen pair has the unigram loss of its second token where the first token was never seen.
+    prior), so that after a token never seen in training it equals the unigram.
     """
     pairs = _count_pairs(train, vocab_size)  # [V, V]: first token, second token
     unigram = pairs.sum(axis=0) + 1.0

@@ -2,10 +2,9 @@
 
     cache / KEY / train.bin, validation.bin, corpus.json
 
-KEY hashes what the source says of itself (paths, sizes, modification times), so opening a known corpus
-reads no text. A cache entry is written in a folder of its own, flushed to disk and then renamed, so that
-it is either whole or absent, whoever is killed and however many processes build it at once. An entry that
-someone damaged is built again.
+KEY hashes the source's identity (paths, sizes, modification times), so opening a known corpus reads no text. A cache
+entry is written to a temporary folder, flushed to disk and then renamed. It is therefore either complete or absent,
+even if processes are killed or several build it at once. A damaged entry is built again.
 """
 
 import contextlib
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import platformdirs
 
 from star.data.baselines import ngram_losses
 from star.data.sources import Source, find_source
@@ -27,10 +27,10 @@ from star.data.split import TextFile, split
 from star.data.tokenizer import ByteTokenizer
 from star.errors import UserError
 
-FORMAT = 1  # raised whenever the same source would give other files
+FORMAT = 1  # increased whenever the same source would produce different files
 SIDES = ("train", "validation")
-SMALLEST = 32  # bytes of text that still leave something on both sides
-STALE = 24 * 3600  # seconds after which an unfinished entry is surely nobody's
+SMALLEST = 32  # bytes of text, enough for both sides to have some
+STALE = 24 * 3600  # seconds after which an unfinished entry is abandoned
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Corpus:
     """A text as token ids on disk, split into training and validation text by document."""
 
     name: str
-    fingerprint: str  # hash of the tokens of both sides: equal fingerprints, equal data
+    fingerprint: str  # hash of the tokens of both sides; equal fingerprints mean equal data
     train: np.ndarray  # memory-mapped token ids [n]
     validation: np.ndarray  # memory-mapped token ids [m]; shares no document with train
     tokenizer: ByteTokenizer
@@ -51,29 +51,29 @@ class Corpus:
 
     @property
     def bytes_per_token(self) -> float:
-        """Nats per token / this / ln 2 = bits per byte."""
+        """Mean bytes of text per token; loss in nats per token / this / ln 2 = bits per byte."""
         return 1.0
 
     def baselines(self) -> dict[str, float]:
-        """Nats per token on the validation side of models counted on the train side: "unigram", "bigram"."""
+        """Validation losses, in nats per token, of the "unigram" and "bigram" counts of the training text."""
         return dict(self.losses)
 
     def check_context(self, seq_len: int) -> None:
         """Raise UserError unless both sides hold at least two sequences of `seq_len` tokens with their targets."""
+        need = 2 * seq_len + 1
         for side in SIDES:
-            have, need = len(getattr(self, side)), 2 * seq_len + 1
+            have = len(getattr(self, side))
             if have < need:
                 raise UserError(
                     f'The corpus "{self.name}" is too small for a context of {seq_len} tokens: its {side} side has '
-                    f"{have} tokens "
-                    f"and needs {need}; give more text or a shorter context."
+                    f"{have} tokens and needs {need}; give more text or a shorter context."
                 )
 
 
 def open_corpus(
     spec: str | Path, cache_dir: str | Path | None = None, on_progress: Callable[[dict], None] | None = None
 ) -> Corpus:
-    """The corpus that `spec` names, built if this machine has not seen it in its present state.
+    """Open the corpus that `spec` names; build it first if it is new or has changed.
 
     spec: "stdlib" (the Python standard library's own sources), the path of a text file or folder, or
         "hf:NAME[:CONFIG]" (see `star.data.sources`).
@@ -85,7 +85,8 @@ def open_corpus(
     tokenizer = ByteTokenizer()
     source = find_source(spec)
     key = _hash(json.dumps([FORMAT, tokenizer.name, *source.identity]).encode())
-    cache = Path(cache_dir or os.environ.get("STAR_CACHE") or _user_cache()).expanduser() / "corpora"
+    root = cache_dir or os.environ.get("STAR_CACHE") or platformdirs.user_cache_dir("star")
+    cache = Path(root).expanduser() / "corpora"
     entry = cache / key
     corpus = _open(entry, source.name, tokenizer)
     if corpus is None:
@@ -98,14 +99,12 @@ def open_corpus(
             ) from error
         corpus = _open(entry, source.name, tokenizer)
         if corpus is None:
-            raise UserError(
-                f"The corpus cache in {cache} loses what is written to it; set STAR_CACHE to another folder."
-            )
+            raise UserError(f"The corpus cache in {cache} loses files; set STAR_CACHE to another folder.")
     return corpus
 
 
 def _open(entry: Path, name: str, tokenizer: ByteTokenizer) -> Corpus | None:
-    """The corpus in `entry`, or None where there is no whole entry."""
+    """The corpus in `entry`; None if the entry is missing or incomplete."""
     try:
         facts = json.loads((entry / "corpus.json").read_text())
         sides = [np.memmap(entry / f"{side}.bin", tokenizer.dtype, mode="r") for side in SIDES]
@@ -159,7 +158,7 @@ def _build(entry: Path, source: Source, tokenizer: ByteTokenizer, on_progress: C
 
 
 def _move(work: Path, entry: Path, tokenizer: ByteTokenizer) -> None:
-    """Move a finished entry to its place. An entry that another process made meanwhile is equally good."""
+    """Move a finished entry to its place. If another process has made one meanwhile, that one stays."""
     if entry.exists() and _open(entry, "", tokenizer) is None:
         with contextlib.suppress(OSError):
             os.rename(entry, work / "damaged")
@@ -193,9 +192,3 @@ def _hash(*parts) -> str:
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
     return digest.hexdigest()[:32]
-
-
-def _user_cache() -> str:
-    import platformdirs
-
-    return platformdirs.user_cache_dir("star")

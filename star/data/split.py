@@ -1,27 +1,27 @@
-"""Train and validation never share a document.
+"""Split documents into training and validation text that never share a document.
 
-Documents are told apart by a hash of their content (surrounding white space aside), so that a file present
-twice counts once and cannot be on both sides. In the order of those hashes, which is random but the same
-everywhere, documents go to validation as long as it stays within a tenth of all bytes.
+Documents with equal content (ignoring surrounding white space) have equal hashes, so a file present twice counts once
+and cannot be on both sides. In the order of their hashes, which is random but the same on every machine, documents go
+to validation as long as it stays within a tenth of all bytes.
 
-Where that leaves validation with less than a twentieth, because there are few documents, the smallest
-document joins it if validation then has at most half. Where that fails too, as with a single file, the
-longest document alone is cut: its last part is the validation text, all the rest is trained on, and the
-two are contiguous blocks without overlap.
+If there are few documents and validation has less than a twentieth, the smallest remaining document joins it, provided
+that validation then has at most half. If that fails too, as with a single file, only the longest document is cut: its
+last part is the validation text, and everything else is training text.
 """
 
 import hashlib
 from array import array
+from typing import BinaryIO
 
 import numpy as np
 
-SHARE = 0.1  # of all bytes, for validation
+SHARE = 0.1  # of all bytes, used for validation
 
 
 class TextFile:
     """Documents one after another in an open binary file, each followed by the separator."""
 
-    def __init__(self, file, separator: int):
+    def __init__(self, file: BinaryIO, separator: int):
         self.file = file
         self.separator = bytes([separator])
         self.size = 0
@@ -29,14 +29,14 @@ class TextFile:
         self.lengths = array("Q")  # bytes with the separator
 
     def append(self, document: bytes) -> None:
-        """Add a document; one of nothing but white space is no document."""
+        """Add a document, unless it is only white space."""
         content = document.strip()
         if content:
             self.hashes.append(int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little"))
             self.lengths.append(self.file.write(document) + self.file.write(self.separator))
             self.size += self.lengths[-1]
 
-    def copy(self, start: int, stop: int, out) -> None:
+    def copy(self, start: int, stop: int, out: BinaryIO) -> None:
         """Copy bytes [start, stop) to the open file `out`."""
         self.file.seek(start)
         while start < stop:
@@ -49,9 +49,8 @@ def split(text: TextFile) -> dict[str, list[tuple[int, int]]]:
     """Byte ranges [start, stop) of `text` for "train" and for "validation", each in the order of the text."""
     lengths = np.frombuffer(text.lengths, dtype=np.uint64).astype(np.int64)
     starts = np.cumsum(lengths) - lengths
-    _, unique = np.unique(
-        np.frombuffer(text.hashes, dtype=np.uint64), return_index=True
-    )  # first of each, in hash order
+    hashes = np.frombuffer(text.hashes, dtype=np.uint64)
+    _, unique = np.unique(hashes, return_index=True)  # the first document of each hash, in the order of the hashes
     total = int(lengths[unique].sum())
 
     validation: list[int] = []
@@ -71,10 +70,7 @@ def split(text: TextFile) -> dict[str, list[tuple[int, int]]]:
         longest = max(unique, key=lambda index: (lengths[index], -index))
         start, stop = ranges[longest]
         cut = stop - min(int(SHARE * total), (stop - start) // 2)
-        return {
-            "train": [(start, cut) if index == longest else ranges[index] for index in ranges],
-            "validation": [(cut, stop)],
-        }
+        return {"train": [*(ranges | {longest: (start, cut)}).values()], "validation": [(cut, stop)]}
     chosen = set(validation)
     return {
         "train": [ranges[index] for index in ranges if index not in chosen],

@@ -1,21 +1,18 @@
-"""Six synthetic tasks that each ask for one skill of a sequence model (MAD: Poli et al., 2024, arXiv 2403.17844).
+"""Six synthetic tasks, each of which tests one skill of a sequence model (MAD: Poli et al., 2024, arXiv 2403.17844).
 
     task = TASKS["recall"]
-    inputs, targets = task.batch(32, np.random.default_rng(0))      # int64 [32, T] each; targets -100 where nothing is
-        asked
+    inputs, targets = task.batch(32, np.random.default_rng(0))  # int64 [32, T] each; target -100: no answer expected
 
-    recall        key value key value ...: the value of every key seen before in the sequence; pairs are new in every
-                  sequence
-    fuzzy recall  the same with keys and values of one to `motif` tokens
-    noisy recall  the same with tokens of another vocabulary in between, to be ignored
-    copying       `items` tokens among noise, to be given in their order once a marker has come
-    compression   random tokens, all to be recovered from the state at the last position alone (see
-                  star/assess/synthetic_tasks.py)
-    memorisation  the value of a key under a mapping that is the same in all sequences: facts, which only weights can
-                  hold
+    recall        key value key value ...: return the value of every key seen before in the sequence; every sequence
+                  has its own pairs
+    fuzzy recall  recall with keys and values of one to `motif` tokens
+    noisy recall  recall with pairs of noise tokens in between, to be ignored
+    copying       repeat `items` tokens, scattered among noise, in their order after a marker
+    compression   recover all of the random tokens from the state at the last position (star/assess/synthetic_tasks.py)
+    memorisation  return the value of a key under a mapping that is the same in all sequences, so weights must store it
 
-Every target follows from the inputs before it (memorisation: from the mapping). Independent of MAD's own code and
-sizes.
+Every target is determined by the inputs before it (memorisation: by the mapping). The implementation and its sizes are
+independent of MAD's.
 """
 
 from collections.abc import Callable
@@ -31,16 +28,16 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class Task:
-    """Settings of one task. Vocabulary: `symbols` keys or items, as many values, `symbols` noise tokens, one marker."""
+    """Settings of one task. Vocabulary: `symbols` keys or items, `symbols` values, `symbols` noise tokens, a marker."""
 
     name: str
     make: Callable[["Task", int, np.random.Generator], tuple[np.ndarray, np.ndarray]]
     length: int = 32
     symbols: int = 8
     noise: float = 0.0  # share of the pairs that are noise
-    motif: int = 1  # most tokens of a key or a value
-    items: int = 8  # tokens to be copied
-    mapping: int = 0  # which facts are to be memorised
+    motif: int = 1  # maximum tokens of a key or a value
+    items: int = 8  # tokens to copy
+    mapping: int = 0  # random seed of the mapping to memorise
 
     def __post_init__(self):
         for name, low in (("length", 4), ("symbols", 2), ("motif", 1), ("items", 1)):
@@ -48,39 +45,39 @@ class Task:
                 raise UserError(f"task {self.name}: {name} is {getattr(self, name)}; it must be at least {low}")
         if not 0 <= self.noise <= 0.9:
             raise UserError(f"task {self.name}: noise is {self.noise}; it must be from 0 to 0.9")
-        if self.make is _copying and 2 * self.items + 1 > self.length:
+        low = 2 * self.items + 1
+        if self.make is _copying and self.length < low:
             raise UserError(
-                f"task {self.name}: length is {self.length}; with {self.items} items it must be at least "
-                f"{2 * self.items + 1}"
+                f"task {self.name}: length is {self.length}; with {self.items} items it must be at least {low}"
             )
 
     @property
     def vocab_size(self) -> int:
-        """Token ids, markers included."""
+        """Number of token ids, the marker included."""
         return 3 * self.symbols + 1
 
     @property
     def marker(self) -> int:
-        """The id of the i-th marker."""
+        """The id of the marker token."""
         return 3 * self.symbols
 
     @property
     def chance(self) -> float:
-        """Accuracy of guessing among the tokens that an answer may be."""
+        """Accuracy of a guess among the tokens that can be an answer."""
         return 1.0 / self.symbols
 
     @property
     def from_last(self) -> bool:
-        """Whether the targets are to be read off the last position's state, not each off its own."""
+        """Whether all targets are predicted from the state at the last position."""
         return self.make is _compression
 
     def batch(self, n: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs and targets int64 [B, T] of the given sequences."""
+        """Inputs and targets, int64 [n, T] each, of n random sequences."""
         inputs, targets = self.make(self, n, rng)
         return torch.from_numpy(inputs), torch.from_numpy(targets)
 
     def replace(self, **changes) -> "Task":
-        """The task with other numbers."""
+        """A copy with changed settings. Raises UserError for a value out of range."""
         return replace(self, **changes)
 
 
@@ -113,7 +110,7 @@ def _fuzzy(task: Task, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np
                 break
             x[at : at + len(pair)] = pair
             if pick in seen:
-                answer = at + len(keys[pick]) - 1  # the last token of the key asks for the first of the value
+                answer = at + len(keys[pick]) - 1  # at the last token of the key, the first of the value is predicted
                 y[answer : answer + len(values[pick])] = values[pick]
             seen.add(pick)
             at += len(pair)

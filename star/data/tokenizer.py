@@ -1,5 +1,7 @@
 """Text to token ids and back. Bytes need no vocabulary file, no training and no network."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 
@@ -12,10 +14,10 @@ class ByteTokenizer:
     separator = 0
 
     def encode(self, text: str | bytes) -> np.ndarray:
-        """Token ids, uint8 [n]. Bytes are taken as they are, whatever their encoding."""
+        """Token ids, uint8 [n]. Bytes are used unchanged, whatever their encoding."""
         data = text.encode("utf-8", errors="surrogateescape") if isinstance(text, str) else text
         return np.frombuffer(data, dtype=self.dtype)
 
-    def decode(self, tokens) -> str:
-        """The text of any sequence of ids; bytes that are not UTF-8 become U+FFFD."""
+    def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
+        """The text of token ids [n]; bytes that are not UTF-8 become U+FFFD."""
         return bytes(np.asarray(tokens, dtype=self.dtype)).decode("utf-8", errors="replace")

@@ -1,4 +1,4 @@
-"""Batches prepared ahead are the batches, in order, whatever the thread does, and it ends when it should."""
+"""Prefetched batches equal the plain ones, in order, and the thread ends when it should."""
 
 import gc
 import threading
@@ -64,10 +64,10 @@ def test_any_step_can_be_asked_for():
         assert torch.equal(prefetched[101][0], plain[101][0])
 
 
-def test_it_prepares_ahead_and_no_further():
+def test_it_prepares_exactly_as_far_ahead_as_asked():
     source = Counted()
     with Prefetcher(source, 5, "cpu", 2) as prefetched:
-        assert until(lambda: source.made == [5, 6, 7])  # two in the queue, one in the hand
+        assert until(lambda: source.made == [5, 6, 7])  # two in the queue, one waiting for room
         prefetched[5]
         assert until(lambda: source.made == [5, 6, 7, 8])
         time.sleep(0.05)
@@ -84,7 +84,7 @@ def test_an_error_is_raised_at_its_step_and_again():
     assert not threads()
 
 
-def test_one_that_is_forgotten_ends_its_thread():
+def test_a_garbage_collected_prefetcher_ends_its_thread():
     prefetched = Prefetcher(batches(), 0, "cpu", 2)
     assert len(threads()) == 1
     del prefetched

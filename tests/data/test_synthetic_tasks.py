@@ -1,4 +1,4 @@
-"""The synthetic tasks: every answer follows from what comes before it, and models learn what their operators allow."""
+"""The synthetic tasks: every answer follows from the tokens before it, and models learn what their operators allow."""
 
 import json
 from dataclasses import asdict
@@ -69,7 +69,7 @@ def test_noise_has_the_share_that_was_asked_for():
 
 @pytest.mark.parametrize("motif", [1, 2, 4])
 def test_fuzzy_recall_by_looking_it_up(motif):
-    """A reader that knows only: keys are of one vocabulary, values of another, and pairs repeat exactly."""
+    """The reader knows only that keys and values have different vocabularies and that pairs repeat exactly."""
     task, inputs, targets = draw("fuzzy recall", 200, motif=motif)
     lengths = set()
     for x, y in zip(inputs, targets, strict=True):
@@ -105,11 +105,8 @@ def test_copying_gives_the_items_in_their_order():
 
 def test_compression_asks_for_everything_but_the_marker():
     task, inputs, targets = draw("compression")
-    assert (
-        (targets[:, :-1] == inputs[:, :-1]).all()
-        and (inputs[:, -1] == task.marker).all()
-        and (targets[:, -1] == IGNORE).all()
-    )
+    assert (targets[:, :-1] == inputs[:, :-1]).all()
+    assert (inputs[:, -1] == task.marker).all() and (targets[:, -1] == IGNORE).all()
 
 
 def test_facts_are_the_same_in_every_sequence_and_seed():
@@ -192,24 +189,17 @@ def test_wide_genomes_are_scaled_down(monkeypatch):
 
 
 def test_bounds_that_need_training():
-    config = load_config(overrides={"objectives.max_mad": 0.5, "objectives.max_parameters": 100}).objectives
-    assert measured_bounds(config) == {"mad": 0.5}
-    assert (
-        measured_violations({"mad": 0.75}, config) == {"mad": 0.5}
-        and measured_violations({"mad": 0.4}, config)["mad"] < 0
-    )
-    assert measured_violations({}, config) == {"mad": 0.0} == measured_violations({"mad": None}, config)
-    assert tasks_tokens(config) == 200_000
-    assert (
-        tasks_tokens(
-            load_config(overrides={"objectives.names": ("mad", "cache"), "objectives.mad_tokens": 5}).objectives
-        )
-        == 5
-    )
-    assert (
-        tasks_tokens(load_config().objectives) is None
-        and measured_violations({"mad": 1.0}, load_config().objectives) == {}
-    )
+    def objectives(**overrides):
+        return load_config(overrides={f"objectives.{name}": value for name, value in overrides.items()}).objectives
+
+    bounded = objectives(max_mad=0.5, max_parameters=100)
+    assert measured_bounds(bounded) == {"mad": 0.5}
+    assert measured_violations({"mad": 0.75}, bounded) == {"mad": 0.5}
+    assert measured_violations({"mad": 0.4}, bounded)["mad"] < 0
+    assert measured_violations({}, bounded) == {"mad": 0.0} == measured_violations({"mad": None}, bounded)
+    assert tasks_tokens(bounded) == 200_000
+    assert tasks_tokens(objectives(names=("mad", "cache"), mad_tokens=5)) == 5
+    assert tasks_tokens(objectives()) is None and measured_violations({"mad": 1.0}, objectives()) == {}
 
 
 def test_the_objective_reads_the_metric():
@@ -248,12 +238,8 @@ def test_a_job_measures_the_tasks_only_when_asked_and_once_for_all_rungs(tmp_pat
     metrics = training.assess(job | {"tasks": 77}, print)["metrics"]
     assert metrics["mad"] == 0.75 and metrics["task recall"] == 0.5 and calls == [77]
     for number, stop in enumerate((256, None)):
-        rung = {
-            "tasks": 77,
-            "rung": number,
-            "stop_tokens": stop,
-            "checkpoint": str(tmp_path / "a" / "checkpoint-0.safetensors"),
-        }
+        checkpoint = str(tmp_path / "a" / "checkpoint-0.safetensors")
+        rung = {"tasks": 77, "rung": number, "stop_tokens": stop, "checkpoint": checkpoint}
         assert training.assess(job | rung, print)["metrics"]["mad"] == 0.75
     assert calls == [77, 77] and json.loads(Path(tmp_path / "a" / "result.json").read_text())["metrics"]["mad"] == 0.75
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["result.json"]
