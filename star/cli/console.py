@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 WIDTH = 120  # columns when the output is not a terminal
 
 
-def console(stderr: bool = False) -> Console:
+def console() -> Console:
     """A rich console without markup, emoji or automatic highlighting."""
     from rich.console import Console
 
-    out = Console(stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=False)
+    out = Console(markup=False, emoji=False, highlight=False, soft_wrap=False)
     if not out.is_terminal and "COLUMNS" not in os.environ:
         out.width = WIDTH
     return out

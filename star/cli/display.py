@@ -8,25 +8,31 @@ from typing import TYPE_CHECKING
 from star.cli.console import console, say
 
 if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
     from star.config import RunConfig
 
 QUIET = 15.0  # seconds without output after which a progress line is printed
 
 
-def EvolveDisplay(config: RunConfig):
+def EvolveDisplay(config: RunConfig) -> Lines:
     """A callback for `star.search.evolve`; use it as a context manager."""
     return Bars(config) if console().is_terminal else Lines(config)
 
 
 class Lines:
-    """One line for each finished candidate and generation, and progress lines in between."""
+    """One line per finished candidate and generation, and progress lines in between.
+
+    A method named after a kind of event handles that event.
+    """
 
     def __init__(self, config: RunConfig):
         self.config = config
-        self.generation, self.done, self.total, self.eta = 0, 0, config.candidates, None
-        self.workers, self.started, self.spoken = 1, time.monotonic(), time.monotonic()
+        self.generation, self.done, self.total, self.workers = 0, 0, config.candidates, 1
+        self.eta: float | None = None
+        self.started = self.last_output = time.monotonic()
 
-    def __enter__(self):
+    def __enter__(self) -> Lines:
         self.line(f"preparing text: {self.config.data.corpus}")
         return self
 
@@ -34,11 +40,11 @@ class Lines:
         pass
 
     def __call__(self, event: dict) -> None:
-        for name in ("done", "total"):
-            setattr(self, name, event.get(name, getattr(self, name)))
+        self.done, self.total = event.get("done", self.done), event.get("total", self.total)
         self.eta = event.get("eta_seconds", self.eta)
         if event["kind"] == "candidate_progress" and not self.done and event.get("eta") is not None:
-            first = time.monotonic() - self.started + event["eta"]  # how long the first candidate takes tells about all
+            # Until a candidate has finished, assume that all take as long as the first.
+            first = time.monotonic() - self.started + event["eta"]
             self.eta = first * self.total / self.workers
         handler = getattr(self, event["kind"], None)
         if handler is not None:
@@ -46,35 +52,32 @@ class Lines:
 
     def line(self, text: str) -> None:
         """Print a line."""
-        self.spoken = time.monotonic()
+        self.last_output = time.monotonic()
         say(text)
 
     def run_start(self, event: dict) -> None:
-        """Handle the event."""
+        """Print how much there is to train."""
         self.generation, self.workers, self.started = event["generation"], event["workers"], time.monotonic()
         self.line(describe_start(event))
 
     def candidate_progress(self, event: dict) -> None:
-        """Handle the event: a line if nothing was printed for a while."""
-        if time.monotonic() - self.spoken > QUIET:
-            share = event.get("step", 0) / max(event.get("steps") or 1, 1)
-            self.line(
-                f"generation {self.generation}, candidate {event['id']}: {share:.0%}, {loss_of(event)}{left(self.eta)}"
-            )
+        """Print the progress of a candidate if nothing was printed for a while."""
+        if time.monotonic() - self.last_output > QUIET:
+            where = f"generation {self.generation}, candidate {event['id']}"
+            self.line(f"{where}: {progress_of(event):.0%}, {loss_of(event)}{left(self.eta)}")
 
     def candidate_end(self, event: dict) -> None:
-        """Handle the event."""
-        self.line(
-            f"{describe_end(event, self.config)} ({event['done']} of {event['total']}{left(event['eta_seconds'])})"
-        )
+        """Print how a candidate ended."""
+        so_far = f"{event['done']} of {event['total']}{left(event['eta_seconds'])}"
+        self.line(f"{describe_end(event, self.config)} ({so_far})")
 
     def generation_end(self, event: dict) -> None:
-        """Handle the event."""
+        """Print the state of the front."""
         self.generation = event["generation"] + 1
         self.line(describe_generation(event))
 
     def message(self, event: dict) -> None:
-        """Handle the event."""
+        """Print a message of the search."""
         self.line(event["text"])
 
 
@@ -88,10 +91,10 @@ class Bars(Lines):
         text, note = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[note]}", markup=False)
         self.progress = Progress(text, BarColumn(24), note, console=console(), transient=True, refresh_per_second=4)
         self.all = self.progress.add_task("preparing text", total=None, note=str(config.data.corpus))
-        self.tasks: dict[str, int] = {}
-        self.best = None
+        self.tasks: dict[str, TaskID] = {}
+        self.best: float | None = None
 
-    def __enter__(self):
+    def __enter__(self) -> Bars:
         self.progress.start()
         return self
 
@@ -103,30 +106,23 @@ class Bars(Lines):
 
     def __call__(self, event: dict) -> None:
         super().__call__(event)
+        if event["kind"] == "message":
+            return
+        last = self.config.search.generations - 1
+        description = f"generation {min(self.generation, last)} of {last}"
         best = "" if self.best is None else f", best loss {self.best:.3f}"
-        if event["kind"] != "message":
-            last = self.config.search.generations - 1
-            note = f"{self.done} of {self.total} candidates{best}{left(self.eta)}"
-            self.progress.update(
-                self.all,
-                description=f"generation {min(self.generation, last)} of {last}",
-                total=self.total,
-                completed=self.done,
-                note=note,
-            )
+        note = f"{self.done} of {self.total} candidates{best}{left(self.eta)}"
+        self.progress.update(self.all, description=description, total=self.total, completed=self.done, note=note)
 
     def candidate_start(self, event: dict) -> None:
-        """Handle the event: a new bar."""
+        """Add a bar for the candidate."""
         name = event["name"] or event["text"]
-        self.tasks[event["id"]] = self.progress.add_task(
-            f"  {event['id'][:6]}", total=1.0, note=name if len(name) <= 60 else name[:57] + "..."
-        )
+        note = name if len(name) <= 60 else name[:57] + "..."
+        self.tasks[event["id"]] = self.progress.add_task(f"  {event['id'][:6]}", total=1.0, note=note)
 
     def candidate_progress(self, event: dict) -> None:
         if (task := self.tasks.get(event["id"])) is not None:
-            self.progress.update(
-                task, completed=event.get("step", 0) / max(event.get("steps") or 1, 1), note=loss_of(event)
-            )
+            self.progress.update(task, completed=progress_of(event), note=loss_of(event))
 
     def candidate_end(self, event: dict) -> None:
         if (task := self.tasks.pop(event["id"], None)) is not None:
@@ -141,14 +137,15 @@ class Bars(Lines):
 class TrainingDisplay:
     """A callback for `star.training.train`; use it as a context manager."""
 
-    def __enter__(self):
+    def __enter__(self) -> TrainingDisplay:
         from rich.progress import BarColumn, Progress, TextColumn
 
-        self.spoken, self.progress, out = 0.0, None, console()
+        out = console()
+        self.last_output = 0.0
+        self.progress: Progress | None = None
         if out.is_terminal:
-            self.progress = Progress(
-                BarColumn(32), TextColumn("{task.description}", markup=False), console=out, transient=True
-            )
+            text = TextColumn("{task.description}", markup=False)
+            self.progress = Progress(BarColumn(32), text, console=out, transient=True)
             self.task = self.progress.add_task("starting", total=None)
             self.progress.start()
         return self
@@ -158,28 +155,23 @@ class TrainingDisplay:
             self.progress.stop()
 
     def __call__(self, event: dict) -> None:
-        text = (
-            f"step {event['step']} of {event['steps']}, {loss_of(event)}, {event['tokens_per_second']:,.0f} "
-            f"tokens/s{left(event.get('eta'))}"
-        )
+        speed = f"{event['tokens_per_second']:,.0f} tokens/s"
+        text = f"step {event['step']} of {event['steps']}, {loss_of(event)}, {speed}{left(event.get('eta'))}"
         if self.progress is not None:
             self.progress.update(self.task, total=event["steps"], completed=event["step"], description=text)
-        elif time.monotonic() - self.spoken > 5:
-            self.spoken = time.monotonic()
+        elif time.monotonic() - self.last_output > 5:
+            self.last_output = time.monotonic()
             say(text)
 
 
 def describe_start(event: dict) -> str:
     """runs/first: 42 candidates to train, 2 at a time; text: stdlib"""
+    how = f"{event['total']} candidates to train"
+    if event["resumed"]:
+        how = f"resuming with {event['done']} of {event['total']} candidates done"
     references = ", ".join(f"byte {name} {loss:.3f}" for name, loss in event["baselines"].items())
-    how = (
-        f"resuming with {event['done']} of {event['total']} candidates done"
-        if event["resumed"]
-        else f"{event['total']} candidates to train"
-    )
-    return f"{event['run']}: {how}, {event['workers']} at a time; text: {event['corpus']}" + (
-        f" ({references} nats/byte)" if references else ""
-    )
+    text = f"{event['corpus']} ({references} nats/byte)" if references else event["corpus"]
+    return f"{event['run']}: {how}, {event['workers']} at a time; text: {text}"
 
 
 def describe_end(event: dict, config: RunConfig) -> str:
@@ -187,30 +179,30 @@ def describe_end(event: dict, config: RunConfig) -> str:
     from star.assess import load_objectives
     from star.report.units import format_value
 
-    where = (
-        f"baseline {event['name']}"
-        if event["origin"] == "baseline"
-        else f"generation {event['generation']}, candidate {event['id']}"
-    )
-    if event["objectives"]:
-        values = ", ".join(
-            f"{o.name} {format_value(o, event['objectives'][o.name])}" for o in load_objectives(config.objectives.names)
-        )
-        return f"{where}: {values}" + (", on the front" if event["on_front"] else "")
-    again = "" if event["final"] else "; it will be tried again"
-    return f"{where}: {event['status']}" + (f" ({event['reason']})" if event["reason"] else "") + again
+    where = f"generation {event['generation']}, candidate {event['id']}"
+    if event["origin"] == "baseline":
+        where = f"baseline {event['name']}"
+    values = event["objectives"]
+    if values:
+        objectives = load_objectives(config.objectives.names)
+        shown = ", ".join(f"{o.name} {format_value(o, values[o.name])}" for o in objectives)
+        return f"{where}: {shown}" + (", on the front" if event["on_front"] else "")
+    reason = f" ({event['reason']})" if event["reason"] else ""
+    return f"{where}: {event['status']}{reason}" + ("" if event["final"] else "; it will be tried again")
 
 
 def describe_generation(event: dict) -> str:
     """generation 1 of 8 done: 5 on the front, best loss 2.121, hypervolume 0.592"""
-    volume = "" if event["hypervolume"] is None else f", hypervolume {event['hypervolume']:.3f}"
+    number = event["generation"]
+    name = f"generation {number} of {event['generations'] - 1}" if number else "initial population"
     best = f", best loss {event['best']['loss']:.3f}" if "loss" in event["best"] else ""
-    name = (
-        "initial population"
-        if event["generation"] == 0
-        else f"generation {event['generation']} of {event['generations'] - 1}"
-    )
+    volume = "" if event["hypervolume"] is None else f", hypervolume {event['hypervolume']:.3f}"
     return f"{name} done: {len(event['front'])} on the front{best}{volume}"
+
+
+def progress_of(event: dict) -> float:
+    """Share of a candidate's training steps that are done."""
+    return event.get("step", 0) / max(event.get("steps") or 1, 1)
 
 
 def loss_of(event: dict) -> str:

@@ -7,44 +7,40 @@ from typing import Annotated
 
 import typer
 
+from star.cli.arguments import DATA_HELP, RunArgument
 from star.cli.console import console, say
 
 
 def evolve(
-    run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="Directory of the run: a new one, or a stopped one to resume.")
-    ],
+    run: RunArgument,
     preset: Annotated[
         str | None,
-        typer.Option(
-            help="Preset: smoke, laptop (default), gpu, two-stage, paper, or one of the paper's searches: "
-            "paper-quality, paper-size, paper-cache."
-        ),
+        typer.Option(help="smoke, laptop (default), gpu, two-stage, paper, paper-quality, paper-size or paper-cache."),
     ] = None,
     config: Annotated[Path | None, typer.Option(metavar="FILE", help="TOML file of settings.")] = None,
-    data: Annotated[
-        str | None, typer.Option(help='Text to train on: "stdlib", a text file or folder, or hf:NAME[:CONFIG].')
-    ] = None,
+    data: Annotated[str | None, typer.Option(help=DATA_HELP)] = None,
     algorithm: Annotated[str | None, typer.Option(help="nsga2 (default), ga, firefly, aging or random.")] = None,
     objectives: Annotated[
         str | None,
         typer.Option(metavar="NAMES", help="What to minimise, such as loss,cache (default: loss,parameters,cache)."),
     ] = None,
     max_parameters: Annotated[
-        str | None, typer.Option(metavar="N", help="Train no genome with more parameters, such as 1e6.")
+        str | None, typer.Option(metavar="N", help="Train no genome with more parameters than this, such as 1e6.")
     ] = None,
-    max_cache: Annotated[str | None, typer.Option(metavar="BYTES", help="Train no genome with a larger cache.")] = None,
+    max_cache: Annotated[
+        str | None, typer.Option(metavar="BYTES", help="Train no genome with a larger cache than this.")
+    ] = None,
     max_flops: Annotated[
-        str | None, typer.Option(metavar="N", help="Train no genome with more training FLOPs per token.")
+        str | None, typer.Option(metavar="N", help="Train no genome with more training FLOPs per token than this.")
     ] = None,
-    population: Annotated[int | None, typer.Option(help="Genomes of the initial population.")] = None,
+    population: Annotated[int | None, typer.Option(help="Genomes in the initial population.")] = None,
     offspring: Annotated[int | None, typer.Option(help="Genomes trained in each later generation.")] = None,
     generations: Annotated[
         int | None,
         typer.Option(help="Generations, including the initial population; raise it to extend a finished run."),
     ] = None,
     tokens: Annotated[
-        str | None, typer.Option(metavar="N", help="Training budget of each candidate, such as 65_536.")
+        str | None, typer.Option(metavar="N", help="Training tokens per candidate, such as 65_536.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
     workers: Annotated[
@@ -54,14 +50,13 @@ def evolve(
         str | None, typer.Option(help="Where candidates are trained: pool (default), inprocess or ray.")
     ] = None,
     address: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Ray cluster, or auto; without it, Ray on this machine.")
+        str | None, typer.Option(metavar="HOST:PORT", help="Ray cluster, or auto (default: Ray on this machine).")
     ] = None,
     asynchronous: Annotated[
         bool | None,
         typer.Option(
             "--async/--generations-in-step",
-            help="Propose a new genome whenever a worker is free. No worker waits, but the run cannot be repeated "
-            "exactly.",
+            help="Propose a new genome whenever a worker is free; such a run cannot be repeated exactly.",
         ),
     ] = None,
     set_: Annotated[
@@ -137,19 +132,16 @@ def report(path: Path) -> None:
     run = Run(path)
     say("\nThe Pareto front:\n")
     console().print(front_table(run))
-    for line in ["", *summary_lines(run), ""]:
-        say(line)
+    say("\n".join(["", *summary_lines(run), ""]))
     write_all(run)
     knee = run.knee()
     if run.weights(knee.id) is None:
         return
-    chosen = Chosen(knee.genome, run=run, candidate=knee)
-    model = load_candidate(chosen)
+    chosen = Chosen(knee.genome, origin=(run, knee))
+    model = load_candidate(run, knee)
     folder = path / "exported" / knee.id
-    export_model(
-        model, model.genome, folder, source={"run": str(path), "id": knee.id}, metrics=chosen.metrics, overwrite=True
-    )
-    say(f"knee of the front as a PyTorch module: {folder}")
+    export_model(model, model.genome, folder, source=chosen.source, metrics=chosen.metrics, overwrite=True)
+    say(f"knee of the front, exported as a PyTorch module: {folder}")
     prompt = "def "
-    say(f"\nWhat it writes after {prompt!r} (star generate {folder} --prompt {prompt!r}):\n")
+    say(f"\nSample after {prompt!r} (star generate {folder} --prompt {prompt!r}):\n")
     write_text(sample(model, prompt, 200))

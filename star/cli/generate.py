@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from star.cli.console import write_text
 
+if TYPE_CHECKING:
+    from star.model import LanguageModel
+
 
 def generate(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that star export or star train wrote.")],
     prompt: Annotated[str, typer.Option(help="Text to continue.")] = "",
-    tokens: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many bytes to add.")] = 200,
+    tokens: Annotated[int, typer.Option(min=1, max=1_000_000, help="Number of bytes to generate.")] = 200,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the most likely byte.")] = 0.8,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Sample among the k most likely bytes only.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same text.")] = 0,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Sample from the k most likely bytes only.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed; the same seed gives the same text.")] = 0,
 ) -> None:
     """Sample text from an exported model.
 
@@ -28,7 +31,9 @@ def generate(
     write_text(sample(load(folder), prompt, tokens, temperature, top_k, seed))
 
 
-def sample(model, prompt: str, tokens: int, temperature: float = 0.8, top_k: int | None = None, seed: int = 0) -> bytes:
+def sample(
+    model: LanguageModel, prompt: str, tokens: int, temperature: float = 0.8, top_k: int | None = None, seed: int = 0
+) -> bytes:
     """The prompt and its continuation. An empty prompt starts a new document (byte 0)."""
     import torch
 
@@ -37,7 +42,8 @@ def sample(model, prompt: str, tokens: int, temperature: float = 0.8, top_k: int
 
     if model.vocab_size != ByteTokenizer.vocab_size:
         raise UserError(
-            f"this model has a vocabulary of {model.vocab_size}, not of bytes, so there is no tokenizer for its text"
+            f"this model has a vocabulary of {model.vocab_size}, but text can be generated only with the byte "
+            f"vocabulary of {ByteTokenizer.vocab_size}; call its generate method with token ids"
         )
     start = torch.tensor([ByteTokenizer().encode(prompt).tolist() or [ByteTokenizer.separator]])
     return bytes(model.generate(start, tokens, temperature, top_k, seed)[0].tolist()).replace(b"\0", b"")

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from star.cli.console import console, say
+from star.cli.arguments import RunArgument
+from star.cli.console import console, say, say_json
 
 
 def rescore(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of the run.")],
+    run: RunArgument,
     ids: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[ID]...", help="Candidates, by the first characters of their ids (default: the whole front)."
-        ),
+        typer.Argument(metavar="[ID]...", help="Ids, or the first characters of ids, or knee (default: the front)."),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Fresh seeds for each; earlier repeats count.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Fresh seeds per candidate, counting earlier ones.")] = 3,
     workers: Annotated[
         int | None, typer.Option(help="Candidates trained at the same time (default: as in the run).")
     ] = None,
@@ -32,31 +30,29 @@ def rescore(
     This does not change the search; the same command resumes after a kill.
     """
     from star.report.tables import rescore_rows, rescore_table
+    from star.report.units import plural
     from star.run import Run
-    from star.search.repeats import rescore as measure_again
+    from star.search.repeats import rescore as train_again
 
     def show(event: dict) -> None:
-        loss = (event["objectives"] or {}).get("loss")
-        what = (
-            f"{event['status']}: {event['reason']}"
-            if event["objectives"] is None
-            else ""
-            if loss is None
-            else f"loss {loss:.3f}"
-        )
-        say(f"{event['id']} seed {event['repeat'] + 1}: {what} ({event['done']} of {event['total']})")
+        if event["objectives"] is None:
+            outcome = f"{event['status']}: {event['reason']}"
+        else:
+            loss = event["objectives"].get("loss")
+            outcome = "done" if loss is None else f"loss {loss:.3f}"
+        say(f"{event['id']} seed {event['repeat'] + 1}: {outcome} ({event['done']} of {event['total']})")
 
-    chosen = [Run(run).knee().id if id == "knee" else id for id in ids or ()]
+    opened = Run(run)
+    chosen = [opened.knee().id if id == "knee" else opened.candidate(id).id for id in ids or ()]
     if not json:
-        say(f"training {len(chosen) or len(Run(run).front())} candidates of {run} with {seeds} fresh seeds each")
-    measure_again(run, seeds, chosen, workers, callbacks=[] if json else [show])
+        count = plural(len(chosen) or len(opened.front()), "candidate")
+        say(f"training {count} of {run} with {plural(seeds, 'fresh seed')} each")
+    train_again(run, seeds, chosen, workers, callbacks=[] if json else [show])
+    opened.refresh()
     if json:
-        import json as codec
-
-        say(codec.dumps(rescore_rows(Run(run)), indent=2))
+        say_json(rescore_rows(opened))
         return
-    table, lines = rescore_table(Run(run))
+    table, lines = rescore_table(opened)
     say()
     console().print(table)
-    for line in lines:
-        say(line)
+    say("\n".join(lines))

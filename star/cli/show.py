@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from star.cli.arguments import GENOME_HELP
+from star.cli.arguments import GENOME_HELP, DepthOption, WidthOption
 from star.cli.console import console, say
 
 
@@ -19,13 +19,13 @@ def show(
         typer.Option(min=2, max=10_000_000, help="Vocabulary for the costs (default: from the genome file, or 256)."),
     ] = None,
     seq_len: Annotated[int, typer.Option(min=1, max=10**9, help="Context length for the costs, in tokens.")] = 4096,
-    d_model: Annotated[int | None, typer.Option(min=1, help="Show the genome scaled to this width.")] = None,
-    depth: Annotated[int | None, typer.Option(min=1, help="Show the genome scaled to this many LIVs.")] = None,
+    d_model: WidthOption = None,
+    depth: DepthOption = None,
     diagram: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also draw its layers into a .png, .svg or .pdf file.")
+        Path | None, typer.Option(metavar="FILE", help="Also draw the layers to a .png, .svg or .pdf file.")
     ] = None,
 ) -> None:
-    """Explain a genome: every gene, every layer, sharing and costs.
+    """Explain a genome: its genes, layers, sharing and costs.
 
     \b
     Example: star show lfm2-350m --diagram lfm2.png
@@ -41,16 +41,16 @@ def show(
     if genes:
         out.print(gene_reference())
     if genome is None:
-        if not genes:
-            raise UserError("star show needs a GENOME (a file, a shipped name, text, or RUN:ID), or --genes")
-        return
+        if genes:
+            return
+        raise UserError("star show needs a GENOME (a file, a shipped name, genome text, or RUN:ID), or --genes")
     chosen = choose_genome(genome, d_model, depth)
     vocab_size = vocab_size or chosen.vocab_size or 256
     description = chosen.description
-    if chosen.candidate is not None:
+    if chosen.origin:
         from star.report.refinement import origin_text
 
-        description = origin_text(chosen.run, chosen.candidate)
+        description = origin_text(*chosen.origin)
     for part in show_genome(chosen.genome, chosen.name, description, vocab_size, seq_len):
         out.print(part)
     if diagram is not None:

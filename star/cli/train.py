@@ -8,52 +8,44 @@ from typing import Annotated
 
 import typer
 
-from star.cli.arguments import GENOME_HELP
+from star.cli.arguments import DATA_HELP, DepthOption, GenomeArgument, OverwriteOption, WidthOption
 from star.cli.console import say
 
 
 def train(
-    genome: Annotated[str, typer.Argument(metavar="GENOME", help=GENOME_HELP)],
+    genome: GenomeArgument,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Folder for the trained model (default: exported/NAME).")
+        Path | None, typer.Option(metavar="DIR", help="Folder for the trained model (default: exported/NAME).")
     ] = None,
     preset: Annotated[
         str | None,
-        typer.Option(
-            help="Preset whose recipe is used: smoke, laptop (default), gpu or paper; a refined RUN:ID has its own "
-            "recipe."
-        ),
+        typer.Option(help="Recipe: smoke, laptop (default), gpu or paper; a refined RUN:ID has its own."),
     ] = None,
-    data: Annotated[
-        str, typer.Option(help='Text to train on: "stdlib", a text file or folder, or hf:NAME[:CONFIG].')
-    ] = "stdlib",
+    data: Annotated[str, typer.Option(help=DATA_HELP)] = "stdlib",
     tokens: Annotated[
-        str | None, typer.Option(metavar="N", help="Training budget in tokens, such as 1e6 (default: the preset's).")
+        str | None, typer.Option(metavar="N", help="Training tokens, such as 1e6 (default: as in the preset).")
     ] = None,
-    d_model: Annotated[int | None, typer.Option(min=1, help="Scale a shipped genome or file to this width.")] = None,
-    depth: Annotated[int | None, typer.Option(min=1, help="Scale a shipped genome or file to this many LIVs.")] = None,
+    d_model: WidthOption = None,
+    depth: DepthOption = None,
     scale: Annotated[
         str | None,
         typer.Option(
             metavar="SCALE",
-            help="Enlarge an evolved backbone, such as 2x-depth,2x-width (copies are stacked; add ,stretch to "
-            "repeat each LIV in place).",
+            help="Enlarge the backbone, such as 2x-depth,2x-width; with ,stretch each LIV is repeated in place.",
         ),
     ] = None,
     log: Annotated[
         list[str] | None,
-        typer.Option(
-            "--log", metavar="WHERE", help="Also log to tensorboard:FOLDER or wandb:PROJECT (extras of these names)."
-        ),
+        typer.Option(metavar="WHERE", help="Also log to tensorboard:FOLDER or wandb:PROJECT (extras of these names)."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Random seed of the weights and of the order of batches.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of the initial weights and the batch order.")] = 0,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any setting of the recipe, such as learning_rate=1e-3."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an exported folder.")] = False,
+    overwrite: OverwriteOption = False,
 ) -> None:
-    """Train one architecture fully and export it. The same command resumes a stopped training.
+    """Train one architecture fully and export it; the same command resumes a stopped training.
 
     \b
     Example: star train transformer++ --d-model 64 --depth 4 --tokens 1e6
@@ -74,18 +66,19 @@ def train(
     from star.training import train as train_model
     from star.training.distributed import rank
 
-    first = rank() == 0  # of the processes that torchrun may have started: the one that prints and writes
+    first = rank() == 0  # only the first process of torchrun prints and writes
     chosen = choose_genome(genome, d_model, depth)
     grown = parse_scale(scale).apply(chosen.genome) if scale else chosen.genome
-    overrides = {f"training.{key}": value for key, value in overrides_of(set_ or []).items()} | (
-        {"training.tokens": tokens} if tokens else {}
-    )
-    own = chosen.candidate.recipe if chosen.candidate and not preset else None  # of a refined candidate
-    base = None if own is None else replace(chosen.run.config, training=own)
+    overrides = {f"training.{key}": value for key, value in overrides_of(set_ or []).items()}
+    if tokens:
+        overrides["training.tokens"] = tokens
+    base = None
+    if chosen.origin and chosen.origin[1].recipe and not preset:  # a refined candidate has its own recipe
+        base = replace(chosen.origin[0].config, training=chosen.origin[1].recipe)
     recipe = load_config(preset, overrides=overrides, base=base).training.replace(seed=seed)
     corpus = open_corpus(data)
-    out = out or Path("exported") / (chosen.candidate.id if chosen.candidate else chosen.name or grown.id)
-    check_target(out, overwrite)  # before training, not after it
+    out = out or Path("exported") / (chosen.source.get("id") or chosen.name or grown.id)
+    check_target(out, overwrite)  # before training rather than after it
     checkpoint = out.with_name(f"{out.name}.checkpoint.safetensors")
     model = build(grown, corpus.vocab_size, seed)
     loggers = [open_logger(where, recipe, out.name) for where in log or []] if first else []
@@ -99,14 +92,12 @@ def train(
         if checkpoint.exists():
             say(f"resuming from {checkpoint}")
     with TrainingDisplay() as display:
-        listeners = [display, *loggers]
-        result = train_model(
-            model,
-            corpus,
-            recipe,
-            (lambda event: [tell(event) for tell in listeners]) if first else None,
-            checkpoint=checkpoint,
-        )
+
+        def listen(event: dict) -> None:
+            for listener in (display, *loggers):
+                listener(event)
+
+        result = train_model(model, corpus, recipe, listen if first else None, checkpoint=checkpoint)
     if not first:
         return
     for logger in loggers:
@@ -118,30 +109,23 @@ def train(
         f"validation loss {result.val_loss:.4f} +- {result.val_loss_se:.4f} nats/byte after {result.seconds:.0f} s "
         f"({result.tokens_per_second:,.0f} tokens/s)"
     )
-    metrics = {
-        "loss": result.val_loss,
-        "loss_se": result.val_loss_se,
-        "tokens": result.tokens,
-        "seconds": result.seconds,
-    }
-    source = {"corpus": corpus.name, "fingerprint": corpus.fingerprint}
-    training = {"recipe": asdict(recipe), "curve": result.curve, "sparsity": result.sparsity}
     if result.sparsity:
-        model.genome = from_json(result.sparsity["genome"])
+        trained, model = model, build(from_json(result.sparsity["genome"]), corpus.vocab_size)
+        model.load_state_dict(trained.state_dict())
         say(
             f"sparsification saves {result.sparsity['cache_saved']:.0%} of the cache at {recipe.seq_len} tokens: "
             f"the model is now {model.genome.id}"
         )
-        trained, model = model, build(model.genome, corpus.vocab_size)
-        model.load_state_dict(trained.state_dict())
+    metrics = {"loss": result.val_loss, "loss_se": result.val_loss_se}
+    metrics |= {"tokens": result.tokens, "seconds": result.seconds}
     export_model(
         model,
         model.genome,
         out,
         name=chosen.name,
-        source=source,
+        source={"corpus": corpus.name, "fingerprint": corpus.fingerprint},
         metrics=metrics,
-        training=training,
+        training={"recipe": asdict(recipe), "curve": result.curve, "sparsity": result.sparsity},
         overwrite=overwrite,
     )
     checkpoint.unlink(missing_ok=True)

@@ -39,7 +39,7 @@ def export_model(
     name: str = "",
     trained: bool = True,
     source: Mapping[str, Any] | None = None,
-    metrics: Mapping[str, float] | None = None,
+    metrics: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Path:

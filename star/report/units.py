@@ -1,4 +1,4 @@
-"""Numbers as people read them: prefixes, units, durations. Imports no plotting library."""
+"""Numbers as text: prefixes, units and durations. Imports no plotting library."""
 
 from __future__ import annotations
 
@@ -26,8 +26,13 @@ def _scaled(value: float, base: int, units: tuple[str, ...]) -> str:
     return (text.rstrip("0").rstrip(".") if "." in text else text) + units[power]
 
 
+def plural(count: int, noun: str) -> str:
+    """1, "LIV" -> "1 LIV"; 4, "LIV" -> "4 LIVs"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def display_unit(objective: Objective) -> str:
-    """The unit that people read; every tokenizer here is bytes, so a token is a byte."""
+    """The unit that is shown. Every tokenizer here is bytes, so a token is a byte."""
     return objective.unit.replace("/token", "/byte") if objective.unit.startswith("nats") else objective.unit
 
 

@@ -108,7 +108,7 @@ def test_evolve_prints_the_front_and_writes_plots_and_the_knee(evolved):
     assert (run / "plots" / "report.html").exists()
     folder = run / "exported" / opened.knee().id
     assert {path.name for path in folder.iterdir()} == {"config.json", "model.py", "model.safetensors"}
-    assert "What it writes after 'def '" in output and len(output.rpartition("'):\n\n")[2]) > 100
+    assert "Sample after 'def '" in output and len(output.rpartition("'):\n\n")[2]) > 100
 
 
 def test_evolve_again_has_nothing_left_to_do(evolved, settings):
@@ -190,7 +190,7 @@ def test_export_of_an_untrained_genome_is_asked_for(tmp_path):
 
 def test_weights_that_were_not_kept_are_missed(run):
     lost = next(c for c in Run(run).candidates() if Run(run).weights(c.id) is None)
-    assert "has no weights on the disk" in refused("export", f"{run}:{lost.id}")
+    assert "has no saved weights" in refused("export", f"{run}:{lost.id}")
 
 
 def test_train_one_architecture(text, tmp_path):
