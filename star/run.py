@@ -23,7 +23,7 @@ from star.store.database import exists, read_curves
 from star.store.lock import is_held
 
 if TYPE_CHECKING:
-    from star.refine.results import Refined
+    from star.refined import Refined
 
 
 class Run:
@@ -119,7 +119,7 @@ class Run:
         """What `star refine` did with this run, oldest first."""
         if not self._record.refinements:
             return []
-        from star.refine.results import Refined  # here: scipy.stats takes a second to import
+        from star.refined import Refined  # here: scipy.stats takes a second to import
 
         return [Refined(self, state) for state in self._record.refinements.values()]
 

@@ -28,7 +28,7 @@ LAYERS = [
     ["config", "candidate"],
     ["assess"],
     ["surrogate"],
-    ["run", "search", "refine"],
+    ["run", "refined", "search", "refine"],
     ["report", "export"],
     ["cli"],
 ]

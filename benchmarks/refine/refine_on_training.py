@@ -7,7 +7,7 @@
 
 Every pair of a member of the front and a seed is one task: lower this member's loss, at no more parameters and cache,
 with so many full trainings. Arms get the same member, the same settings and edits to choose from
-(`star.refine.recipe_space`, `star.refine.edits`), the same budget, and their own random numbers:
+(`star.refine.recipe_space`, `star.genome.local_edits`), the same budget, and their own random numbers:
 
     random               a recipe from all over the space, and one edit or none
     TPE, GPSampler       Optuna, defaults, the member's own recipe first; "+ portfolio": and the recipes that a
@@ -46,9 +46,9 @@ import torch
 import star
 from star.assess.evaluations import load_evaluation
 from star.engine.worker import run_job
+from star.genome.local_edits import Edit
 from star.refine.candidates import Setup, all_edits
 from star.refine.coordinator import choose_members, evidence_of
-from star.refine.edits import Edit
 from star.refine.planner import Planner
 from star.refine.settings import RefineSettings
 from star.search import outcomes

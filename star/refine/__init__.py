@@ -3,13 +3,12 @@
 Read in this order; each file imports only from those above it:
     settings.py      what the user chooses
     recipe_space.py  the settings of a recipe, their ranges, and the rules from settings to a recipe
-    edits.py         local edits of a genome
     candidates.py    candidates, their encoding for the Gaussian process, and the list that a step chooses from
     policy.py        the policy: which member next, at which fidelity, or stop
     propose.py       what to try next: Bayesian optimization, and the policy
     planner.py       the design, the proposals and the last measurements, as a pure function of the record
     coordinator.py   engine, record and signals
-    results.py       the results, read from the record
 
+Local edits of a genome are in `star.genome.local_edits`; the results of a refinement are read by `star.refined`.
 Imports search, surrogate and what is below them.
 """

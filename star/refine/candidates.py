@@ -14,7 +14,6 @@ the more alike they are.
 
 import hashlib
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -24,9 +23,9 @@ import numpy as np
 from star.cost import Costs
 from star.cost import costs as costs_of
 from star.genome import Genome, Space
-from star.liv import FAMILIES
-from star.refine.edits import RECIPE, Edit, edits
+from star.genome.local_edits import RECIPE, Edit, edits
 from star.refine.recipe_space import RecipeSpace, Settings
+from star.surrogate.descriptors import SUMMARY, summarise
 from star.surrogate.descriptors import describe as search_descriptors
 from star.surrogate.gaussian_process import fit
 
@@ -36,21 +35,6 @@ MOST_TRIED = 80  # latest tried candidates of a member that stay in the list
 MOST_EDITS = 2  # between a member and a candidate: further away is another search
 BOXES = (0.2, 0.4, 0.6, 1.0)  # shares of every range that recipes "anywhere" are sampled from, around one of the best
 WIDTHS = (0.05, 0.15, 0.3)  # of the steps of nearby recipes, as shares of their ranges
-FAMILY_NAMES = tuple(sorted(FAMILIES))
-DESCRIPTORS = {  # of a genome -> the least span: smaller differences within a search are not stretched to all of [0, 1]
-    "log2 parameters": 1.0,
-    "log2 cache": 2.0,
-    "log2 FLOPs": 1.0,
-    "depth": 2.0,
-    **{f"share of {name}": 0.5 for name in FAMILY_NAMES},
-    "first mixer": 0.5,
-    "differential": 0.5,
-    "log2 repeat": 1.0,
-    "log2 expansion": 1.0,
-    "window": 0.2,
-    "shared weights": 2.0,
-    "shared features": 2.0,
-}
 LEAST_EVIDENCE = 8  # results of the search from which losses are predicted
 
 
@@ -101,9 +85,9 @@ class Encoder:
     ):
         self.space, self.vocab_size, self.cache_tokens = space, vocab_size, cache_tokens
         genomes, losses = [genome for genome, _ in evidence], np.array([loss for _, loss in evidence])
-        table = np.array([describe(genome, self.costs(genome)) for genome in genomes])
+        table = np.array([summarise(genome, self.costs(genome)) for genome in genomes])
         self.low = table.min(axis=0)
-        self.span = np.maximum(table.max(axis=0) - self.low, list(DESCRIPTORS.values()))
+        self.span = np.maximum(table.max(axis=0) - self.low, list(SUMMARY.values()))
         self.level, self.unit = float(losses.min()), float(np.ptp(losses)) or 1.0
         X, groups = search_descriptors(genomes, [self.costs(genome) for genome in genomes])
         self.search = fit(X, losses, groups) if len(losses) >= LEAST_EVIDENCE else None
@@ -111,7 +95,7 @@ class Encoder:
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the inputs."""
-        return (*self.space.columns, *DESCRIPTORS, "expected loss")
+        return (*self.space.columns, *SUMMARY, "expected loss")
 
     @lru_cache(maxsize=8192)  # noqa: B019  one encoder for each refinement
     def expected(self, genome: Genome) -> float:
@@ -126,7 +110,7 @@ class Encoder:
 
     def row(self, setup: Setup) -> np.ndarray:
         """[d]; beyond [0, 1] where a genome is beyond all that the search knew."""
-        place = (np.array(describe(setup.genome, self.costs(setup.genome))) - self.low) / self.span
+        place = (np.array(summarise(setup.genome, self.costs(setup.genome))) - self.low) / self.span
         expected = (self.expected(setup.genome) - self.level) / self.unit
         return np.array([*self.space.encode(setup.settings), *np.clip(place, -0.5, 1.5), expected])
 
@@ -142,40 +126,6 @@ class Encoder:
 @lru_cache(maxsize=8192)
 def _costs(genome: Genome, vocab_size: int, cache_tokens: int) -> Costs:
     return costs_of(genome, vocab_size=vocab_size, seq_len=cache_tokens)
-
-
-def describe(genome: Genome, cost: Costs) -> list[float]:
-    """`DESCRIPTORS` of a genome in their own units: sizes, families, and what is shared.
-
-    Fewer than the search's (`star.surrogate.descriptors`), because a refinement has a length scale for each. "first
-    mixer" is the place of the first LIV that mixes tokens, as a share of the depth.
-    """
-    genes = genome.canonical().backbone
-    operators = [genome.operator(gene) for gene in genes]
-    depth, families = len(genes), [operator.family for operator in operators]
-    rows = [dict(operator.features).values() for operator in operators]
-    repeat, expansion = (
-        sum(max((math.log2(max(1, getattr(row, name))) for row in features), default=0.0) for features in rows) / depth
-        for name in ("repeat", "expansion")
-    )
-    mixers = [i for i, name in enumerate(families) if name != "memoryless"]
-    groups = [
-        [getattr(gene, name) for gene in genes if getattr(gene, active)]
-        for name, active in (("featurizer_group", "shares_weights"), ("feature_group", "shares_features"))
-    ]
-    return [
-        math.log2(1 + cost.backbone_parameters),
-        math.log2(1 + cost.cache_bytes),
-        math.log2(cost.train_flops_per_token),
-        depth,
-        *(families.count(name) / depth for name in FAMILY_NAMES),
-        mixers[0] / depth if mixers else 1.0,
-        sum(operator.differential for operator in operators) / depth,
-        repeat,
-        expansion,
-        sum(1 / math.log2(operator.window) for operator in operators if operator.window) / depth,
-        *(len(group) - len(set(group)) for group in groups),
-    ]
 
 
 # Which candidates a step chooses from.

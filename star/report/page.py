@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from star.config import describe
 from star.refine.recipe_space import settings_text
-from star.refine.results import Refined
+from star.refined import Refined
 from star.report.genome_diagram import genome_diagram
 from star.report.plots import PLOTS, Plot
 from star.report.refinement import REFINEMENT_PLOTS, refinement_lines

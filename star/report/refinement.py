@@ -12,7 +12,7 @@ import numpy as np
 from rich.table import Table
 
 from star.refine.recipe_space import recipe_space, settings_text
-from star.refine.results import Measured, Refined
+from star.refined import Measured, Refined
 from star.report.refinement_plots import calibration_panels, convergence, refinement_progress
 from star.report.setting_effects import everything_seen, importances, planner_of, regression
 from star.report.style import save_figure
@@ -191,7 +191,7 @@ def _analysis_lines(refined: Refined) -> list[str]:
 
 
 def refinement_json(refined: Refined, analysis: bool = False) -> dict:
-    """For programs: settings, members (see `star.refine.results.MemberRow`), front, hypervolume, calibration,
+    """For programs: settings, members (see `star.refined.MemberRow`), front, hypervolume, calibration,
     decisions; regression.
     """
     data = {

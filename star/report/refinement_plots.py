@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from scipy.stats import binom, norm
 
-from star.refine.results import Refined
+from star.refined import Refined
 from star.report.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, new_figure
 
 COLORS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY)

@@ -15,7 +15,7 @@ from star.config import RunConfig
 from star.genome import Space
 from star.refine.candidates import Seen, Setup
 from star.refine.planner import Planner
-from star.refine.results import Refined
+from star.refined import Refined
 from star.search.jobs import Candidates
 from star.store import Trial
 from star.surrogate.posterior import Averaged

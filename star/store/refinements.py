@@ -20,7 +20,7 @@ class Trial:
     """One training in a refinement.
 
     candidate: id of (genome, settings). member: id of the front member it came from; edits: what was changed, as text.
-    kind: of the last edit (`star.refine.candidates.KINDS`). share: of the search's training budget. repeat: which seed,
+    kind: of the last edit (`star.genome.local_edits.KINDS`). share: of the search's training budget. repeat: which seed,
     from 0. purpose: "member" (as the search trained it), "design", "proposal" or "confirm". costs: cheap objectives.
     source: "bayes" or "policy"; log: what it saw (`star.refine.propose`).
     """

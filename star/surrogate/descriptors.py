@@ -77,3 +77,55 @@ def _attributes(operator: Operator) -> tuple[float, ...]:
     family = [float(operator.family == name) for name in FAMILY_NAMES]
     nonlinear = [float(operator.genes.nonlinearity == k) for k in (2, 3, 4)]
     return (*family, float(operator.differential), repeat, expansion, float(filtered), window, *optional, *nonlinear)
+
+
+FAMILY_NAMES = tuple(sorted(FAMILIES))
+# For refinements: fewer inputs. Each with its least span; smaller differences are not stretched to all of [0, 1].
+SUMMARY = {
+    "log2 parameters": 1.0,
+    "log2 cache": 2.0,
+    "log2 FLOPs": 1.0,
+    "depth": 2.0,
+    **{f"share of {name}": 0.5 for name in FAMILY_NAMES},
+    "first mixer": 0.5,
+    "differential": 0.5,
+    "log2 repeat": 1.0,
+    "log2 expansion": 1.0,
+    "window": 0.2,
+    "shared weights": 2.0,
+    "shared features": 2.0,
+}
+
+
+def summarise(genome: Genome, cost: Costs) -> list[float]:
+    """`SUMMARY` of a genome in their own units: sizes, families, and what is shared.
+
+    Fewer than `describe` has, because a refinement has a length scale for each. "first
+    mixer" is the place of the first LIV that mixes tokens, as a share of the depth.
+    """
+    genes = genome.canonical().backbone
+    operators = [genome.operator(gene) for gene in genes]
+    depth, families = len(genes), [operator.family for operator in operators]
+    rows = [dict(operator.features).values() for operator in operators]
+    repeat, expansion = (
+        sum(max((math.log2(max(1, getattr(row, name))) for row in features), default=0.0) for features in rows) / depth
+        for name in ("repeat", "expansion")
+    )
+    mixers = [i for i, name in enumerate(families) if name != "memoryless"]
+    groups = [
+        [getattr(gene, name) for gene in genes if getattr(gene, active)]
+        for name, active in (("featurizer_group", "shares_weights"), ("feature_group", "shares_features"))
+    ]
+    return [
+        math.log2(1 + cost.backbone_parameters),
+        math.log2(1 + cost.cache_bytes),
+        math.log2(cost.train_flops_per_token),
+        depth,
+        *(families.count(name) / depth for name in FAMILY_NAMES),
+        mixers[0] / depth if mixers else 1.0,
+        sum(operator.differential for operator in operators) / depth,
+        repeat,
+        expansion,
+        sum(1 / math.log2(operator.window) for operator in operators if operator.window) / depth,
+        *(len(group) - len(set(group)) for group in groups),
+    ]

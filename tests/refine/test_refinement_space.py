@@ -14,10 +14,11 @@ from star.cost import costs
 from star.errors import UserError
 from star.genome import Genome, OperatorSpace, Space, from_json, load_genome, resolve, to_json
 from star.genome.genome import Gene
+from star.genome.local_edits import KINDS, edits
 from star.model import build
-from star.refine.candidates import DESCRIPTORS, Encoder, Seen, Setup, around, describe
-from star.refine.edits import KINDS, edits
+from star.refine.candidates import Encoder, Seen, Setup, around
 from star.refine.recipe_space import RATE_OF_BATCH, recipe_space, settings_text
+from star.surrogate.descriptors import SUMMARY, summarise
 from star.training.recipe import Recipe
 
 AROUND = load_config("laptop").training
@@ -237,7 +238,7 @@ def test_descriptors_tell_genomes_apart_and_the_expected_loss_follows_the_search
     enc = encoder(known)
     rows = enc.rows([Setup("", g, SPACE.base) for g in known])
     assert rows.shape == (24, len(enc.columns)) and len(np.unique(rows.round(9), axis=0)) == len({g.id for g in known})
-    assert all(len(describe(g, costs(g))) == len(DESCRIPTORS) for g in known)
+    assert all(len(summarise(g, costs(g))) == len(SUMMARY) for g in known)
     told = np.array([2.0 + 1e-6 * costs(g).parameters for g in known])
     assert np.corrcoef(enc.prior(rows), told)[0, 1] > 0.95
     fresh = genomes(12, seed=9)

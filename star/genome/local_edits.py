@@ -15,10 +15,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from star.errors import UserError
-from star.genome import Genome, Space, resolve
 from star.genome.edit import together, with_operators
-from star.genome.genome import Gene
+from star.genome.genome import Gene, Genome
+from star.genome.plan import resolve
 from star.genome.repair import repair
+from star.genome.space import Space
 from star.liv import FAMILIES, Operator
 from star.liv.genes import SPARSITY, FeatureGenes
 
