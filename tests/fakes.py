@@ -1,4 +1,4 @@
-"""Small runs of free candidates, reliable or not, for the tests of store and search."""
+"""Small runs whose candidates cost nothing, reliable or not, for the tests of store and search."""
 
 import random
 import time
@@ -13,13 +13,13 @@ TABULAR = "star.assess.evaluations.tabular:assess"
 
 
 def slow(job: dict, report) -> dict:
-    """The tabular objective, some milliseconds later: a moment in which to be killed."""
+    """The tabular objective after some milliseconds, during which the worker can be killed."""
     time.sleep(0.02 + int(job["id"][0], 16) * 1e-3)
     return tabular.assess(job, report)
 
 
 def unreliable(job: dict, report) -> dict:
-    """The tabular objective, but a third of the genomes fail, each in its own way, and always in the same."""
+    """The tabular objective, but a third of the genomes fail, each in a fixed way."""
     luck = int(job["id"][-2:], 16)
     if luck < 16:
         raise RuntimeError("this genome never works")
@@ -39,7 +39,7 @@ def hopeless(job: dict, report) -> dict:
 
 
 def config(**overrides) -> RunConfig:
-    """A free run: 8 genomes x 6 generations, no training, no baselines unless asked for. Keys: __ for the dot."""
+    """A fast run: 8 genomes x 6 generations, no training, no baselines by default. In keys, __ stands for the dot."""
     settings = {"evaluation": "tabular", "search.baselines": (), "search.population": 8, "search.generations": 6}
     settings |= {"search.parents": 0, "search.offspring": 0, "search.screen": 1}
     settings |= {f"search.{kind}_probability": 0.0 for kind in ("insert", "delete", "swap")}
@@ -55,14 +55,13 @@ def run(path, config: RunConfig, function: str = TABULAR, slots: int = 1, callba
 
 
 def history(path) -> list[tuple]:
-    """All asks and tells of a run with the algorithm's state after each, to the last bit."""
-    told = []
-    for event in read_events(path):
-        if event.kind in ("ask", "tell") and event.data["digest"] is not None:
-            told.append(
-                (event.kind, event.data["digest"], repr(event.data.get("told")), repr(event.data.get("proposals")))
-            )
-    return told
+    """All asks and tells of a run with the algorithm's state after each; equal only if bit-identical."""
+    events = [event for event in read_events(path) if event.kind in ("ask", "tell")]
+    return [
+        (event.kind, event.data["digest"], repr(event.data.get("told")), repr(event.data.get("proposals")))
+        for event in events
+        if event.data["digest"] is not None
+    ]
 
 
 class Shuffled(InProcess):
@@ -81,7 +80,7 @@ class Shuffled(InProcess):
 
 
 class Interrupted(InProcess):
-    """Stops after some outcomes, as if its coordinator had been killed there."""
+    """Stops after some outcomes, like a coordinator that is killed."""
 
     def __init__(self, function, slots, seed, left):
         super().__init__(function, slots)

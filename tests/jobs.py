@@ -35,9 +35,7 @@ def job(job: dict, report) -> dict:
         case "memory":
             raise MemoryError
         case "torch memory":
-            raise RuntimeError(
-                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"
-            )
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ... 1 bytes")
         case "diverge":
             return {"status": "diverged", "reason": "the loss is not finite"}
         case "object":
@@ -54,7 +52,7 @@ def hopeless(job: dict, report) -> dict:
 
 
 def lingering(job: dict, report) -> dict:
-    """The tabular objective, and a file in `pids`, beside the run, that says which process is at it for a moment."""
+    """The tabular objective; for a moment, a file in `pids`, beside the run, has the id of the process."""
     from star.assess.evaluations import tabular
 
     path = Path(job["directory"]).parents[2] / "pids" / job["id"]
@@ -74,7 +72,7 @@ def counted(job: dict, report) -> dict:
 
 
 def heavy(job: dict, report) -> dict:
-    """The tabular objective, with weights, and a result on the disk as training leaves it."""
+    """The tabular objective, with weights and a result on the disk, as after training."""
     from star.assess.evaluations import tabular
     from star.store.files import RESULT, WEIGHTS, write_atomically, write_json
 
@@ -89,13 +87,13 @@ def full(job: dict, report) -> dict:
 
 
 def running(directory: Path) -> dict[str, int]:
-    """Process ids of jobs at work, by job, where jobs are `fakes.lingering`."""
+    """Process ids of running `lingering` jobs, by job id."""
     found = {}
     for path in directory.glob("*"):
         try:
             pid = int(path.read_text())
             os.kill(pid, 0)
-        except (OSError, ValueError):  # over, or not yet begun
+        except (OSError, ValueError):  # finished, or not yet started
             continue
         found[path.name] = pid
     return found

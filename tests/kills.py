@@ -1,4 +1,4 @@
-"""Processes that die at a chosen moment, for the tests of what a run survives."""
+"""Processes that are killed at a chosen moment, to test what a run survives."""
 
 import contextlib
 import os
@@ -14,8 +14,7 @@ from star.search import evolve
 from star.store import CandidateFiles, Store
 
 SMALL = {"search__population": 4, "search__generations": 4, "search__baselines": ("transformer++",)}
-# Settings; slots (what a steady state finds depends on the order of arrival, which one slot fixes); every so manyth
-# boundary
+# Settings; slots (a steady-state search depends on the order of arrival, which one slot fixes); step between boundaries
 MODES = [
     pytest.param({}, 2, 1, id="generations"),
     pytest.param({"search__asynchronous": True, "search__generations": 2}, 1, 1, id="steady state"),
@@ -84,9 +83,7 @@ def session(path: Path, settings, slots: int, k: float = float("inf"), function:
 
 
 def everything(path: Path) -> tuple:
-    """All that a search is worth: asks, tells and states, the front, and the result of every candidate, to the last
-    bit.
-    """
+    """Asks, tells and states, the front, and the result of every candidate; equal only if bit-identical."""
     found = Run(path)
     front = [(c.id, c.genome, c.objectives) for c in found.front()]
     candidates = [(c.id, c.status, c.objectives, c.origin, c.generation, c.parents) for c in found.candidates()]

@@ -1,7 +1,7 @@
 """Where jobs run: in this process, in a pool of worker processes that may die without harm, or on a Ray cluster.
 
-A job is a plain dict and goes in with an id; an `Outcome` with the same id comes back, whatever happened
-to the job. The engine knows nothing of genomes, training or searches. Imports `star.errors`.
+A job is a plain dict with an id. Whatever happens to it, an `Outcome` with the same id comes back. Engines know nothing
+of genomes, training or searches; from STAR they import only `star.errors`.
 """
 
 from star.engine.inprocess import InProcess

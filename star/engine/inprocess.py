@@ -1,4 +1,4 @@
-"""Jobs one after the other in this process: simplest to debug, and nothing to pay for jobs that take microseconds."""
+"""Jobs one after the other in this process: the simplest to debug, without overhead for jobs that take microseconds."""
 
 import functools
 import time
@@ -11,8 +11,8 @@ from star.engine.worker import Cancelled, run_job
 class InProcess(Engine):
     """Runs waiting jobs inside `poll`.
 
-    A job is not isolated: a crash of the interpreter ends the run, and a deadline holds only where the
-    function itself keeps it. `slots` above 1 lets a poll run several short jobs before it returns.
+    Jobs are not isolated: a crash of the interpreter ends the run, and only the function itself can keep a deadline.
+    With more than one slot, a poll can run several short jobs before it returns.
     """
 
     def __init__(self, function: str, slots: int = 1):
@@ -25,7 +25,7 @@ class InProcess(Engine):
         self.waiting[job_id] = job
 
     def poll(self, timeout: float) -> list[Outcome]:
-        """Runs waiting jobs until `timeout` seconds have passed; always at least one if there is one."""
+        """Run waiting jobs until `timeout` seconds have passed, but at least one if there is one."""
         outcomes: list[Outcome] = []
         deadline = time.monotonic() + timeout
         while self.waiting and (not outcomes or time.monotonic() < deadline):
@@ -39,7 +39,7 @@ class InProcess(Engine):
         return outcomes
 
     def cancel(self, job_id: str) -> None:
-        """A waiting job is dropped; the running one stops at its next report."""
+        """Drop a waiting job, or stop the running one at its next report."""
         self.waiting.pop(job_id, None)
         self.cancelled.add(job_id)
 

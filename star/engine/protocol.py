@@ -1,4 +1,4 @@
-"""What every engine does, and what it gives back."""
+"""The interface of all engines, and the outcome that they return for each job."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ Report = Callable[[dict], None]
 class Outcome:
     """What became of one job.
 
-    status: "ok", or whatever other word the function put under "status" in its result ("diverged", "timeout");
+    status: "ok", or another word that the function put under "status" in its result ("diverged", "timeout");
         "oom" (out of memory), "failed" (exception: `traceback` is set), "timeout" (killed past its deadline),
-        "lost" (its worker died: no fault of the job), "disk_full" (nothing can be written: stop, keep the job).
-    result: what the function returned; None unless it returned.
+        "lost" (its worker died, through no fault of the job), "disk_full" (nothing can be written: stop, keep the job).
+    result: what the function returned; None if it did not return.
     reason: one line of text; empty when ok.
-    seconds: time its worker was busy with it, measured there; seen from here if the worker could not tell.
+    seconds: time its worker was busy with it, measured by the worker, or by the coordinator if the worker died.
     worker: where it ran, for example "worker 1".
     """
 
@@ -32,22 +32,22 @@ class Outcome:
 class Engine(Protocol):
     """Runs `function(job, report) -> dict` for submitted jobs.
 
-    The function is named, as "module:function", and takes and returns plain JSON-able dicts. It may call
-    `report(dict)` to show progress, which reaches `on_progress(job_id, dict)` in the coordinator now and then;
-    progress is for display only and may be lost.
+    The function is given by name, "module:function", and takes and returns plain JSON-able dicts. It may call
+    `report(dict)` to show progress, which reaches `on_progress(job_id, dict)` in the coordinator now and then. Progress
+    is for display only and may be lost.
     """
 
-    slots: int  # jobs it can hold at one time; a submission into a free slot is the start of the job
+    slots: int  # jobs it can hold at one time; a job submitted into a free slot starts at once
     on_progress: Callable[[str, dict], None] | None
 
     def submit(self, job_id: str, job: dict) -> None:
-        """Start a job. Never submit more than `slots` jobs without an outcome."""
+        """Start a job. There must be fewer than `slots` jobs without an outcome."""
 
     def poll(self, timeout: float) -> list[Outcome]:
         """Outcomes since the last call, each once; waits up to `timeout` seconds for the first."""
 
     def cancel(self, job_id: str) -> None:
-        """Stop a job. It has no outcome, then or later."""
+        """Stop a job. It will have no outcome."""
 
     def close(self) -> None:
-        """Stop everything and free what the engine holds."""
+        """Stop all jobs and free all resources."""

@@ -1,9 +1,9 @@
 """Jobs on a Ray cluster: many GPUs or many machines. Needs the extra `ray`; nothing else of STAR imports Ray.
 
 Each job is one Ray task in a fresh process (`max_calls=1`: its exit frees all CUDA memory), with `max_retries=0`,
-because who is tried again is the search's decision. The task is a generator of two items, where it runs and what became
-of it, so that a deadline counts from the job's own start even if the cluster is shared and the task had to queue. Ray
-ends a driver's tasks with the driver. Imports `star.errors`.
+because the search decides what is tried again. The task is a generator of two items: where it runs, and its outcome. A
+deadline therefore counts from the job's own start, even if the task had to queue on a shared cluster. When a driver
+dies, Ray ends its tasks. From STAR this module imports only `star.errors`.
 """
 
 import contextlib
@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from star.engine.progress import ProgressFile, read_progress
-from star.engine.protocol import Engine, Outcome
+from star.engine.progress import ProgressDirectory, ProgressFile
+from star.engine.protocol import Engine, Outcome, Report
 from star.engine.worker import run_job
 from star.errors import UserError
 
@@ -25,16 +25,16 @@ OBJECT_STORE = 100 * 2**20  # bytes on a local cluster; jobs are kilobytes in an
 
 
 class Ray(Engine):
-    """`slots` tasks at a time on the cluster at `address`, or on one of its own on this machine, which ends with it.
+    """`slots` tasks at a time on the cluster at `address`, or on a local cluster that this engine starts and stops.
 
-    address: "" for RAY_ADDRESS if that is set, else this machine; "auto" or "host:port" for a cluster that runs.
-    slots: 0 for as many as fit; more than fit are cut. cpus: CPU cores of each job.
+    address: "" for RAY_ADDRESS if that is set, else this machine; "auto" or "host:port" for a running cluster.
+    slots: reduced to as many as fit; 0 for as many as fit. cpus: CPU cores of each job.
     per_gpu: jobs that share a GPU, if the cluster has GPUs; 0 for jobs that need none.
     timeout: seconds after which a running job is killed, counted from its own start; None for no limit.
     environment: environment variables of each job.
-    shared: a directory. Where a job cannot see this very directory, because its machine does not mount it, strings in
-        the job that are paths inside become None, and there is no progress.
-    Raises UserError if Ray is not installed, or no cluster answers, or it has nothing for a job to run on.
+    shared: a directory. On a machine that does not mount this directory, strings in the job that are paths inside it
+        become None, and no progress is reported.
+    Raises UserError if Ray is not installed, no cluster answers, or no machine of the cluster can run a job.
     """
 
     def __init__(
@@ -64,29 +64,25 @@ class Ray(Engine):
             )
         self.slots = min(slots or fitting, fitting)
         self.shared = Path(shared).absolute()
-        self.progress_directory = self.shared / "progress"
-        self.progress_directory.mkdir(parents=True, exist_ok=True)
-        self._clear_progress()
-        # Who sees it sees this very directory
-        self.marker = self.progress_directory / f"coordinator-{uuid.uuid4().hex}"
+        self.progress = ProgressDirectory(self.shared / "progress")
+        self.marker = self.progress.path / f"coordinator-{uuid.uuid4().hex}"  # seen only where the directory is mounted
         self.marker.touch()
         gpus = 1 / per_gpu if per_gpu else 0
         decorate = self.ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=1, max_retries=0, num_returns="streaming")
         self._task = decorate(_run)
         self._running: dict[str, _Task] = {}
-        self._shown: dict[str, dict] = {}
 
     def submit(self, job_id: str, job: dict) -> None:
         if len(self._running) >= self.slots:
-            raise RuntimeError(f"the engine has {self.slots} slots and all are taken")
-        place = (str(self.shared), str(self.marker), str(self.progress_directory / f"{job_id}.json"))
-        items = self._task.remote(self.function, job, self.environment, *place)
+            raise RuntimeError(f"all {self.slots} slots of the engine are taken")
+        paths = str(self.shared), str(self.marker), self.progress.file(job_id)
+        items = self._task.remote(self.function, job, self.environment, *paths)
         self._running[job_id] = _Task(items, time.monotonic())
 
     def poll(self, timeout: float) -> list[Outcome]:
         deadline = time.monotonic() + timeout
         while True:
-            self._show_progress()
+            self.progress.show(self._running, self.on_progress)
             outcomes = [outcome for job_id in list(self._running) if (outcome := self._look(job_id)) is not None]
             for outcome in outcomes:
                 self._forget(outcome.job_id)
@@ -104,12 +100,10 @@ class Ray(Engine):
         for job_id in list(self._running):
             self.cancel(job_id)
         self._disconnect()
-        self._clear_progress()
-        with contextlib.suppress(OSError):
-            self.progress_directory.rmdir()
+        self.progress.close()
 
     def _look(self, job_id: str) -> Outcome | None:
-        """What became of a job, if it is known. Errors of each job are caught alone."""
+        """The outcome of a job, if there is one yet. Each job's errors are handled separately."""
         task, ray = self._running[job_id], self.ray
         try:
             while ray.wait([task.items], num_returns=1, timeout=0)[0]:
@@ -118,28 +112,23 @@ class Ray(Engine):
                     return Outcome(job_id=job_id, worker=task.worker, **item)
                 task.worker, task.began = item["where"], time.monotonic()
         except StopIteration:  # cannot happen: the task yields its outcome or raises
-            return self._lost(job_id, "its worker ended without a result")
-        except (
-            ray.exceptions.RayTaskError
-        ) as error:  # our own body did not run: STAR is missing there, or another version
+            return self._ended(job_id, "lost", "its worker ended without a result")
+        except ray.exceptions.RayTaskError as error:  # `_run` itself failed: STAR is missing there or differs
             reason = f"the job could not be run on the cluster: {str(error).strip().splitlines()[-1]}"
             return Outcome(job_id, "failed", reason=reason[:500], traceback=str(error), worker=task.worker)
         except ray.exceptions.OutOfMemoryError:
-            return self._lost(job_id, "Ray killed its worker because its machine was out of memory")
+            return self._ended(job_id, "lost", "Ray killed its worker because its machine was out of memory")
         except ray.exceptions.RayError as error:
-            return self._lost(job_id, f"its worker or machine died ({type(error).__name__})")
+            return self._ended(job_id, "lost", f"its worker or machine died ({type(error).__name__})")
         if not self.timeout or not task.began or time.monotonic() - task.began < self.timeout:
             return None
         self._kill(task)
-        seconds = time.monotonic() - task.began
-        return Outcome(
-            job_id, "timeout", reason=f"killed after {self.timeout:g} s", seconds=seconds, worker=task.worker
-        )
+        return self._ended(job_id, "timeout", f"killed after {self.timeout:g} s")
 
-    def _lost(self, job_id: str, reason: str) -> Outcome:
+    def _ended(self, job_id: str, status: str, reason: str) -> Outcome:
         task = self._running[job_id]
         seconds = time.monotonic() - (task.began or task.submitted)
-        return Outcome(job_id, "lost", reason=reason, seconds=seconds, worker=task.worker)
+        return Outcome(job_id, status, reason=reason, seconds=seconds, worker=task.worker)
 
     def _kill(self, task: "_Task") -> None:
         with contextlib.suppress(self.ray.exceptions.RayError):
@@ -147,27 +136,14 @@ class Ray(Engine):
 
     def _forget(self, job_id: str) -> None:
         self._running.pop(job_id, None)
-        self._shown.pop(job_id, None)
-        (self.progress_directory / f"{job_id}.json").unlink(missing_ok=True)
+        self.progress.forget(job_id)
 
     def _fitting(self, cpus: int, per_gpu: int) -> int:
-        """Jobs that the machines of the cluster hold together. A job does not stretch over two of them."""
+        """How many jobs fit on the cluster at one time. A job runs on one machine."""
         machines = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
         by_cpu = [int(machine.get("CPU", 0) // cpus) for machine in machines]
         by_gpu = [int(machine.get("GPU", 0)) * per_gpu for machine in machines] if per_gpu else by_cpu
         return sum(map(min, by_cpu, by_gpu))
-
-    def _show_progress(self) -> None:
-        if self.on_progress is None:
-            return
-        for job_id, progress in read_progress(self.progress_directory).items():
-            if job_id in self._running and self._shown.get(job_id) != progress:
-                self._shown[job_id] = progress
-                self.on_progress(job_id, progress)
-
-    def _clear_progress(self) -> None:
-        for path in [*self.progress_directory.glob("*.json*"), *self.progress_directory.glob("coordinator-*")]:
-            path.unlink(missing_ok=True)
 
     def _disconnect(self) -> None:
         if self.owns_cluster:
@@ -178,13 +154,13 @@ class Ray(Engine):
 class _Task:
     items: Any  # ray.ObjectRefGenerator
     submitted: float
-    began: float = 0.0  # when it was first known to run; 0 before
+    began: float = 0.0  # when it was first known to be running; 0 before
     worker: str = ""
 
 
 def import_ray():
-    """Raises UserError if the package is missing."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report to its makers
+    """The package `ray`. Raises UserError if it is missing."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # otherwise Ray sends usage statistics
     try:
         import ray
     except ImportError as error:
@@ -195,7 +171,7 @@ def import_ray():
 
 
 def _connect(ray, address: str, cpus: int) -> None:
-    """Connect to a cluster, or start one here: with all cores of this machine, and at least `cpus`."""
+    """Connect to a cluster, or start a local one with all cores of this machine, but at least `cpus`."""
     quiet = {"log_to_driver": False, "logging_level": "error"}
     if address.startswith("ray://"):
         raise UserError(
@@ -219,14 +195,12 @@ def _run(function: str, job: dict, environment: dict[str, str], shared: str, mar
     """The task. Yields where it runs, then the fields of its Outcome."""
     os.environ.update(environment)
     yield {"where": f"{socket.gethostname()}:{os.getpid()}"}
-    report = ProgressFile(progress_path)
+    report: Report = ProgressFile(progress_path)
     if not os.path.exists(marker):
-        inside, report = os.path.join(shared, ""), _say_nothing
-        job = {
-            key: None if isinstance(value, str) and value.startswith(inside) else value for key, value in job.items()
-        }
+        prefix, report = os.path.join(shared, ""), _ignore
+        job = {key: None if isinstance(v, str) and v.startswith(prefix) else v for key, v in job.items()}
     yield run_job(function, job, report)
 
 
-def _say_nothing(progress: dict) -> None:
+def _ignore(progress: dict) -> None:
     pass

@@ -1,4 +1,4 @@
-"""What happens around one job, in whatever process it runs: every ending becomes a plain dict."""
+"""Run one job, in any process: every ending, exceptions included, becomes a plain dict."""
 
 import errno
 import importlib
@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 import traceback
+from collections.abc import Callable
 
 from star.engine.protocol import Report
 from star.errors import is_out_of_memory
@@ -21,7 +22,7 @@ def run_job(function: str, job: dict, report: Report) -> dict:
     """Run one job and return the fields of its Outcome (all but job_id and worker). Raises nothing but Cancelled."""
     start = time.perf_counter()
     try:
-        result = json.loads(json.dumps(find(function)(job, report)))  # plain data only: nothing exotic leaves a worker
+        result = json.loads(json.dumps(find(function)(job, report)))  # ensures that it is plain data
         outcome = {"status": result.get("status", "ok"), "reason": result.get("reason", ""), "result": result}
     except Cancelled:
         raise
@@ -31,7 +32,7 @@ def run_job(function: str, job: dict, report: Report) -> dict:
     return outcome | {"seconds": time.perf_counter() - start}
 
 
-def find(function: str):
+def find(function: str) -> Callable[[dict, Report], dict]:
     """The callable behind "module:function"."""
     module, _, name = function.partition(":")
     return getattr(importlib.import_module(module), name)
@@ -47,14 +48,14 @@ def kind_of(error: BaseException) -> str:
 
 
 def start_worker(coordinator: int, environment: dict[str, str]) -> None:
-    """First thing in a new worker process. Kept trivial: an initializer that raises would break its pool for good."""
+    """Initialize a new worker process. Kept trivial, because an initializer that raises breaks its pool for good."""
     os.environ.update(environment)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # die at once when told to, even inside a long torch call
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # die at once, even inside a long torch call
     threading.Thread(target=_leave_with, args=(coordinator,), daemon=True).start()
 
 
 def _leave_with(coordinator: int, every: float = 0.5) -> None:
-    """Exit when the coordinator is gone: a busy worker would otherwise finish its job for nobody."""
+    """Exit when the coordinator is gone, even in the middle of a job."""
     while os.getppid() == coordinator:
         time.sleep(every)
     os._exit(1)

@@ -1,4 +1,4 @@
-"""Engines: every way in which a job can end costs that job only, and comes back as a plain outcome."""
+"""Engines: every way in which a job can end affects only that job, and is returned as a plain outcome."""
 
 import os
 import signal
@@ -28,12 +28,11 @@ def test_in_process_endings():
 
 
 def test_pool_endings(pool):
-    """Each misbehaviour between well-behaved jobs: only the misbehaving one suffers."""
+    """Jobs that fail in every way run among good jobs, which are not affected."""
     kinds = [*ENDINGS, "die", "hang"]
-    jobs = {f"{i}": {"do": do} for i, do in enumerate(kinds)} | {
-        f"good{i}": {"do": "ok", "number": i} for i in range(6)
-    }
-    outcomes = drive(pool, dict(sorted(jobs.items(), key=lambda item: item[0][-1])))
+    bad = {f"{i}": {"do": do} for i, do in enumerate(kinds)}
+    good = {f"good{i}": {"do": "ok", "number": i} for i in range(6)}
+    outcomes = drive(pool, dict(sorted((bad | good).items(), key=lambda item: item[0][-1])))
     statuses = {do: outcomes[str(i)].status for i, do in enumerate(kinds)}
     assert statuses == ENDINGS | {"die": "lost", "hang": "timeout"}
     for i in range(6):
@@ -44,7 +43,7 @@ def test_pool_endings(pool):
     assert outcomes["good0"].worker in ("worker 0", "worker 1")
 
 
-def test_workers_live_on_but_not_after_an_error_and_keep_their_slot(pool):
+def test_workers_are_reused_until_an_error_and_keep_their_slot(pool):
     first = drive(pool, {f"{i}": {"do": "ok"} for i in range(8)})
     by_worker = {o.worker: o.result["pid"] for o in first.values()}
     assert {o.result["pid"] for o in first.values()} == set(by_worker.values())
@@ -85,7 +84,7 @@ def test_cancelled_jobs_have_no_outcome_and_free_their_slot(pool):
     assert set(drive(pool, {"c": {"do": "ok"}, "d": {"do": "ok"}})) == {"c", "d"}
 
 
-def test_busy_workers_leave_with_their_coordinator(tmp_path):
+def test_busy_workers_exit_when_their_coordinator_dies(tmp_path):
     pid_file = tmp_path / "pid"
     code = (
         "from star.engine import ProcessPool\n"

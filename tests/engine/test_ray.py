@@ -1,4 +1,4 @@
-"""The Ray engine on a cluster of two machines on this one: the same run as in process, whatever dies."""
+"""The Ray engine on a simulated cluster of two machines: the run is the same as in process, whichever process dies."""
 
 import os
 import signal
@@ -45,7 +45,7 @@ def engine(cluster, tmp_path):
 
 
 def test_endings(engine):
-    """Each misbehaviour between well-behaved jobs, on as many workers as the two machines have cores."""
+    """Jobs that fail in every way among good jobs, on as many workers as the two machines have cores."""
     assert engine.slots == 4
     kinds = [*ENDINGS, "die", "hang"]
     jobs = {do: {"do": do} for do in kinds} | {f"good{i}": {"do": "ok", "number": i} for i in range(4)}
@@ -55,11 +55,9 @@ def test_endings(engine):
     assert [(o.status, o.result["number"], o.result["slot"]) for o in good] == [("ok", i, "here") for i in range(4)]
     assert len({o.result["pid"] for o in good}) == 4, "a fresh process for each job"
     assert "second line" in outcomes["raise"].traceback and outcomes["raise"].reason == "ValueError: first line"
-    assert all(o.seconds < 3 <= outcomes["hang"].seconds for o in good), (
-        "busy time of the worker, its start not included"
-    )
+    assert outcomes["hang"].seconds >= 3 > max(o.seconds for o in good), "busy time of the worker, without its start"
     assert "worker or machine died" in outcomes["die"].reason
-    assert not list(engine.progress_directory.glob("*.json"))
+    assert not list(engine.progress.path.glob("*.json"))
 
 
 def test_progress_and_cancel(engine, tmp_path):
@@ -75,7 +73,7 @@ def test_progress_and_cancel(engine, tmp_path):
 
 def test_a_machine_that_does_not_see_the_run_directory(engine, tmp_path):
     job = {"do": "echo", "directory": str(tmp_path / "candidates" / "ab"), "corpus": "stdlib"}
-    assert drive(engine, {"a": job})["a"].result == job, "here it does"
+    assert drive(engine, {"a": job})["a"].result == job, "here the directory is mounted"
     engine.marker.unlink()
     assert drive(engine, {"a": job})["a"].result == job | {"directory": None}
 
@@ -100,11 +98,8 @@ def test_an_evolution_with_killed_workers_is_the_same_evolution(cluster, tmp_pat
         assert evolve(tmp_path / "ray", settings, engine=engine, callbacks=[kill]).status == "finished"
     finally:
         engine.close()
-    lost = [
-        event.data["id"]
-        for event in read_events(tmp_path / "ray")
-        if event.kind == "finish" and event.data["status"] == "lost"
-    ]
+    finished = [event.data for event in read_events(tmp_path / "ray") if event.kind == "finish"]
+    lost = [data["id"] for data in finished if data["status"] == "lost"]
     assert sorted(lost) == sorted(killed) and len(killed) == 2
     assert history(tmp_path / "ray") == history(tmp_path / "plain")
     assert outcome(tmp_path / "ray") == outcome(tmp_path / "plain")
@@ -117,16 +112,15 @@ def outcome(path) -> list:
 def test_a_first_generation_of_failures(cluster, tmp_path):
     engine = Ray("jobs:hopeless", shared=tmp_path, address=cluster)
     try:
-        with pytest.raises(
-            RunFailed, match=r"All 2 candidates of the first generation failed(.|\n)*no candidate can work here"
-        ):
+        message = r"All 2 candidates of the first generation failed(.|\n)*no candidate can work here"
+        with pytest.raises(RunFailed, match=message):
             evolve(tmp_path / "run", config(search__population=2), engine=engine)
     finally:
         engine.close()
 
 
 def test_nothing_runs_on_when_the_driver_dies(tmp_path):
-    """A cluster of its own, as `engine.kind = "ray"` without an address starts one."""
+    """The driver starts a local cluster, as `engine.kind = "ray"` does without an address."""
     script = tmp_path / "driver.py"
     script.write_text(
         "from star.engine import Ray\n"
@@ -145,7 +139,7 @@ def test_nothing_runs_on_when_the_driver_dies(tmp_path):
 
 
 def test_the_command_line(cluster, tmp_path):
-    """`star evolve --engine ray --address ...`: more workers than fit are said to be cut."""
+    """`star evolve --engine ray --address ...` says so when fewer workers fit than were asked for."""
     changes = ["--set", "evaluation=tabular", "--set", "search.baselines=", "--population", "5", "--generations", "1"]
     changes += ["--workers", "5", "--engine", "ray", "--address", cluster]
     command = [sys.executable, "-m", "star", "evolve", str(tmp_path / "run"), "--preset", "smoke", *changes]
@@ -157,7 +151,7 @@ def test_the_command_line(cluster, tmp_path):
     assert len(Run(tmp_path / "run").candidates()) == 5
 
 
-def test_what_cannot_be_is_said_in_one_sentence(tmp_path, cluster, monkeypatch):
+def test_impossible_settings_are_one_sentence(tmp_path, cluster, monkeypatch):
     with pytest.raises(UserError, match=r"engine.address is 'ray://a:1': run star on a machine of the cluster"):
         Ray("jobs:job", shared=tmp_path, address="ray://a:1")
     with pytest.raises(UserError, match="no machine of the Ray cluster has 3 CPU cores"):

@@ -151,7 +151,8 @@ def test_workers_are_killed_at_random_moments(tmp_path):
     def killer() -> None:
         nonlocal kills
         while not over.wait(rng.uniform(0.02, 0.3)):
-            fragile = any(losses[slot.job_id] >= 2 for slot in pool._slots)  # a fourth loss would be final
+            jobs = [slot.job for slot in pool._slots]
+            fragile = any(job and losses[job.id] >= 2 for job in jobs)  # a fourth loss would be final
             workers = workers_of(os.getpid())
             if workers and not fragile and kills < 40:
                 with contextlib.suppress(ProcessLookupError):
