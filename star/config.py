@@ -298,7 +298,7 @@ def load_config(
 def read_toml(path: str | Path) -> dict[str, Any]:
     """The settings in a TOML file, by dotted key."""
     try:
-        return _flatten(tomllib.loads(Path(path).read_text(encoding="utf-8")))
+        return _flatten(tomllib.loads(Path(path).read_text(encoding="utf-8-sig")))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
     except tomllib.TOMLDecodeError as error:
@@ -368,12 +368,14 @@ def _convert(key: str, value: Any, kind: Any) -> Any:
         if not isinstance(value, list | tuple):
             value = [value]
         return tuple(_convert(key, part, item) for part in value)
+    if isinstance(value, str) and kind in (int, float) and not value.isascii():
+        raise UserError(f"{key} is {value!r}; it must be {_KINDS[kind]} in the digits 0 to 9")
     try:
         if kind is bool:
             return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[str(value).lower()]
         if kind is int:
             return _whole(value)
-        if kind is float and not isinstance(value, bool):
+        if kind is float and not isinstance(value, bool) and math.isfinite(float(value)):
             return float(value)
         if kind is str and isinstance(value, str):
             return value
@@ -394,7 +396,7 @@ def _whole(value: Any) -> int:
         return int(number)
 
 
-_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+_KINDS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}
 
 
 def _check(key: str, f: dataclasses.Field, value: Any) -> None:

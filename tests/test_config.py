@@ -73,7 +73,7 @@ def test_base_is_a_stored_configuration():
         ({"search.population": 2.5}, "search.population is 2.5; it must be a whole number"),
         ({"search.population": True}, "search.population is True; it must be a whole number"),
         ({"search.mutation_probability": 1.5}, "search.mutation_probability is 1.5; it must be from 0 to 1"),
-        ({"search.mutation_probability": "nan"}, "search.mutation_probability is nan; it must be from 0 to 1"),
+        ({"search.mutation_probability": "nan"}, "search.mutation_probability is 'nan'; it must be a finite number"),
         ({"search.crossover_inside": "maybe"}, "search.crossover_inside is 'maybe'; it must be true or false"),
         ({"engine.kind": "cloud"}, "engine.kind is 'cloud'; it must be one of pool, inprocess"),
         ({"seed": -1}, "seed is -1; it must be from 0"),
@@ -112,3 +112,23 @@ def test_every_setting_is_documented():
     rows = describe()
     assert all(row["doc"] for row in rows if not row["key"].startswith("training."))
     assert len({row["key"] for row in rows}) == len(rows) > 40
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan", "1e999", float("inf"), float("nan")])
+def test_no_setting_is_infinite_or_not_a_number(value):
+    """Of every real-valued and whole-numbered setting, single or in a list."""
+    for row in describe():
+        default = row["default"][0] if isinstance(row["default"], tuple) and row["default"] else row["default"]
+        if isinstance(default, int | float) and not isinstance(default, bool):
+            with pytest.raises(UserError, match=f"^{row['key'].replace('.', '[.]')} is .*; it must be"):
+                load_config("smoke", overrides={row["key"]: value})
+
+
+def test_numbers_are_written_in_ascii_digits():
+    with pytest.raises(UserError, match="in the digits 0 to 9"):
+        load_config("smoke", overrides={"search.population": "٢"})
+
+
+def test_a_file_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "c.toml").write_bytes(b"\xef\xbb\xbf[search]\npopulation = 6\n")
+    assert load_config("smoke", tmp_path / "c.toml").search.population == 6
