@@ -21,9 +21,9 @@ from star.assess.noise import Noise, noise_sd
 from star.candidate import Candidate
 from star.config import RunConfig
 from star.genome import from_json
-from star.refine.recipe_space import recipe_space
 from star.refine.settings import RefineSettings
 from star.store import Refinement, Trial, TrialResult
+from star.training.recipe_space import recipe_space
 
 
 class SearchResults(Protocol):

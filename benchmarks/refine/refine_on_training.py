@@ -7,7 +7,7 @@
 
 Every pair of a member of the front and a seed is one task: lower this member's loss, at no more parameters and cache,
 with so many full trainings. Arms get the same member, the same settings and edits to choose from
-(`star.refine.recipe_space`, `star.genome.local_edits`), the same budget, and their own random numbers:
+(`star.training.recipe_space`, `star.genome.local_edits`), the same budget, and their own random numbers:
 
     random               a recipe from all over the space, and one edit or none
     TPE, GPSampler       Optuna, defaults, the member's own recipe first; "+ portfolio": and the recipes that a

@@ -223,7 +223,7 @@ class RefineDisplay:
 
 def describe_trial(event: dict) -> str:
     """proposal r3f..., 25 %: loss 2.371, predicted 2.38 +- 0.02; muon; LIV 2: GMemless -> SA-1"""
-    from star.refine.recipe_space import settings_text
+    from star.training.recipe_space import settings_text
 
     name = {"member": "member", "confirm": f"fresh seed {event['repeat']}:"}.get(event["purpose"], event["purpose"])
     where = f"{name} {event['candidate']}" + (f", {event['share']:.0%} of the tokens" if event["share"] < 1 else "")

@@ -2,13 +2,13 @@
 
 Read in this order; each file imports only from those above it:
     settings.py      what the user chooses
-    recipe_space.py  the settings of a recipe, their ranges, and the rules from settings to a recipe
     candidates.py    candidates, their encoding for the Gaussian process, and the list that a step chooses from
     policy.py        the policy: which member next, at which fidelity, or stop
     propose.py       what to try next: Bayesian optimization, and the policy
     planner.py       the design, the proposals and the last measurements, as a pure function of the record
     coordinator.py   engine, record and signals
 
-Local edits of a genome are in `star.genome.local_edits`; the results of a refinement are read by `star.refined`.
+The spaces that it searches are `star.training.recipe_space` and `star.genome.local_edits`; the results of a refinement
+are read by `star.refined`.
 Imports search, surrogate and what is below them.
 """

@@ -24,10 +24,10 @@ from star.cost import Costs
 from star.cost import costs as costs_of
 from star.genome import Genome, Space
 from star.genome.local_edits import RECIPE, Edit, edits
-from star.refine.recipe_space import RecipeSpace, Settings
 from star.surrogate.descriptors import SUMMARY, summarise
 from star.surrogate.descriptors import describe as search_descriptors
 from star.surrogate.gaussian_process import fit
+from star.training.recipe_space import RecipeSpace, Settings
 
 # Of each member: recipes anywhere; recipes nearby; edits; incumbents of each kind
 FAR, NEAR, EDITED, BEST = 8, 48, 32, 2

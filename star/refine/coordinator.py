@@ -16,7 +16,6 @@ from star.engine import Engine, Outcome
 from star.errors import RunFailed, UserError
 from star.genome import resolve
 from star.refine.planner import Planner
-from star.refine.recipe_space import recipe_space
 from star.refine.settings import RefineSettings
 from star.run import Run
 from star.search.events import Callback, Emitter
@@ -25,6 +24,7 @@ from star.search.outcomes import attempt_number, candidate_seed, settles
 from star.search.session import Ending, open_run, stop_on_signals
 from star.store import CandidateFiles, Proposal, Record, Refinement, Store, Trial
 from star.store.database import disk_full
+from star.training.recipe_space import recipe_space
 
 MOST_EVIDENCE = 64  # results of the search that a refinement starts from: the members, the front and the latest
 MOST_EARLIER = 80  # latest trials of other refinements of the run that a new one starts from

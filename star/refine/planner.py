@@ -26,12 +26,12 @@ from star.refine.candidates import Encoder, Seen, Setup, all_edits, around, rank
 from star.refine.policy import PolicySettings
 from star.refine.propose import Pool, fidelity_coordinate, propose
 from star.refine.propose import Settings as ProposalSettings
-from star.refine.recipe_space import RecipeSpace, recipe_space
 from star.refine.settings import RefineSettings
 from star.search.jobs import Candidates, finite
 from star.store import Refinement, Trial, TrialResult
 from star.surrogate.calibration import inflation
 from star.surrogate.posterior import Averaged, Observations, fit
+from star.training.recipe_space import RecipeSpace, recipe_space
 
 
 class Planner:

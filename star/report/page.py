@@ -1,10 +1,12 @@
-"""One HTML page about a run that needs nothing beside it: pictures are inside, no script, no network."""
+"""One self-contained HTML page about a run: pictures are embedded; no scripts, no network."""
 
 from __future__ import annotations
 
 import base64
+import functools
 import io
-from collections.abc import Iterable
+import operator
+from collections.abc import Callable, Iterable
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,16 +14,16 @@ from typing import TYPE_CHECKING
 from matplotlib.figure import Figure
 
 from star.config import describe
-from star.refine.recipe_space import settings_text
 from star.refined import Refined
 from star.report.genome_diagram import genome_diagram
 from star.report.plots import PLOTS, Plot
 from star.report.refinement import REFINEMENT_PLOTS, refinement_lines
 from star.report.tables import status_lines, summary_lines
 from star.report.units import format_value, heading
+from star.training.recipe_space import settings_text
 
 if TYPE_CHECKING:
-    from star.run import Run
+    from star.run import Candidate, Run
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 920px; margin: 2em auto; padding: 0 1em; }
@@ -32,7 +34,7 @@ th { text-align: left; border-bottom: 1px solid #999; } td, th { padding: 3px 10
 td.number, th.number { text-align: right; } tr.baseline { color: #777; } tr.knee { font-weight: 600; }
 code { font-size: 12px; overflow-wrap: anywhere; } summary { cursor: pointer; }
 """
-DIAGRAMS = 24  # the most genomes that are drawn
+DIAGRAMS = 24  # at most, of front members
 
 
 def write_page(run: Run, path: Path, plots: tuple[Plot, ...] = PLOTS) -> Path:
@@ -45,86 +47,83 @@ def write_page(run: Run, path: Path, plots: tuple[Plot, ...] = PLOTS) -> Path:
         _front(run, knee),
     ]
     for plot in plots:
-        words = plot.__name__.replace("_", " ").capitalize()
-        parts += [
-            f"<h2>{words}</h2>",
-            f"<p>{escape((plot.__doc__ or '').strip().splitlines()[0])}</p>",
-            _picture(plot(run), words),
-        ]
+        title, caption = _words(plot)
+        parts += [f"<h2>{title}</h2><p>{caption}</p>{_picture(plot(run), title)}"]
     for refined in run.refinements():
-        parts += [f"<h2>Refinement {refined.id}</h2>", *_refinement(refined)]
+        parts += [f"<h2>Refinement {refined.id}</h2>", *_refinement(run, refined)]
     parts += ["<h2>Members of the front</h2>", *_members(run)]
     parts += ["<h2>Configuration</h2>", _configuration(run)]
-    html = (
-        '<!doctype html>\n<html lang="en"><head><meta '
-        f'charset="utf-8"><title>{escape(str(run.path))}</title><style>{STYLE}</style></head><body>\n'
-    )
+    head = f'<meta charset="utf-8"><title>{escape(str(run.path))}</title><style>{STYLE}</style>'
+    html = ['<!doctype html>\n<html lang="en">', f"<head>{head}</head><body>", *parts, "</body></html>\n"]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(html + "\n".join(parts) + "\n</body></html>\n", encoding="utf-8")
+    path.write_text("\n".join(html), encoding="utf-8")
     return path
+
+
+def _words(plot: Callable[..., Figure]) -> tuple[str, str]:
+    """Title and caption of a plot: its name, and the first paragraph of its docstring."""
+    caption = (plot.__doc__ or "").strip().split("\n\n")[0]
+    return plot.__name__.replace("_", " ").capitalize(), escape(" ".join(caption.split()))
 
 
 def _paragraphs(lines: Iterable[str]) -> str:
     return "<p>" + "<br>".join(escape(line) for line in lines) + "</p>"
 
 
+def _heads(run: Run) -> str:
+    return "<th>id</th>" + "".join(f'<th class="number">{escape(heading(o))}</th>' for o in run.objectives)
+
+
+def _row(run: Run, c: Candidate, note: str, style: str) -> str:
+    """A row of a table: id, objectives and a note as HTML."""
+    values = (escape(format_value(o, c.values[o.name])) for o in run.objectives)
+    cells = "".join(f'<td class="number">{value}</td>' for value in values)
+    return f'<tr class="{style}"><td><code>{c.id}</code></td>{cells}<td>{note}</td></tr>'
+
+
 def _front(run: Run, knee: str) -> str:
-    heads = ["<th>id</th>"] + [f'<th class="number">{escape(heading(o))}</th>' for o in run.objectives]
     rows = []
     for kind, candidates in (("", run.front()), ("baseline", run.candidates("baseline"))):
         for c in candidates:
-            if not c.objectives:
-                continue
-            values = "".join(
-                f'<td class="number">{escape(format_value(o, c.objectives[o.name]))}</td>' for o in run.objectives
-            )
-            name, style = escape((c.name if kind else c.genome.text) or ""), "knee" if c.id == knee else kind
-            row = f"<td><code>{c.id}</code></td>{values}<td><code>{name}</code></td>"
-            rows.append(f'<tr class="{style}">{row}</tr>')
-    return (
-        f"<table><tr>{''.join(heads)}<th>genome; the knee in bold, baselines in grey</th></tr>{''.join(rows)}</table>"
-    )
+            if c.objectives:
+                name = escape((c.name if kind else c.genome.text) or "")
+                rows.append(_row(run, c, f"<code>{name}</code>", "knee" if c.id == knee else kind))
+    head = f"<tr>{_heads(run)}<th>genome (bold: knee of the front; grey: baselines)</th></tr>"
+    return f"<table>{head}{''.join(rows)}</table>"
 
 
-def _refinement(refined: Refined) -> Iterable[str]:
+def _refinement(run: Run, refined: Refined) -> Iterable[str]:
     """The refined front, the results and the plots."""
-    run, rows = refined.run, []
-    heads = "".join(f'<th class="number">{escape(heading(o))}</th>' for o in run.objectives)
+    rows = []
     trials = {t.candidate: t for t, _ in reversed(refined.trials)}
     for c in refined.front():
-        values = "".join(
-            f'<td class="number">{escape(format_value(o, c.objectives[o.name]))}</td>' for o in run.objectives
-        )
         trial = trials.get(c.id) if c.recipe is not None else None
-        made = "as searched"
+        made, style = "as searched", "baseline"
         if trial is not None:
             changed = settings_text(refined.space.changed(trial.settings))
-            made = "; ".join([f"from {trial.member}", *trial.edits, changed]).strip("; ")
-        row = f"<td><code>{c.id}</code></td>{values}<td>{escape(made)}</td>"
-        rows.append(f'<tr class="{"" if trial else "baseline"}">{row}</tr>')
-    yield f"<table><tr><th>id</th>{heads}<th>what was changed</th></tr>{''.join(rows)}</table>"
+            made, style = "; ".join([f"from {trial.member}", *trial.edits, changed]).strip("; "), ""
+        rows.append(_row(run, c, escape(made), style))
+    yield f"<table><tr>{_heads(run)}<th>what was changed</th></tr>{''.join(rows)}</table>"
     yield _paragraphs(line for line in refinement_lines(refined) if line)
     for plot in REFINEMENT_PLOTS:
-        words = plot.__name__.replace("_", " ").capitalize()
-        summary = escape((plot.__doc__ or "").strip().splitlines()[0])
-        yield f"<h3>{words}</h3><p>{summary}</p>{_picture(plot(refined), words)}"
+        title, caption = _words(plot)
+        yield f"<h3>{title}</h3><p>{caption}</p>{_picture(plot(refined), title)}"
 
 
 def _members(run: Run) -> Iterable[str]:
     members = run.front()
     for c in members[:DIAGRAMS]:
-        values = ", ".join(f"{o.name} {format_value(o, c.objectives[o.name])}" for o in run.objectives)
+        values = ", ".join(f"{o.name} {format_value(o, c.values[o.name])}" for o in run.objectives)
         figure = genome_diagram(c.genome, seq_len=run.config.objectives.cache_tokens)
-        yield (
-            f"<details><summary><code>{c.id}</code>: "
-            f"{escape(values)}</summary>{_picture(figure, f'genome {c.id}')}</details>"
-        )
+        summary = f"<summary><code>{c.id}</code>: {escape(values)}</summary>"
+        yield f"<details>{summary}{_picture(figure, f'genome {c.id}')}</details>"
     if len(members) > DIAGRAMS:
-        yield f"<p>and {len(members) - DIAGRAMS} more; star show {escape(str(run.path))}:ID draws any of them.</p>"
+        command = f"star show {escape(str(run.path))}:ID --diagram FILE"
+        yield f"<p>and {len(members) - DIAGRAMS} more; <code>{command}</code> draws any of them.</p>"
 
 
 def _picture(figure: Figure, words: str) -> str:
-    """The figure as an SVG inside an img tag, where its scripts and ids could touch nothing else."""
+    """The figure as an SVG in an img tag, which isolates its ids from the rest of the page."""
     file = io.BytesIO()
     figure.savefig(file, format="svg", facecolor="white", metadata={"Date": None})
     data = base64.b64encode(file.getvalue()).decode()
@@ -135,12 +134,9 @@ def _configuration(run: Run) -> str:
     settings = run.config.to_json()
     rows = []
     for row in describe():
-        value = settings
-        for key in row["key"].split("."):
-            value = value[key]
-        rows.append(
-            f"<tr><td><code>{escape(row['key'])}</code></td><td>{escape(str(value))}</td><td>{escape(row['doc'])}</td></tr>"
-        )
+        value = functools.reduce(operator.getitem, row["key"].split("."), settings)
+        cells = (f"<code>{escape(row['key'])}</code>", escape(str(value)), escape(row["doc"]))
+        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     made = ", ".join(f"{name} {version}" for name, version in run.versions.items())
     head = "<tr><th>setting</th><th>value</th><th>meaning</th></tr>"
     return f"<p>Made with {escape(made)}.</p><table>{head}{''.join(rows)}</table>"

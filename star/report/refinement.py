@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.table import Table
 
-from star.refine.recipe_space import recipe_space, settings_text
 from star.refined import Measured, Refined
 from star.report.refinement_plots import calibration_panels, convergence, refinement_progress
 from star.report.setting_effects import everything_seen, importances, planner_of, regression
 from star.report.style import save_figure
 from star.report.units import format_value, heading
 from star.surrogate.calibration import calibration
+from star.training.recipe_space import recipe_space, settings_text
 
 if TYPE_CHECKING:
     from star.run import Candidate, Run

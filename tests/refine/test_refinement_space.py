@@ -17,9 +17,9 @@ from star.genome.genome import Gene
 from star.genome.local_edits import KINDS, edits
 from star.model import build
 from star.refine.candidates import Encoder, Seen, Setup, around
-from star.refine.recipe_space import RATE_OF_BATCH, recipe_space, settings_text
 from star.surrogate.descriptors import SUMMARY, summarise
 from star.training.recipe import Recipe
+from star.training.recipe_space import RATE_OF_BATCH, recipe_space, settings_text
 
 AROUND = load_config("laptop").training
 SPACE = recipe_space(AROUND)
