@@ -1,4 +1,4 @@
-"""One genome of a run and what is known of it, as readers of runs see it."""
+"""A candidate: one genome of a run with its results, for readers of runs."""
 
 from dataclasses import dataclass, field
 
@@ -8,14 +8,14 @@ from star.training.recipe import Recipe
 
 @dataclass(frozen=True)
 class Candidate:
-    """One genome of a run and what is known of it.
+    """One genome of a run with its results.
 
     origin: "initial", "seed", "offspring" or "baseline". name: of a baseline or seed. parents: ids of candidates.
-    operators: what changed it ("crossover", "mutation"). repaired: whether variation had left it invalid.
+    operators: what changed it ("crossover", "mutation"). repaired: whether variation had made it invalid.
     status: "pending", "running", or how it ended: "ok", "infeasible", "stopped" (not promoted from a rung), "oom",
         "diverged", "timeout", "failed", "lost".
     objectives: by name, None unless ok. metrics: val_loss_se, tokens, seconds, tokens_per_second, peak_memory, ...
-    costs: what the plan alone tells. order: place in the order of completion, None until then.
+    costs: exact, from the plan. order: place in the order of completion, None until then.
     A refined candidate has origin "refined" and its member as parent; recipe: its own, None: the recipe of
     the run.
     """

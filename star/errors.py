@@ -1,4 +1,4 @@
-"""The two ways in which a STAR command ends early on purpose, and one in which it does not."""
+"""Errors with a message for the user, and how to recognise running out of memory."""
 
 
 class UserError(Exception):
@@ -6,12 +6,12 @@ class UserError(Exception):
 
 
 class RunFailed(Exception):
-    """The work itself failed, through nothing the person typed (exit code 1)."""
+    """The work failed, through no fault of the command line (exit code 1)."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """By name and text, so that nobody has to import torch for it. Its CPU allocator raises a RuntimeError that only
-    says so.
+    """Whether an error says that memory ran out. By name and text, without importing torch, whose CPU allocator raises a
+    RuntimeError.
     """
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True

@@ -1,17 +1,19 @@
-"""The search itself: algorithms behind ask and tell, and the loop that feeds them.
+"""The search: algorithms that propose and learn, and the loop that trains what they propose.
 
-    algorithms/    one file per algorithm: `create(space, config, surrogate) -> Algorithm`
-    algorithm.py   the interface between loop and algorithms;  pymoo_adapter.py, steady_state.py   what implements most
-                   of it
-    operators.py   sampling, crossover, mutation, repair, duplicate elimination on int64 vectors;  slots.py   on whole
-                   LIVs
-    surrogate.py   which offspring are worth training;  descriptors.py   what it sees of them;  gaussian_process.py
-                   the model
-    evolve.py      open or resume a run;   loop.py   ask, assess, tell;   pacing.py   when;   policy.py   failures,
-                   seeds, rungs
-    rescore.py     members of a front measured again with fresh seeds
+Read in this order:
+    spaces.py         the search space and the baselines that a configuration describes
+    variation.py      sampling, crossover, mutation, repair and duplicates on int64 vectors; slots.py: on whole LIVs
+    algorithm.py      the interface of an algorithm: ask, tell, digest
+    pymoo_adapter.py, steady_state.py   base classes: pymoo's algorithms, and our own with one archive
+    algorithms/       one file per algorithm: `create(space, config, surrogate) -> Algorithm`
+    jobs.py           a candidate as a job for a worker;  workers.py: the engine, and how many workers share a GPU
+    outcomes.py       failures, attempts, seeds and rungs, as results for an algorithm
+    pacing.py         when the algorithm is told and asked: by generation, or one by one
+    loop.py           ask, train, record, tell;  events.py: what a display is shown
+    session.py        a run opened for work: lock, checks, record, engine, signals
+    evolution.py      `evolve`: start or resume a search;  repeats.py: `rescore`, the front with fresh seeds
 
-Imports assess, engine, store and what is below them.
+Imports surrogate, assess, engine, store and what is below them.
 """
 
 from star.search.events import Callback
