@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
@@ -92,9 +93,10 @@ def train(
         if checkpoint.exists():
             say(f"resuming from {checkpoint}")
     with TrainingDisplay() as display:
+        listeners: list[Callable[[dict], None]] = [display, *loggers]
 
         def listen(event: dict) -> None:
-            for listener in (display, *loggers):
+            for listener in listeners:
                 listener(event)
 
         result = train_model(model, corpus, recipe, listen if first else None, checkpoint=checkpoint)

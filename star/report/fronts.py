@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from star.assess import Objective
 from star.report.labels import place_labels
-from star.report.style import BLUE, FAINT, GREY, VERMILION, axis_label, new_figure, scale_axis
+from star.report.style import BLUE, FAINT, VERMILION, axis_label, new_figure, say_nothing_trained, scale_axis
 
 if TYPE_CHECKING:
     from star.run import Candidate, Run
@@ -23,8 +23,8 @@ Point = tuple[float, float]
 def pareto_fronts(run: Run) -> Figure:
     """One panel for each pair of objectives: all trained candidates, the front, the knee and the baselines.
 
-    The step line of a panel joins what is best in its two objectives alone; other members of the front are best in
-    the objectives that the panel does not show.
+    The step line of a panel joins the points that are non-dominated in its two objectives. Members of the front off
+    the line are non-dominated because of the other objectives.
     """
     candidates = [c for c in run.candidates() if c.objectives]
     baselines = [c for c in candidates if c.origin == "baseline"]
@@ -40,18 +40,18 @@ def pareto_fronts(run: Run) -> Figure:
     handles, labels = grid[0].get_legend_handles_labels()
     if len(grid) > len(pairs):
         grid[-1].set_axis_off()
-        grid[-1].legend(
-            handles, labels, loc="center left", bbox_to_anchor=(0.05, 0.5), labelspacing=0.9, borderaxespad=0
-        )
+        place = {"loc": "center left", "bbox_to_anchor": (0.05, 0.5), "labelspacing": 0.9, "borderaxespad": 0}
+        grid[-1].legend(handles, labels, **place)
     else:
         figure.legend(handles, labels, loc="outside lower center", ncols=3)
-    for axes, pair in zip(grid, pairs):
-        _name_baselines(axes, pair, evolved, baselines)
+    for axes, pair in zip(grid, pairs):  # last, because labels are placed in the final layout
+        names = [(*_at(c, pair), c.name or c.id[:6]) for c in baselines]
+        place_labels(axes, names, [_at(c, pair) for c in evolved] + _along(axes))
     return figure
 
 
 def _pairs(objectives: Sequence[Objective]) -> list[tuple[Objective, Objective]]:
-    """(x, y) of every panel. The first objective, quality, stands on the y axis wherever it takes part."""
+    """(x, y) of every panel. The first objective, quality, is on the y axis of all its panels."""
     if len(objectives) == 1:
         return [(objectives[0], objectives[0])]
     return [(b, a) for a, b in itertools.combinations(objectives, 2)]
@@ -65,74 +65,38 @@ def _panel(
     knee: Candidate | None,
     baselines: list[Candidate],
 ) -> None:
-    x, y = pair
-    members = {c.id for c in front}
-    rest = [_at(c, pair) for c in evolved if c.id not in members]
-    best = [_at(c, pair) for c in front]
-    everything = [_at(c, pair) for c in evolved + baselines]
-    axes.set_xlabel(axis_label(x))
-    axes.set_ylabel(axis_label(y))
-    if not everything:
-        axes.text(0.5, 0.5, "nothing trained yet", transform=axes.transAxes, ha="center", color=GREY)
+    def scatter(candidates: list[Candidate], size: float, **look: Any) -> None:
+        x, y = _columns([_at(c, pair) for c in candidates])
+        axes.scatter(x, y, size, **look)
+
+    axes.set_xlabel(axis_label(pair[0]))
+    axes.set_ylabel(axis_label(pair[1]))
+    points = [_at(c, pair) for c in evolved + baselines]
+    if not points:
+        say_nothing_trained(axes)
         return
-    scale_axis(axes, "x", x, [p[0] for p in everything])
-    scale_axis(axes, "y", y, [p[1] for p in everything])
+    for name, objective, values in zip("xy", pair, zip(*points)):
+        scale_axis(axes, name, objective, list(values))
+    members = {c.id for c in front}
+    rest = [c for c in evolved if c.id not in members]
+    scatter(rest, 16, color=FAINT, zorder=2, label=f"dominated ({len(rest)})")
     stairs = attainment([_at(c, pair) for c in evolved])
-    axes.scatter(*_columns(rest), s=16, color=FAINT, zorder=2, label=f"dominated ({len(rest)})")
     if stairs:
-        line = [(stairs[0][0], axes.get_ylim()[1]), *stairs, (axes.get_xlim()[1], stairs[-1][1])]
-        axes.plot(
-            *_columns(line),
-            drawstyle="steps-post",
-            color=BLUE,
-            linewidth=1.4,
-            alpha=0.75,
-            zorder=3,
-            label="best found in these two objectives",
-        )
-    axes.scatter(
-        *_columns(best),
-        s=30,
-        color=BLUE,
-        edgecolor="white",
-        linewidth=0.6,
-        zorder=4,
-        label=f"Pareto front ({len(best)})",
-    )
+        line = _columns([(stairs[0][0], axes.get_ylim()[1]), *stairs, (axes.get_xlim()[1], stairs[-1][1])])
+        look: dict[str, Any] = {"drawstyle": "steps-post", "color": BLUE, "linewidth": 1.4, "alpha": 0.75, "zorder": 3}
+        axes.plot(*line, label="best found in these two objectives", **look)
+    label = f"Pareto front ({len(front)})"
+    scatter(front, 30, color=BLUE, edgecolor="white", linewidth=0.6, zorder=4, label=label)
     if baselines:
-        marks = [_at(c, pair) for c in baselines]
-        axes.scatter(
-            *_columns(marks),
-            s=38,
-            marker="D",
-            color="white",
-            edgecolor="#222222",
-            linewidth=1.2,
-            zorder=4,
-            label="baseline, same recipe",
-        )
+        look = {"marker": "D", "color": "white", "edgecolor": "#222222", "linewidth": 1.2, "zorder": 4}
+        scatter(baselines, 38, label="baseline, same recipe", **look)
     if knee is not None:
-        axes.scatter(
-            *_columns([_at(knee, pair)]),
-            s=150,
-            marker="*",
-            color=VERMILION,
-            edgecolor="white",
-            linewidth=0.7,
-            zorder=5,
-            label="knee of the front",
-        )
-
-
-def _name_baselines(
-    axes: Axes, pair: tuple[Objective, Objective], evolved: list[Candidate], baselines: list[Candidate]
-) -> None:
-    names = [(*_at(c, pair), c.name or c.id[:6]) for c in baselines]
-    place_labels(axes, names, [_at(c, pair) for c in evolved] + _along(axes))
+        look = {"marker": "*", "color": VERMILION, "edgecolor": "white", "linewidth": 0.7, "zorder": 5}
+        scatter([knee], 150, label="knee of the front", **look)
 
 
 def attainment(points: Sequence[Point]) -> list[Point]:
-    """The points that no other is at least as good as in both, by x: the corners of the step line."""
+    """The non-dominated points, sorted by x: the corners of the step line."""
     corners: list[Point] = []
     for x, y in sorted(set(points)):
         if not corners or y < corners[-1][1]:
@@ -141,21 +105,22 @@ def attainment(points: Sequence[Point]) -> list[Point]:
 
 
 def _along(axes: Axes) -> list[Point]:
-    """Points of the step line, for labels to keep off."""
+    """Points along the step line, which labels should not cover."""
     points = []
     for line in axes.lines:
-        for corners in itertools.pairwise(axes.transData.transform(_stairs(line.get_xydata()))):
-            points += [start + (end - start) * n / 12 for (start, end) in [corners] for n in range(12)]
-    return [tuple(point) for point in axes.transData.inverted().transform(points)] if points else []
+        corners = _stairs(np.asarray(line.get_xydata()))
+        for start, end in itertools.pairwise(axes.transData.transform(corners)):
+            points += [start + (end - start) * n / 12 for n in range(12)]
+    return [(x, y) for x, y in axes.transData.inverted().transform(points)] if points else []
 
 
 def _stairs(corners: np.ndarray) -> np.ndarray:
-    """The corners of a "steps-post" line with the inner ones too."""
+    """All corners [2 n - 1, 2] of the "steps-post" line through the points [n, 2]."""
     return np.repeat(corners, 2, axis=0)[1:] * [1, 0] + np.repeat(corners, 2, axis=0)[:-1] * [0, 1]
 
 
 def _at(candidate: Candidate, pair: tuple[Objective, Objective]) -> Point:
-    return candidate.objectives[pair[0].name], candidate.objectives[pair[1].name]
+    return candidate.values[pair[0].name], candidate.values[pair[1].name]
 
 
 def _columns(points: Sequence[Point]) -> np.ndarray:

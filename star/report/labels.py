@@ -1,6 +1,4 @@
-"""Names beside points, without overlap: each goes to the free place nearest to its point, with a leader line if that is
-far.
-"""
+"""Names beside points without overlap. Each goes to the nearest free place, with a leader line if that is far."""
 
 from __future__ import annotations
 
@@ -8,7 +6,9 @@ import itertools
 import math
 from collections.abc import Sequence
 
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
 NEAR, RINGS = 8.0, (8.0, 16.0, 26.0, 38.0, 52.0)  # points from the marker to the label
@@ -27,55 +27,54 @@ def place_labels(
     obstacles: other points (x, y) that no label should cover.
     """
     figure = axes.figure
-    figure.draw_without_rendering()  # so that the layout and the transforms are those of the final picture
-    renderer = figure.canvas.get_renderer()
+    assert isinstance(figure, Figure)
+    figure.draw_without_rendering()  # fixes the layout and the transforms
     scale = figure.dpi / 72
-    frame = axes.get_window_extent(renderer)
+    frame = axes.get_window_extent()
     markers = [_square(axes.transData.transform(xy), 4 * scale) for xy in [*obstacles, *((x, y) for x, y, _ in points)]]
     taken: list[Bbox] = []
     for x, y, name in points:
         text = axes.annotate(
             name, (x, y), xytext=(0, 0), textcoords="offset points", fontsize=size, color=color, zorder=6
         )
-        extent = text.get_window_extent(renderer)
+        extent = text.get_window_extent()
         width, height = extent.width / scale, extent.height / scale
-        best, best_cost = None, math.inf
+        places = []
         for ring, angle in itertools.product(RINGS, DIRECTIONS):
             dx = ring * math.cos(angle) + (width / 2 + 1) * (math.cos(angle) - 1)
             dy = ring * math.sin(angle) + (height / 2) * (math.sin(angle) - 1) + height * 0.12
-            box = Bbox.from_bounds(extent.x0 + dx * scale, extent.y0 + dy * scale, extent.width, extent.height)
+            box = extent.translated(dx * scale, dy * scale)
             cost = ring / 100 + _outside(box, frame) + 3 * sum(_overlap(box, other) for other in taken)
-            cost += sum(_overlap(box, other) for other in markers)
-            if cost < best_cost:
-                best, best_cost, best_box, best_ring = (dx, dy), cost, box, ring
-        text.set_position(best)
-        taken.append(best_box)
-        if best_ring > NEAR:
-            near = (min(max(0, best[0]), best[0] + width), min(max(0, best[1]), best[1] + height))
+            places.append((cost + sum(_overlap(box, other) for other in markers), ring, dx, dy, box))
+        _, ring, dx, dy, box = min(places, key=lambda place: place[0])
+        text.set_position((dx, dy))
+        taken.append(box)
+        if ring > NEAR:
             axes.annotate(
                 "",
                 (x, y),
-                xytext=near,
+                xytext=(min(max(0, dx), dx + width), min(max(0, dy), dy + height)),
                 textcoords="offset points",
                 arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 3},
                 zorder=5,
             )
 
 
-def _square(center, half: float) -> Bbox:
+def _square(center: np.ndarray, half: float) -> Bbox:
     return Bbox.from_extents(center[0] - half, center[1] - half, center[0] + half, center[1] + half)
 
 
+def _shared_area(a: Bbox, b: Bbox) -> float:
+    both = Bbox.intersection(a, b)
+    return 0.0 if both is None else both.width * both.height
+
+
 def _overlap(a: Bbox, b: Bbox) -> float:
-    """Shared area as a share of the smaller box."""
-    width, height = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
-    if width <= 0 or height <= 0:
-        return 0.0
-    return 0.2 + width * height / max(min(a.width * a.height, b.width * b.height), 1e-9)
+    """Shared area as a share of the smaller box, plus 0.2 for any overlap at all."""
+    area = _shared_area(a, b)
+    return 0.2 + area / max(min(a.width * a.height, b.width * b.height), 1e-9) if area > 0 else 0.0
 
 
 def _outside(box: Bbox, frame: Bbox) -> float:
     """Share of the box that lies outside the frame, times ten."""
-    width = max(0.0, min(box.x1, frame.x1) - max(box.x0, frame.x0))
-    height = max(0.0, min(box.y1, frame.y1) - max(box.y0, frame.y0))
-    return 10 * (1 - width * height / (box.width * box.height))
+    return 10 * (1 - _shared_area(box, frame) / (box.width * box.height))

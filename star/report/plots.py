@@ -1,4 +1,4 @@
-"""All plots of a run, as files. A new plot is one function `plot(run) -> Figure` and one name in this list."""
+"""All plots of a run, as files. To add one, write `plot(run) -> Figure` and add its name to `PLOTS`."""
 
 from __future__ import annotations
 
@@ -30,6 +30,6 @@ PLOTS: tuple[Plot, ...] = (pareto_fronts, hypervolume, learning_curves, knee_gen
 
 
 def write_plots(run: Run, folder: Path, plots: tuple[Plot, ...] = PLOTS) -> list[Path]:
-    """Every plot as FOLDER/NAME.png and .svg. Raises UserError if the run has no finished candidate yet."""
-    run.knee()
+    """Write every plot as FOLDER/NAME.png and .svg. Raises UserError if the run has no finished candidate yet."""
+    run.knee()  # raises if there is none
     return [path for plot in plots for path in save_figure(plot(run), folder / plot.__name__)]

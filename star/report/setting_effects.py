@@ -1,37 +1,39 @@
-"""Which settings mattered: regression of the loss on settings and descriptors, and importances from the process that
-proposed.
+"""Which settings of a refinement mattered: a regression, and importances from the Gaussian process that proposed them.
 
-The trials of a refinement are not a designed experiment: settings that looked good were tried more often and together,
-so coefficients say what went with a lower loss among the trials, near the best, and no more.
+The trials are not a designed experiment: settings that looked good were tried more often, and together. A coefficient
+is therefore an association among trials near the best, not an effect.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from scipy.stats import t as student
 
-from star.config import RunConfig
-from star.genome import Space
 from star.refine.candidates import Seen, Setup
 from star.refine.planner import Planner
 from star.refined import Refined
 from star.search.jobs import Candidates
-from star.store import Trial
 from star.surrogate.posterior import Averaged
 
-# Nats above the best of its slice up to which a trial counts: the first that leaves enough
+if TYPE_CHECKING:
+    from star.run import Run
+
+# A trial enters the regression if its loss is within so many nats of the best of its member and budget. The first
+# limit that leaves enough trials is used.
 NEAR = (0.15, 0.3, 0.6, np.inf)
-SPARE = 8  # rows beyond the number of coefficients
-COLLINEAR = 0.2  # share of a column that earlier ones must leave unexplained: a variance inflation of at most 25
+SPARE = 8  # trials needed beyond the number of coefficients
+COLLINEAR = 0.2  # share of a column that the earlier ones must leave unexplained: variance inflation of at most 25
 SHUFFLES = 20
 PLAIN = ("expected loss", "log2 parameters", "depth")  # descriptors in the regression
 
 
 @dataclass(frozen=True)
 class Coefficient:
-    """Effect on the loss in nats: of a doubling, of a choice against the search's, or of one unit of a descriptor; 95 %
-    interval (HC3).
+    """Change of the loss in nats, with its standard error and 95 % interval (HC3).
+
+    It belongs to a doubling of a setting, to a choice compared with the search's, or to one unit of a descriptor.
     """
 
     name: str
@@ -48,7 +50,7 @@ class Coefficient:
 
 @dataclass(frozen=True)
 class Regression:
-    """loss ~ settings + descriptors. n rows within `near` nats of the best of their member and share of the budget."""
+    """loss ~ settings + descriptors, on n trials within `near` nats of the best of their member and budget."""
 
     coefficients: tuple[Coefficient, ...]
     n: int
@@ -59,8 +61,10 @@ class Regression:
 
 @dataclass(frozen=True)
 class Importance:
-    """Of one setting or descriptor: share of the sum of 1 / length scale^2; and what shuffling it changes in the
-    process's mean, nats.
+    """Importance of one setting or descriptor in the Gaussian process.
+
+    sensitivity: its share of the sum of 1 / length scale^2. permutation: root mean square change of the predicted mean,
+    in nats, when its values are shuffled among the trials.
     """
 
     name: str
@@ -69,34 +73,30 @@ class Importance:
 
 
 def planner_of(refined: Refined) -> Planner:
-    """The planner that a refinement had, from the record alone."""
-    run = refined.run
-    config: RunConfig = run.config
-    space: Space = run.space
+    """The planner that a refinement had, rebuilt from the record."""
+    run = cast("Run", refined.run)
     evidence = [(id, loss) for id, loss in refined.state.evidence]
     known = {id: run.candidate(id).genome for id, _ in evidence}
-    return Planner(
-        config, space, Candidates(config, run.corpus), refined.settings, known, evidence, refined.state.earlier
-    )
+    candidates = Candidates(run.config, run.corpus)
+    return Planner(run.config, run.space, candidates, refined.settings, known, evidence, refined.state.earlier)
 
 
 def everything_seen(refined: Refined, planner: Planner) -> list[Seen]:
-    """All settled trials as observations."""
-    settled: Sequence[Trial] = [trial for trial, result in refined.trials if result is not None]
-    return planner.seen(refined.state, settled)
+    """All trials that have ended, as observations."""
+    return planner.seen(refined.state, [trial for trial, result in refined.trials if result is not None])
 
 
 def regression(refined: Refined, planner: Planner) -> Regression | None:
-    """None while there are too few trials for any coefficient."""
-    seen = [s for s in everything_seen(refined, planner) if s.loss is not None and s.setup.member]
+    """Regression of the loss on settings and descriptors; None if there are too few trials for it."""
+    seen = [(s, s.loss) for s in everything_seen(refined, planner) if s.loss is not None and s.setup.member]
     best: dict[tuple[str, float], float] = {}
-    for s in seen:
-        best[s.setup.member, s.share] = min(best.get((s.setup.member, s.share), np.inf), s.loss)
+    for s, loss in seen:
+        best[s.setup.member, s.share] = min(best.get((s.setup.member, s.share), np.inf), loss)
     for near in NEAR:
-        rows = [s for s in seen if s.loss <= best[s.setup.member, s.share] + near]
-        names, X = _design(rows, planner)
+        rows = [(s, loss) for s, loss in seen if loss <= best[s.setup.member, s.share] + near]
+        names, X = _design([s for s, _ in rows], planner)
         if len(rows) >= X.shape[1] + SPARE:
-            y = np.array([s.loss for s in rows])
+            y = np.array([loss for _, loss in rows])
             beta, cov, r2, sd = ols_hc3(X, y)
             quantile = float(student.ppf(0.975, len(y) - X.shape[1]))
             rows_of = zip(names, beta.tolist(), np.sqrt(np.diag(cov)).tolist(), strict=True)
@@ -106,31 +106,28 @@ def regression(refined: Refined, planner: Planner) -> Regression | None:
 
 
 def ols_hc3(X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, float]:
-    """Least squares of y [n] on X [n, p] (full rank): coefficients, their HC3 covariance (MacKinnon and White, 1985),
-    R2, residual sd.
+    """Least squares of y [n] on X [n, p] of full rank.
+
+    Returns: coefficients [p], their HC3 covariance [p, p] (MacKinnon and White, 1985), R2, residual standard deviation.
     """
     inverse = np.linalg.inv(X.T @ X)
     beta = inverse @ X.T @ y
     residual = y - X @ beta
     leverage = np.einsum("ij,jk,ik->i", X, inverse, X)
     meat = X.T @ (X * (residual / np.maximum(1 - leverage, 1e-9))[:, None] ** 2)
-    total = ((y - y.mean()) ** 2).sum()
-    r2 = 1 - (residual**2).sum() / total if total > 0 else 0.0
-    return beta, inverse @ meat @ inverse, float(r2), float(np.sqrt((residual**2).sum() / max(1, len(y) - X.shape[1])))
+    squares, total = (residual**2).sum(), ((y - y.mean()) ** 2).sum()
+    r2 = 1 - squares / total if total > 0 else 0.0
+    return beta, inverse @ meat @ inverse, float(r2), float(np.sqrt(squares / max(1, len(y) - X.shape[1])))
 
 
 def _design(rows: Sequence[Seen], planner: Planner) -> tuple[list[str], np.ndarray]:
     """Names and columns of the inputs that vary and are not collinear with earlier ones; the constant first."""
-    columns: list[tuple[str, np.ndarray]] = [("constant", np.ones(len(rows)))]
-    columns.append(("tokens, per doubling", np.log2([s.share for s in rows])))
-    for k, name in enumerate(planner.encoder.columns):
+    encoder = planner.encoder
+    columns: list[tuple[str, np.ndarray]] = [("tokens, per doubling", np.log2([s.share for s in rows]))]
+    for k, name in enumerate(encoder.columns):
         if name in PLAIN:
-            unit = (
-                planner.encoder.unit
-                if name == "expected loss"
-                else planner.encoder.span[k - len(planner.recipes.columns)]
-            )
-            columns.append((name, np.array([planner.encoder.row(s.setup)[k] * unit for s in rows])))
+            unit = encoder.unit if name == "expected loss" else encoder.span[k - len(planner.recipes.columns)]
+            columns.append((name, np.array([encoder.row(s.setup)[k] * unit for s in rows])))
     for d in planner.recipes.open:
         values = [s.setup.settings[d.name] for s in rows]
         if d.choices:
@@ -139,8 +136,8 @@ def _design(rows: Sequence[Seen], planner: Planner) -> tuple[list[str], np.ndarr
             columns.append((f"{d.name} on", np.array([float(v > 0) for v in values])))
         else:
             columns.append((f"{d.name}, per doubling", np.log2(np.array(values) / (d.base or d.low))))
-    names, kept = ["constant"], columns[0][1][:, None]
-    for name, column in columns[1:]:
+    names, kept = ["constant"], np.ones((len(rows), 1))
+    for name, column in columns:
         centered = column - column.mean()
         left = centered - kept @ np.linalg.lstsq(kept, centered, rcond=None)[0]
         if np.linalg.norm(left) > COLLINEAR * np.linalg.norm(centered) and np.ptp(column) > 1e-9:
@@ -150,15 +147,14 @@ def _design(rows: Sequence[Seen], planner: Planner) -> tuple[list[str], np.ndarr
 
 
 def importances(planner: Planner, posterior: Averaged, setups: Sequence[Setup], seed: int = 0) -> list[Importance]:
-    """Importance of every setting and descriptor, the most sensitive first. setups: all that were tried."""
+    """Importance of every setting and descriptor, the most important first. setups: all that were tried."""
     process = posterior.processes[0]
     columns, rows = planner.encoder.columns, planner.rows([(setup, 1.0) for setup in setups])
     groups: dict[str, list[int]] = {}
     for k, name in enumerate(columns):
         groups.setdefault(name.split("=")[0].removesuffix(" on"), []).append(k)
-    inverse = np.exp(-2 * process.theta[: len(columns)])
     moved = rows.std(axis=0)[: len(columns)] > 1e-9
-    inverse = np.where(moved, inverse, 0.0)
+    inverse = np.where(moved, np.exp(-2 * process.theta[: len(columns)]), 0.0)
     rng, found = np.random.default_rng(seed), []
     mean = process.marginals(rows)[0]
     for name, ks in groups.items():
@@ -167,9 +163,6 @@ def importances(planner: Planner, posterior: Averaged, setups: Sequence[Setup], 
             shuffled = rows.copy()
             shuffled[:, ks] = rows[rng.permutation(len(rows))][:, ks]
             changes.append(float(np.sqrt(((process.marginals(shuffled)[0] - mean) ** 2).mean())))
-        found.append(
-            Importance(
-                name, float(inverse[ks].sum() / max(inverse.sum(), 1e-300)), float(np.mean(changes)) if changes else 0.0
-            )
-        )
+        sensitivity = float(inverse[ks].sum() / max(inverse.sum(), 1e-300))
+        found.append(Importance(name, sensitivity, float(np.mean(changes)) if changes else 0.0))
     return sorted(found, key=lambda row: -row.permutation)

@@ -1,4 +1,4 @@
-"""Who shares with whom, laid out in lanes that never overlap: the diagram and `star show` both draw these."""
+"""Which LIVs share what, as links in lanes that never overlap. The diagram and `star show` draw them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ WEIGHTS, FEATURES = "weights", "features"
 
 @dataclass(frozen=True)
 class Link:
-    """One LIV that gives and all that take from it.
+    """One LIV, the owner, and all that use something of it, the consumers.
 
-    kind: "weights" (the consumers run the owner's featurizer weights on their own input) or "features" (they use the
-    tensors that the owner computed). consumers: LIV index -> feature groups taken. lane: 0 is next to the LIVs.
+    kind: "weights" (the consumers apply the owner's featurizer weights to their own input) or "features" (they use the
+    tensors that the owner computed). consumers: LIV index -> shared feature groups. lane: 0 is next to the LIVs.
     """
 
     kind: str
@@ -32,7 +32,7 @@ class Link:
 
 
 def sharing_links(plan: Plan) -> list[Link]:
-    """All links of a plan. Lanes are counted for each kind on its own; short links get the inner lanes."""
+    """All links of a plan. Each kind has lanes of its own; short links get the inner ones."""
     edges: dict[tuple[str, int], dict[int, tuple[str, ...]]] = {}
     for layer in plan.layers:
         if layer.provider is not None:
@@ -40,7 +40,7 @@ def sharing_links(plan: Plan) -> list[Link]:
         for owner in sorted(set(layer.weights_from.values())):
             groups = {group for group, of in layer.weights_from.items() if of == owner}
             edges.setdefault((WEIGHTS, owner), {})[layer.index] = _in_order(layer, groups)
-    links = []
+    links: list[Link] = []
     for (kind, owner), consumers in sorted(edges.items(), key=lambda edge: (max(edge[1]) - edge[0][1], edge[0][1])):
         busy = {
             link.lane for link in links if link.kind == kind and link.owner <= max(consumers) and owner <= link.last
@@ -57,12 +57,12 @@ def _in_order(layer: Layer, groups: Collection[str]) -> tuple[str, ...]:
 
 
 def n_lanes(links: list[Link], kind: str) -> int:
-    """How many lanes the links need."""
+    """Number of lanes of the links of one kind."""
     return max((link.lane + 1 for link in links if link.kind == kind), default=0)
 
 
 def layer_parameters(layer: Layer) -> int:
-    """Parameters that this LIV owns: shared ones are counted where they come from."""
+    """Parameters that this LIV owns; shared ones count only for their owner."""
     return sum(math.prod(weight.shape) for weight in layer.weights().values())
 
 

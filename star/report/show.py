@@ -1,8 +1,8 @@
-"""A genome explained as text: its genes and what each of them means, its layers with their sharing, its costs."""
+"""A genome explained as text: its genes and their meaning, its layers with their sharing, and its costs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -13,23 +13,22 @@ from star.genome import NORMS, RESIDUALS, Gene, Genome, Layer, gene_table, resol
 from star.liv import FAMILIES, Operator
 from star.liv.genes import OPERATOR_GENES
 from star.report.sharing import FEATURES, WEIGHTS, Link, layer_cache, layer_parameters, n_lanes, sharing_links
-from star.report.units import format_bytes, format_count
+from star.report.units import format_bytes, format_count, plural
 
 
 def show_genome(
     genome: Genome, name: str = "", description: str = "", vocab_size: int = 256, seq_len: int = 4096
 ) -> Iterator[RenderableType]:
-    """What `star show GENOME` prints. vocab_size, seq_len: of the costs."""
+    """What `star show GENOME` prints. vocab_size, seq_len (tokens): for the costs."""
     genome = genome.canonical()
-    yield Text(
-        f"{printable(name) or 'genome'} {genome.id}: {genome.depth} LIVs of width {genome.d_model}", style="bold"
-    )
+    size = f"{plural(genome.depth, 'LIV')} of width {genome.d_model}"
+    yield Text(f"{printable(name) or 'genome'} {genome.id}: {size}", style="bold")
     if description:
         yield Text(printable(description))
     yield Text(genome.text, style="dim", overflow="fold")
     yield Text("\nGenome\n", style="bold")
     yield _numbers(genome)
-    yield Text("\nBackbone: five genes for each LIV, and what they make\n", style="bold")
+    yield Text("\nBackbone: the five genes of each LIV and the operator that they encode\n", style="bold")
     yield _backbone(genome, seq_len)
     operators = {layer: genome.operator(gene) for layer, gene in zip(genome.class_names, genome.backbone)}
     for class_name, operator in operators.items():
@@ -37,12 +36,12 @@ def show_genome(
         yield _operator(operator)
     yield Text("\nLayers: the weights that each LIV owns, [out, in] or [channels, taps]\n", style="bold")
     yield _layers(genome)
-    yield Text(f"\nCosts at a vocabulary of {vocab_size:,} and {seq_len:,} tokens\n", style="bold")
+    yield Text(f"\nCosts with a vocabulary of {vocab_size:,} and a context of {seq_len:,} tokens\n", style="bold")
     yield _costs(genome, vocab_size, seq_len)
 
 
 def gene_reference() -> Table:
-    """Every gene that there is, its legal values and its meaning."""
+    """Every gene, its legal values and its meaning."""
     table = _table("level", "gene", "legal values", "meaning")
     for row in gene_table():
         table.add_row(row["level"], row["gene"], row["values"], row["meaning"])
@@ -54,7 +53,7 @@ def _numbers(genome: Genome) -> Table:
     meanings = {row["gene"]: row["meaning"] for row in gene_table() if row["level"] == "genome"}
     for gene, meant in (("d_model", None), ("head_dim", None), ("norm", NORMS), ("residual", RESIDUALS)):
         value = getattr(genome, gene)
-        table.add_row(gene, str(value), f"{meanings[gene]}" + (f": {meant[value]}" if meant else ""))
+        table.add_row(gene, str(value), meanings[gene] + (f": {meant[value]}" if meant else ""))
     table.add_row("rope_theta", f"{genome.rope_theta:g}", "base of the rotary embedding")
     return table
 
@@ -64,30 +63,29 @@ def _backbone(genome: Genome, seq_len: int) -> Table:
     links = sharing_links(plan)
     table = _table("LIV", "genes", "class", "sharing", "", "parameters", "cache", right=("LIV", "parameters", "cache"))
     for gene, layer in zip(genome.backbone, plan.layers):
-        digits = "".join(map(str, gene)) if max(gene) < 10 else ".".join(map(str, gene))
         cache = layer_cache(layer, seq_len)
-        row = [format_count(layer_parameters(layer)), format_bytes(cache) if cache else "-"]
-        table.add_row(
-            str(layer.index + 1),
-            digits,
-            layer.name,
-            _lanes(links, layer.index),
-            sharing_text(genome, gene, layer),
-            *row,
-        )
+        sizes = [format_count(layer_parameters(layer)), format_bytes(cache) if cache else "-"]
+        lanes, shared = _lanes(links, layer.index), sharing_text(genome, gene, layer)
+        table.add_row(str(layer.index + 1), _digits(gene), layer.name, lanes, shared, *sizes)
     return table
 
 
+def _digits(genes: Iterable[int]) -> str:
+    """21211, or 1.12.2.0.0 where a gene has two digits."""
+    words = [str(gene) for gene in genes]
+    return ("" if all(len(word) == 1 for word in words) else ".").join(words)
+
+
 def sharing_text(genome: Genome, gene: Gene, layer: Layer) -> str:
-    """The four sharing genes of one LIV in words; empty when it neither takes nor gives."""
+    """The four sharing genes of one LIV in words; empty if it shares nothing."""
     words = []
     if gene.shares_weights:
         owners = sorted({owner + 1 for owner in layer.weights_from.values()})
-        source = f"from LIV {', '.join(map(str, owners))}" if owners else "first"
+        source = f"from LIV {', '.join(map(str, owners))}" if owners else "owner"
         words.append(f"featurizer group {gene.featurizer_group}: {source}")
     if gene.shares_features:
         if layer.provider is None:
-            words.append(f"feature group {gene.feature_group}: provides")
+            words.append(f"feature group {gene.feature_group}: owner")
         else:
             groups = [g for g in genome.family(gene).groups if g in layer.given]
             words.append(f"feature group {gene.feature_group}: {' + '.join(groups)} from LIV {layer.provider + 1}")
@@ -95,9 +93,7 @@ def sharing_text(genome: Genome, gene: Gene, layer: Layer) -> str:
 
 
 def _lanes(links: list[Link], index: int) -> Text:
-    """One row of the link diagram: featurizer weights, then features; a line that ends in the row runs to its left
-    edge.
-    """
+    """One row of the link diagram: featurizer weights, then features. A link of this LIV reaches the left edge."""
     text = Text()
     for kind, color in ((WEIGHTS, "red"), (FEATURES, "blue")):
         cells = [" "] * (2 * n_lanes(links, kind))
@@ -117,26 +113,17 @@ def _operator(operator: Operator) -> Table:
     """The operator genome and the featurizer genome of one class."""
     family = FAMILIES[operator.family]
     table = _table("part", "genes", "meaning")
-    meanings = ", ".join(
-        f"{gene} mixing {text}" if gene in ("token", "channel") else f"{gene} {text}"
-        for gene, text in _operator_words(operator)
-    )
-    digits = "".join(map(str, operator.genes)) if max(operator.genes) < 10 else ".".join(map(str, operator.genes))
+    words = [(gene, meaning[getattr(operator.genes, gene)]) for gene, meaning in OPERATOR_GENES.items()]
+    meanings = ", ".join(f"{gene}{' mixing' * (gene in ('token', 'channel'))} {text}" for gene, text in words)
     differential = "; two branches, subtracted" if operator.differential else ""
-    table.add_row(
-        "operator", digits, f"featurizer {operator.genes.featurizer} ({operator.family}), {meanings}{differential}"
-    )
+    meaning = f"featurizer {operator.genes.featurizer} ({operator.family}), {meanings}{differential}"
+    table.add_row("operator", _digits(operator.genes), meaning)
     for group, row in operator.features:
         spec = family.groups[group]
         expansion = f"; expansion {row.expansion}: {spec.expansion_means}" if len(spec.expansion) > 1 else ""
         repeat = f"; repeat {row.repeat}" if len(spec.repeat) > 1 else ""
-        digits = "".join(map(str, row)) if max(row) < 10 else ".".join(map(str, row))
-        table.add_row(f"feature {group}", digits, f"{spec.meaning}{expansion}{repeat}")
+        table.add_row(f"feature {group}", _digits(row), f"{spec.meaning}{expansion}{repeat}")
     return table
-
-
-def _operator_words(operator: Operator) -> list[tuple[str, str]]:
-    return [(gene, meanings[getattr(operator.genes, gene)]) for gene, meanings in OPERATOR_GENES.items()]
 
 
 def _layers(genome: Genome) -> Table:
@@ -155,10 +142,10 @@ def _costs(genome: Genome, vocab_size: int, seq_len: int) -> Table:
     total = costs(genome, vocab_size, seq_len)
     table = _table("cost", "value", "how it is counted", right=("value",))
     rows = (
-        ("parameters", f"{total.parameters:,}", "embedding and norms included, shared ones once"),
-        ("of the backbone", f"{total.backbone_parameters:,}", "LIVs only: the paper's size"),
+        ("parameters", f"{total.parameters:,}", "with embedding and norms; shared parameters count once"),
+        ("of the backbone", f"{total.backbone_parameters:,}", "LIVs only, as in the STAR paper"),
         ("cache", format_bytes(total.cache_bytes), "2 bytes per number (STAR's convention)"),
-        ("cache, allocated", format_bytes(total.cache_bytes_exact), "bfloat16, recurrent states float32"),
+        ("cache, allocated", format_bytes(total.cache_bytes_exact), "bfloat16; recurrent states in float32"),
         ("training", f"{format_count(total.train_flops_per_token)}FLOP/token", "forward and backward"),
         ("decoding", f"{format_count(total.decode_flops_per_token)}FLOP/token", f"after {seq_len:,} tokens"),
     )
@@ -168,7 +155,7 @@ def _costs(genome: Genome, vocab_size: int, seq_len: int) -> Table:
 
 
 def printable(text: str) -> str:
-    """Without control characters: what a file says may not drive the terminal."""
+    """The text without control characters, so that a file cannot drive the terminal."""
     return "".join(character for character in text if character.isprintable() or character in "\n\t")
 
 

@@ -1,6 +1,6 @@
-"""How every plot looks: colours that colour-blind readers can tell apart, numbers with units, files on the disk.
+"""The look of all plots: colours that colour-blind readers can tell apart, numbers with units, and image files.
 
-Figures are 8 inches wide, so that they read well at the 800 pixels that a README gives them.
+Figures are 8 inches wide: legible at the 800 pixels that a README gives them.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -23,21 +24,12 @@ WIDTH = 8.0  # inches
 DPI = 200  # of PNG files
 
 # Okabe and Ito, "Color universal design" (2008).
-BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
-    "#000000",
-    "#E69F00",
-    "#56B4E9",
-    "#009E73",
-    "#F0E442",
-    "#0072B2",
-    "#D55E00",
-    "#CC79A7",
-)
-GREY = "#8C8C8C"
-FAINT = "#C9CDD2"
+ORANGE, SKY, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
+BLUE, VERMILION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
+GREY, FAINT, NGRAM_GREY = "#8C8C8C", "#C9CDD2", "#444444"
 
-RC = {
-    "font.family": "DejaVu Sans",  # ships with matplotlib: the same picture on every machine
+RC: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",  # ships with matplotlib, so pictures are the same on every machine
     "font.size": 9,
     "axes.labelsize": 9,
     "axes.titlesize": 9.5,
@@ -49,18 +41,23 @@ RC = {
     "grid.linewidth": 0.6,
     "legend.frameon": False,
     "legend.fontsize": 8.5,
-    "svg.hashsalt": "star",  # the same figure gives the same file
+    "svg.hashsalt": "star",  # equal figures make equal files
 }
 
 
-def new_figure(height: float, layout: str | None = "constrained") -> Figure:
-    """An empty figure that belongs to no window and no global state; height in inches."""
+def new_figure(height: float, constrained: bool = True) -> Figure:
+    """An empty figure without a window; height in inches. constrained: matplotlib lays out the axes."""
     matplotlib.rcParams.update(RC)
-    figure = Figure(figsize=(WIDTH, height), layout=layout)
-    FigureCanvasAgg(figure)  # one renderer, which measures text, instead of a new one for each question
-    if layout:
-        figure.get_layout_engine().set(w_pad=0.07, h_pad=0.07, wspace=0.03, hspace=0.03)
+    figure = Figure(figsize=(WIDTH, height))
+    FigureCanvasAgg(figure)  # keeps one renderer for measuring text, instead of a new one each time
+    if constrained:
+        figure.set_layout_engine("constrained", w_pad=0.07, h_pad=0.07, wspace=0.03, hspace=0.03)
     return figure
+
+
+def say_nothing_trained(axes: Axes) -> None:
+    """The text of a plot that has no data yet."""
+    axes.text(0.5, 0.5, "nothing trained yet", transform=axes.transAxes, ha="center", color=GREY)
 
 
 def save_figure(figure: Figure, stem: Path) -> list[Path]:
@@ -68,15 +65,14 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
     for path in paths:
-        metadata = {"Date": None} if path.suffix == ".svg" else None
-        figure.savefig(path, dpi=DPI, facecolor="white", metadata=metadata)
+        figure.savefig(path, dpi=DPI, facecolor="white", metadata={"Date": None} if path.suffix == ".svg" else None)
     return paths
 
 
 def save_one(figure: Figure, path: Path) -> Path:
-    """Write a figure to a file. Raises UserError for a kind that is not PNG, SVG or PDF."""
+    """Write a figure to a PNG, SVG or PDF file. Raises UserError for any other suffix."""
     if path.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise UserError(f"{path}: a picture is written as .png, .svg or .pdf; give a name that ends so")
+        raise UserError(f"{path}: the picture must be a .png, .svg or .pdf file; change the suffix")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DPI, facecolor="white")
     return path
@@ -88,7 +84,7 @@ def axis_label(objective: Objective) -> str:
 
 
 def scale_axis(axes: Axes, which: str, objective: Objective, values: list[float]) -> None:
-    """Limits, scale and a few legible ticks for axis "x" or "y" that shows `values`; a zero stays visible."""
+    """Set limits, scale and a few legible ticks of axis "x" or "y", which shows `values`; zero stays visible."""
     axis = getattr(axes, f"{which}axis")
     low, high = min(values), max(values)
     if not objective.log_scale:
@@ -108,7 +104,7 @@ def scale_axis(axes: Axes, which: str, objective: Objective, values: list[float]
         bottom = least / margin
     gap = 0.19 if which == "x" else 0.1
     ticks = log_ticks(least / margin, most * margin, base, gap)
-    if low <= 0:  # zero has a label too, half a power of the base below the least
+    if low <= 0:  # zero has a label too, half a power of the base below the least positive value
         ticks = [t for t in ticks if math.log(t / least) + 0.5 * math.log(base) >= 0.5 * gap * math.log(most / least)]
     axis.set_major_locator(FixedLocator(([0.0] if low <= 0 else []) + ticks))
     axis.set_minor_locator(NullLocator())
@@ -117,19 +113,13 @@ def scale_axis(axes: Axes, which: str, objective: Objective, values: list[float]
 
 
 def log_ticks(low: float, high: float, base: int, gap: float) -> list[float]:
-    """Round numbers from low to high: as many as leave `gap` between neighbours, as a share of the axis."""
+    """Round numbers from low to high, as many as fit with `gap` (a share of the axis) between neighbours."""
+    dense: list[list[float]]  # multiples of the powers of the base, the densest first
     if base == 2:
-        dense = [[1, 1.125, 1.25, 1.375, 1.5, 1.625, 1.75, 1.875], [1, 1.25, 1.5, 1.75], [1, 1.5], [1]]
+        dense = [[1 + n / 8 for n in range(8)], [1, 1.25, 1.5, 1.75], [1, 1.5], [1]]
     else:
-        dense = [
-            [1 + 0.1 * n for n in range(90)],
-            [1 + 0.5 * n for n in range(18)],
-            list(range(1, 10)),
-            [1, 1.5, 2, 3, 5, 7],
-            [1, 2, 5],
-            [1, 3],
-            [1],
-        ]
+        dense = [[1 + 0.1 * n for n in range(90)], [1 + 0.5 * n for n in range(18)], [*range(1, 10)]]
+        dense += [[1, 1.5, 2, 3, 5, 7], [1, 2, 5], [1, 3], [1]]
     powers = range(math.floor(math.log(low, base)), math.ceil(math.log(high, base)) + 1)
     room = gap * math.log(high / low)
     choices = [

@@ -1,10 +1,11 @@
-"""A run as text: the front, how far it is, and the front as data for programs."""
+"""A run as text: its front, its progress, and its front as data for programs."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
 import io
+import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,16 +14,18 @@ from rich.text import Text
 
 from star.assess.noise import noise_sd, rescored
 from star.genome import to_json
-from star.report.units import format_seconds, format_value, heading
+from star.report.units import display_unit, format_seconds, format_value, heading, plural
 
 if TYPE_CHECKING:
+    from star.assess import Objective
     from star.run import Candidate, Run
+
+MOST_FAILURES = 10  # that are listed
 
 
 def front_table(run: Run) -> Table:
-    """The front, best loss first, and the baselines below it."""
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("id", no_wrap=True)
+    """The front, lowest loss first, and the baselines below it."""
+    table = _table()
     for objective in run.objectives:
         table.add_column(heading(objective).replace(" ", "\n"), justify="right", no_wrap=True)
     table.add_column("found in\ngeneration", justify="right")
@@ -37,208 +40,198 @@ def front_table(run: Run) -> Table:
     if members and baselines:
         table.add_section()
     for baseline in baselines:
-        table.add_row(
-            baseline.id, *_values(run, baseline), "baseline", baseline.name or _classes(baseline), style="dim"
-        )
+        name = baseline.name or _classes(baseline)
+        table.add_row(baseline.id, *_values(run, baseline), "baseline", name, style="dim")
+    return table
+
+
+def _table() -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("id", no_wrap=True)
     return table
 
 
 def _values(run: Run, candidate: Candidate) -> list[str]:
-    return [format_value(objective, candidate.objectives[objective.name]) for objective in run.objectives]
+    return [format_value(objective, candidate.values[objective.name]) for objective in run.objectives]
 
 
 def _classes(candidate: Candidate) -> str:
-    """SA-1 GMemless(x2) ..., repeats counted."""
-    words: list[list] = []
-    for name in candidate.genome.class_names:
-        if words and words[-1][0] == name:
-            words[-1][1] += 1
-        else:
-            words.append([name, 1])
-    return " ".join(name if count == 1 else f"{name}(x{count})" for name, count in words)
+    """Class of each LIV, repeats counted: SA-1 GMemless(x2)."""
+    runs = ((name, len(list(equal))) for name, equal in itertools.groupby(candidate.genome.class_names))
+    return " ".join(name if count == 1 else f"{name}(x{count})" for name, count in runs)
 
 
 def rescore_rows(run: Run) -> list[dict]:
-    """Every candidate that was measured with fresh seeds, best fresh first objective first.
+    """Every candidate that was measured with fresh seeds, the best fresh value of the first objective first.
 
-    id, seeds (that ended well), failed; by objective: searched, fresh (mean), se; luck: fresh minus searched, of the
-    first objective; on_front; non_dominated and its probability among all front members (None for others).
+    id; seeds: fresh trainings that ended well; failed: those that did not. By objective: searched (in the search),
+    fresh (mean over fresh seeds), se (of that mean), luck (fresh minus searched). on_front: whether it is on the
+    search's front; if so, non_dominated and probability: whether it is among the front by fresh values, and how
+    probable that is given the noise (otherwise None).
     """
-    repeats, front = run.repeats(), run.front()
-    chosen = front + [
-        c for c in run.candidates() if c.id in repeats and c.objectives and c.id not in {m.id for m in front}
-    ]
-    scaled = np.array([[o.scaled(c.objectives[o.name]) for o in run.objectives] for c in chosen])
-    noisy = [k for k, o in enumerate(run.objectives) if not o.cheap]
-    good = {c.id: [row["objectives"] for row in repeats.get(c.id, ()) if row["objectives"]] for c in chosen}
-    fresh = {
-        i: {k: [run.objectives[k].scaled(row[run.objectives[k].name]) for row in good[c.id]] for k in noisy}
-        for i, c in enumerate(chosen)
-        if good[c.id]
-    }
+    repeats, front, objectives = run.repeats(), run.front(), run.objectives
+    members = {c.id for c in front}
+    chosen = front + [c for c in run.candidates() if c.id in repeats and c.objectives and c.id not in members]
+    scaled = np.array([[o.scaled(c.values[o.name]) for o in objectives] for c in chosen])
+    noisy = {k: o for k, o in enumerate(objectives) if not o.cheap}
+    fresh: dict[int, dict[int, list[float]]] = {}  # index in `chosen` -> index of objective -> scaled values
+    for i, candidate in enumerate(chosen):
+        if good := [row["objectives"] for row in repeats.get(candidate.id, ()) if row["objectives"]]:
+            fresh[i] = {k: [o.scaled(row[o.name]) for row in good] for k, o in noisy.items()}
     pooled = {k: noise_sd([values[k] for values in fresh.values()]) for k in noisy}
     sd = {k: noise.sd for k, noise in pooled.items() if noise is not None}
-    within = {i: values for i, values in fresh.items() if i < len(front)}
-    among = rescored(scaled[: len(front)], within, sd) if front else []
+    among = rescored(scaled[: len(front)], {i: v for i, v in fresh.items() if i < len(front)}, sd) if front else []
     rows = []
-    for i, candidate in enumerate(chosen):
-        if i not in fresh:
-            continue
-        alone = rescored(scaled[i : i + 1], {0: fresh[i]}, sd)[0]
+    for i, values in fresh.items():
+        candidate, alone = chosen[i], rescored(scaled[i : i + 1], {0: values}, sd)[0]
+        count = len(values[min(noisy)])
         rows.append(
             {
                 "id": candidate.id,
-                "seeds": alone.n,
-                "failed": len(repeats[candidate.id]) - len(good[candidate.id]),
-                "searched": dict(candidate.objectives),
-                "fresh": {o.name: o.unscaled(float(alone.mean[k])) for k, o in enumerate(run.objectives)},
-                "se": {run.objectives[k].name: float(alone.se[k]) for k in noisy},
-                "luck": {run.objectives[k].name: float(alone.luck[k]) for k in noisy},
+                "seeds": count,
+                "failed": len(repeats[candidate.id]) - count,
+                "searched": dict(candidate.values),
+                "fresh": {o.name: o.unscaled(float(alone.mean[k])) for k, o in enumerate(objectives)},
+                "se": {o.name: float(alone.se[k]) for k, o in noisy.items()},
+                "luck": {o.name: float(alone.luck[k]) for k, o in noisy.items()},
                 "on_front": i < len(front),
                 "non_dominated": among[i].non_dominated if i < len(front) else None,
                 "probability": among[i].probability if i < len(front) else None,
             }
         )
-    first = run.objectives[0]
+    first = objectives[0]
     return sorted(rows, key=lambda row: first.scaled(row["fresh"][first.name]))
 
 
 def rescore_table(run: Run) -> tuple[Table, list[str]]:
     """`rescore_rows` as a table, and a summary in sentences."""
     rows = rescore_rows(run)
-    noisy = [o for o in run.objectives if not o.cheap]
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("id", no_wrap=True)
-    for objective in noisy:
+    noises = {o: noise_sd(_fresh_values(run, o)) for o in run.objectives if not o.cheap}
+    known = any(noises.values())  # without noise, standard errors and probabilities say nothing
+    table = _table()
+    for objective in noises:
         for text in (f"{objective.name}\nin the search", "fresh seeds", "change"):
             table.add_column(text, justify="right", no_wrap=True)
     for text in ("seeds", "still on\nthe front", "probability"):
         table.add_column(text, justify="right", no_wrap=True)
     for row in rows:
         cells = []
-        for objective in noisy:
-            values = (row[key][objective.name] for key in ("searched", "fresh", "se", "luck"))
-            searched, fresh, se, luck = values
-            cells += [f"{searched:.4f}", f"{fresh:.4f} +- {se:.4f}", f"{luck:+.4f}"]
+        for o, noise in noises.items():
+            searched, fresh, se, luck = (row[key][o.name] for key in ("searched", "fresh", "se", "luck"))
+            cells += [f"{searched:.4f}", f"{fresh:.4f}" + (f" +- {se:.4f}" if noise else ""), f"{luck:+.4f}"]
         stays = {True: "yes", False: "no", None: "not on it"}[row["non_dominated"]]
-        table.add_row(
-            row["id"],
-            *cells,
-            str(row["seeds"]),
-            stays,
-            "" if row["probability"] is None else f"{row['probability']:.2f}",
-        )
+        probability = f"{row['probability']:.2f}" if known and row["probability"] is not None else ""
+        table.add_row(row["id"], *cells, str(row["seeds"]), stays, probability)
     lines = []
-    for objective in noisy:
-        groups = [
-            [r["objectives"][objective.name] for r in rows_ if r["objectives"]] for rows_ in run.repeats().values()
-        ]
-        noise = noise_sd(groups)
-        lucks = [row["luck"][objective.name] for row in rows if row["on_front"]]
-        if noise is not None:
+    for o, noise in noises.items():
+        lucks = [row["luck"][o.name] for row in rows if row["on_front"]]
+        if noise:
             lines.append(
-                f"noise of {objective.name} between seeds: sd {noise.sd:.4f} (95 % interval {noise.low:.4f} to "
+                f"noise of {o.name} between seeds: sd {noise.sd:.4f} (95 % interval {noise.low:.4f} to "
                 f"{noise.high:.4f}, {noise.degrees} degrees of freedom)"
             )
+        elif rows:
+            lines.append(f"noise of {o.name} between seeds: unknown; star rescore {run.path} --seeds 2 measures it")
         if lucks:
             change = float(np.mean(lucks))
-            text = f"{abs(change):.4f} {objective.unit} {'worse' if change > 0 else 'better'}"
+            text = f"{abs(change):.4f} {display_unit(o)} {'worse' if change > 0 else 'better'}"
             lines.append(f"with fresh seeds the front is {text} on average than in the search")
     failed = sum(row["failed"] for row in rows)
-    return table, lines + ([f"{failed} trainings failed"] if failed else [])
+    return table, lines + ([f"{plural(failed, 'training')} failed"] if failed else [])
+
+
+def _fresh_values(run: Run, objective: Objective) -> list[list[float]]:
+    """Values of an objective from fresh seeds, by candidate."""
+    return [[r["objectives"][objective.name] for r in rows if r["objectives"]] for rows in run.repeats().values()]
 
 
 def front_rows(run: Run, members: list[Candidate] | None = None) -> list[dict]:
-    """The front, or these, for programs: id, genome (as in a genome file) and objectives in their units; recipe: of a
-    refined one.
+    """The front, or `members`, for programs: id, genome (as in a genome file), objectives in their units.
+
+    A refined member also has its recipe.
     """
     rows = []
     for c in run.front() if members is None else members:
         recipe = {"recipe": dataclasses.asdict(c.recipe)} if c.recipe else {}
-        rows.append({"id": c.id, "genome": to_json(c.genome), "objectives": dict(c.objectives)} | recipe)
+        rows.append({"id": c.id, "genome": to_json(c.genome), "objectives": dict(c.values)} | recipe)
     return rows
 
 
 def front_csv(run: Run, members: list[Candidate] | None = None) -> str:
-    """The front, or these, as CSV: id, generation, one column per objective, genome text."""
+    """The front, or `members`, as CSV: id, generation, one column per objective, genome text."""
     out = io.StringIO()
     names = [objective.name for objective in run.objectives]
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["id", "generation", *names, "genome"])
     for c in run.front() if members is None else members:
-        writer.writerow([c.id, c.generation, *(c.objectives[name] for name in names), c.genome.text])
+        writer.writerow([c.id, c.generation, *(c.values[name] for name in names), c.genome.text])
     return out.getvalue()
 
 
 def status_lines(run: Run) -> list[str]:
-    """What is done, running and failed, what runs now, and the time that is left, as lines of text."""
+    """Progress of a run as lines of text: candidates done, running and failed, and the time left."""
     status = run.status()
     if status["finished"]:
         state = "finished"
     else:
         state = "running" if status["active"] else f"stopped; star evolve {run.path} resumes it"
+    references = [f"byte {name} {loss:.3f} nats/byte" for name, loss in status["baselines"].items()]
+    done = f"{status['done']} of {status['total']} candidates done"
     lines = [
         f"{run.path}: {state}",
         f"generation {status['generation']} of {status['generations'] - 1} (0 is the initial population)",
-        f"{status['done']} of {status['total']} candidates done, {status['running']} running, {status['failed']} "
-        "failed",
-        f"corpus {status['corpus']}"
-        + "".join(f", byte {name} {loss:.3f} nats/byte" for name, loss in status["baselines"].items()),
+        f"{done}, {status['running']} running, {status['failed']} failed",
+        ", ".join([f"corpus {status['corpus']}", *references]),
     ]
     for id, progress in status["progress"].items():
-        loss = "unknown yet" if progress.get("val_loss") is None else f"{progress['val_loss']:.3f}"
+        loss = "not yet known" if progress.get("val_loss") is None else f"{progress['val_loss']:.3f}"
         lines.append(f"  {id}: step {progress.get('step', 0)} of {progress.get('steps', '?')}, validation loss {loss}")
     if status["active"] and status["eta_seconds"] is not None:
         lines.append(f"about {format_seconds(status['eta_seconds'])} left")
     stopped = status["counts"].get("stopped", 0)
     if stopped:
-        lines.append(
-            f"{stopped} candidates were stopped at a rung, the budget cut at "
-            f"{', '.join(f'{r:.0%}' for r in run.config.search.rungs)}"
-        )
+        rungs = ", ".join(f"{share:.0%}" for share in run.config.search.rungs)
+        lines.append(f"{plural(stopped, 'candidate')} stopped early at a rung (rungs: {rungs} of the training budget)")
     if status["idle"] is not None:
         lines.append(f"workers were idle {status['idle']:.0%} of the time ({status['workers']} workers)")
-    for name, found in status["surrogate"].items():
-        lines.append(_surrogate_line(name, found))
+    lines += [_surrogate_line(name, found) for name, found in status["surrogate"].items()]
     lines += _operator_lines(run)
     lines += [_refinement_line(run, found, status["active"]) for found in status["refinements"]]
-    for failure in status["failures"][:10]:
-        lines.append(f"  {failure['id']}: {failure['status']}: {failure['reason']}")
-    if len(status["failures"]) > 10:
-        lines.append(f"  and {len(status['failures']) - 10} more failures")
+    failures = status["failures"]
+    lines += [f"  {failure['id']}: {failure['status']}: {failure['reason']}" for failure in failures[:MOST_FAILURES]]
+    if len(failures) > MOST_FAILURES:
+        lines.append(f"  and {len(failures) - MOST_FAILURES} more failures")
     return lines
 
 
 def _surrogate_line(name: str, found: dict) -> str:
-    """How well the surrogate ranks what it chose, and whether its intervals are honest."""
-    text = f"surrogate of {name}: {found['n']} predicted and measured"
+    """Rank correlation of predicted and measured values, and coverage of the prediction intervals."""
+    text = f"surrogate of {name}: {plural(found['n'], 'candidate')} predicted and measured"
     if found["spearman"] is not None:
-        text += (
-            f"; rank correlation {found['spearman']:.2f} [{found['spearman_low']:.2f}, {found['spearman_high']:.2f}]"
-        )
+        low, high = found["spearman_low"], found["spearman_high"]
+        text += f"; rank correlation {found['spearman']:.2f} [{low:.2f}, {high:.2f}]"
         if found["proxy_spearman"] is not None:
-            text += f" (size alone {found['proxy_spearman']:.2f})"
-    return (
-        text + f"; 90 % intervals hold {found['coverage_90']:.0%} [{found['coverage_90_low']:.0%}, "
-        f"{found['coverage_90_high']:.0%}]"
-    )
+            text += f" (size alone: {found['proxy_spearman']:.2f})"
+    low, high = found["coverage_90_low"], found["coverage_90_high"]
+    return f"{text}; 90 % intervals cover {found['coverage_90']:.0%} [{low:.0%}, {high:.0%}] of the measured values"
 
 
 def _refinement_line(run: Run, found: dict, active: bool) -> str:
-    """How far a refinement is, and what it brought."""
+    """Progress and result of a refinement."""
     state = "finished" if found["finished"] else "running" if active else "stopped"
     gains = ", ".join(
         f"{member[:6]} {100 * (ratio - 1):+.1f} %" for member, ratio in found["perplexity"].items() if ratio is not None
     )
-    text = (
-        f"refinement {found['id']}: {state}, {found['trials']} trials, {found['spent']:.4g} of "
-        f"{found['budget']:g} full trainings"
+    spent = f"{found['spent']:.4g} of {found['budget']:g} full trainings"
+    result = f"; perplexity {gains}" if gains else ""
+    return (
+        f"refinement {found['id']}: {state}, {found['trials']} trials, {spent}{result}; details: star refine "
+        f"{run.path} --report"
     )
-    return text + (f"; perplexity {gains}" if gains else "") + f"; star refine {run.path} --report says more"
 
 
 def _operator_lines(run: Run) -> list[str]:
-    """What each variation operator took and brought."""
+    """Success of each variation operator: candidates assessed, and how many of them joined the front."""
     rows = [row for row in run.operators() if row["assessed"]]
     if not rows:
         return []
@@ -252,17 +245,14 @@ def _operator_lines(run: Run) -> list[str]:
 
 
 def summary_lines(run: Run) -> list[str]:
-    """Is the front any good: against counting models of the same text, and against its own beginnings."""
-    members = run.front()
-    losses = [c.objectives["loss"] for c in members if "loss" in c.objectives]
+    """Quality of the front: against n-gram baselines of the same text, and against the initial population."""
+    losses = [c.values["loss"] for c in run.front() if "loss" in c.values]
     lines = []
     references = run.status()["baselines"]
     if losses and references:
-        below = {name: sum(loss < level for loss in losses) for name, level in references.items()}
-        counted = ", ".join(
-            f"byte {name} {level:.3f} (beaten by {below[name]} of {len(losses)})" for name, level in references.items()
-        )
-        lines.append(f"loss of the front: {min(losses):.3f} to {max(losses):.3f} nats/byte; {counted}")
+        beaten = {name: sum(loss < level for loss in losses) for name, level in references.items()}
+        words = [f"byte {name} {references[name]:.3f} (beaten by {n} of {len(losses)})" for name, n in beaten.items()]
+        lines.append(f"loss of the front: {min(losses):.3f} to {max(losses):.3f} nats/byte; {', '.join(words)}")
     volumes = run.hypervolume()
     initial = [row["hypervolume"] for row in volumes if row["generation"] == 0]
     if initial:

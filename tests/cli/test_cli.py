@@ -150,7 +150,9 @@ def test_show_understands_every_kind_of_genome(run, tmp_path):
         assert knee.genome.id in ok("show", source)
     assert "found by me" in ok("show", tmp_path / "mine.json")
     assert "4 LIVs of width 64" in ok("show", "transformer++", "--d-model", 64, "--depth", 4)
-    assert "65,536 and 128 tokens" in ok("show", "21211-31112-21221-32112", "--vocab-size", 65_536, "--seq-len", 128)
+    assert "65,536 and a context of 128 tokens" in ok(
+        "show", "21211-31112-21221-32112", "--vocab-size", 65_536, "--seq-len", 128
+    )
 
 
 def test_show_prints_the_gene_table(tmp_path):
