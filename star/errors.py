@@ -10,8 +10,8 @@ class RunFailed(Exception):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out. By name and text, without importing torch, whose CPU allocator raises a
-    RuntimeError.
+    """Whether an error says that memory ran out. By name and text, without importing torch, whose CPU allocator raises
+    a RuntimeError.
     """
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
