@@ -1,13 +1,13 @@
-"""The run record: a directory whose one SQLite file holds the truth, written by one process, read by anyone.
+"""The run record: a directory with one SQLite file that one process writes and any process may read.
 
-    run.sqlite              everything: configuration, and the list of events in the order in which they happened
-    run.lock                held by the process that is evolving this run
+    run.sqlite              everything: the configuration, and all events in their order
+    run.lock                locked by the process that is evolving this run
     candidates/ID/          result.json (only until its content is in the record), weights.safetensors
-    refined/ID/             the same of trials of a refinement
-    progress/               what running workers last said, for the display
+    refined/ID/             the same for the trials of a refinement
+    progress/               the latest progress of running workers, for the display
 
-Learning curves live in the record too, not beside it: they are small, and a copy of the one file is then the
-whole run but for the weights. Paths are never stored, so a run can be moved and copied. Imports `star.errors`.
+Learning curves are in the record too, so a copy of this file is the whole run except for its weights. Paths are never
+stored, so a run can be moved and copied. From STAR this package imports only `star.errors`.
 """
 
 from star.store.database import Event, Store, read_events, read_meta

@@ -1,4 +1,4 @@
-"""The SQLite file: created whole or not at all, one writer, every batch of events one durable transaction."""
+"""The SQLite file. It is created in one transaction, has one writer, and records each batch of events in one more."""
 
 import errno
 import json
@@ -30,10 +30,10 @@ class Store:
     """The writer of a run's database. Hold the run's lock while you have one."""
 
     def __init__(self, run: Path, meta: dict | None = None, journal: str = "wal"):
-        """Opens the database, or creates it with `meta` in one transaction.
+        """Open the database, or create it with `meta` in one transaction.
 
-        journal: "wal", or "delete" where the directory is on a network file system.
-        Raises UserError if the file is damaged or not a run's, RunFailed if the disk is full.
+        journal: "wal", or "delete" if the directory is on a network file system.
+        Raises UserError if the file is damaged or is not a run, RunFailed if the disk is full.
         """
         self.path = run / NAME
         with plain_errors(self.path):
@@ -55,7 +55,7 @@ class Store:
     def record(self, events: Iterable[tuple[str, dict]]) -> None:
         """Append events (kind, data) in one transaction: on return all are on the disk; on an error, none.
 
-        Raises UserError if someone else has written events since this store was opened.
+        Raises UserError if another process has written events since this store was opened.
         """
         now = time.time()
         rows = [(now, kind, to_text(data)) for kind, data in events]
@@ -70,7 +70,7 @@ class Store:
             self.connection.executemany("INSERT INTO event (time, kind, data) VALUES (?, ?, ?)", rows)
         self.last_seq += len(rows)
 
-    def set_meta(self, key: str, value) -> None:
+    def set_meta(self, key: str, value: object) -> None:
         """Replace one fact about the run."""
         with plain_errors(self.path), self._transaction():
             self.connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, to_text(value)))
@@ -86,7 +86,7 @@ class Store:
             return _events(self.connection, curves=curves)
 
     def close(self) -> None:
-        """Leaves one plain file, which can also be read where nothing can be written, unless someone is reading now."""
+        """Close. Unless a reader is active, this leaves one plain file, which needs no write access to be read."""
         with suppress(sqlite3.Error):
             self.connection.execute("PRAGMA busy_timeout = 0")
             self.connection.execute("PRAGMA journal_mode = delete")
@@ -116,13 +116,13 @@ class Store:
 
 
 def exists(run: Path) -> bool:
-    """Whether there is a run in this directory. Raises UserError if it is a file, or holds other people's files."""
+    """Whether there is a run in this directory. Raises UserError if it is a file or contains only foreign files."""
     if run.exists() and not run.is_dir():
         raise UserError(f"{run} is a file: give a directory for the run")
     path = run / NAME
     if path.exists():
         with plain_errors(path), closing(_connect_read_only(path)) as connection:
-            return not _is_empty(connection)  # empty: its maker was killed before its first transaction
+            return not _is_empty(connection)  # empty: its process was killed before its first transaction
     foreign = sorted(p.name for p in run.iterdir() if p.name not in OURS) if run.is_dir() else []
     if foreign:
         raise UserError(f"{run} holds no run but other files ({foreign[0]}, ...): give a new or empty directory")
@@ -130,19 +130,19 @@ def exists(run: Path) -> bool:
 
 
 def read_meta(run: Path) -> dict:
-    """What the run was started with. Works while a coordinator is running. UserError if there is no run."""
+    """The facts that the run was started with, also while it is running. Raises UserError if there is no run."""
     with _reader(run) as connection:
         return _meta(connection)
 
 
 def read_events(run: Path, after: int = 0, curves: bool = False) -> list[Event]:
-    """Events later than `after`. Learning curves, the bulk of the record, only on request."""
+    """Events after number `after`, in order. curves: include learning curves, which are most of the record."""
     with _reader(run) as connection:
         return _events(connection, after, curves)
 
 
 def read_curves(run: Path, id: str) -> list[dict]:
-    """The "curve" events' data of one candidate, oldest first."""
+    """Data of the "curve" events of one candidate, oldest first."""
     with _reader(run) as connection:
         rows = connection.execute(
             "SELECT data FROM event WHERE kind = 'curve' AND json_extract(data, '$.id') = ? ORDER BY seq", (id,)
@@ -167,7 +167,7 @@ def _connect_read_only(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(f"{uri}?mode=ro", uri=True, timeout=30)
     try:
         connection.execute("SELECT count(*) FROM sqlite_master")
-    except sqlite3.OperationalError:  # a directory that cannot be written: no one can be writing the run either
+    except sqlite3.OperationalError:  # a directory without write access: nobody can be writing the run either
         connection.close()
         connection = sqlite3.connect(f"{uri}?immutable=1", uri=True)
     return connection
@@ -180,33 +180,29 @@ def check(connection: sqlite3.Connection, path: Path) -> None:
     if application != schema.APPLICATION_ID:
         raise UserError(f"{path} is an SQLite file of another program: move it away or use another run directory")
     if version != schema.VERSION:
-        raise UserError(
-            f"{path} has format {version} and this version of star reads format {schema.VERSION}: use the version "
-            "of star that wrote it"
-        )
+        formats = f"has format {version} and this version of star reads format {schema.VERSION}"
+        raise UserError(f"{path} {formats}: use the version of star that wrote it")
 
 
 @contextmanager
 def plain_errors(path: Path) -> Iterator[None]:
-    """Turns what SQLite and the disk can say into one sentence."""
+    """Turn the errors of SQLite and of the disk into a UserError or RunFailed with one sentence."""
     try:
         yield
     except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if code == sqlite3.SQLITE_FULL:
-            raise RunFailed(disk_full(path)) from error
-        if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
-            raise UserError(
-                f"{path} is damaged or no SQLite file ({error}): restore a copy or use another directory"
-            ) from error
-        if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
-            raise UserError(f"{path} cannot be opened or written ({error}): check its permissions") from error
-        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            raise UserError(f"{path} is locked by another program ({error}): close it and try again") from error
-        if code == sqlite3.SQLITE_IOERR:
-            raise RunFailed(
-                f"{path} could not be read or written ({error}): see to its disk; every finished candidate is kept"
-            ) from error
+        match getattr(error, "sqlite_errorcode", 0) & 0xFF:
+            case sqlite3.SQLITE_FULL:
+                raise RunFailed(disk_full(path)) from error
+            case sqlite3.SQLITE_NOTADB | sqlite3.SQLITE_CORRUPT:
+                hint = "restore a copy or use another directory"
+                raise UserError(f"{path} is damaged or no SQLite file ({error}): {hint}") from error
+            case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_PERM:
+                raise UserError(f"{path} cannot be opened or written ({error}): check its permissions") from error
+            case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+                raise UserError(f"{path} is locked by another program ({error}): close it and try again") from error
+            case sqlite3.SQLITE_IOERR:
+                hint = "check its disk; every finished candidate is kept"
+                raise RunFailed(f"{path} could not be read or written ({error}): {hint}") from error
         raise
     except OSError as error:
         if error.errno == errno.ENOSPC:
@@ -215,15 +211,13 @@ def plain_errors(path: Path) -> Iterator[None]:
 
 
 def disk_full(path: Path) -> str:
-    """The sentence for a full disk."""
-    return (
-        f"The disk that holds {path} is full: free some space and run the same command again; every finished "
-        "candidate is kept"
-    )
+    """The error message for a full disk."""
+    hint = "free some space and run the same command again; every finished candidate is kept"
+    return f"The disk that holds {path} is full: {hint}"
 
 
-def to_text(data) -> str:
-    """JSON text of an event."""
+def to_text(data: object) -> str:
+    """JSON text of an event's data. Raises ValueError for NaN and infinity."""
     return json.dumps(data, separators=(",", ":"), allow_nan=False)
 
 

@@ -1,4 +1,4 @@
-"""The few things too large for the record: files of candidates, always written whole or not at all."""
+"""Files of candidates that are too large for the record. Each is written completely or not at all."""
 
 import json
 import os
@@ -12,7 +12,7 @@ CHECKPOINTS = "checkpoint-*.safetensors"  # one for each attempt that waits at a
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls write(temporary path), then puts the file in place. A reader sees the old file or the new, never half."""
+    """Call write(temporary path), flush the file, and rename it to `path`. A reader sees the old file or the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -25,7 +25,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_json(path: Path, data: dict) -> None:
-    """Write JSON, whole or not at all."""
+    """Write JSON, completely or not at all."""
     write_atomically(path, lambda temporary: temporary.write_text(json.dumps(data)))
 
 
@@ -45,24 +45,20 @@ class CandidateFiles:
         return path if path.exists() else None
 
     def result(self, id: str, attempt: int, seed: int, rung: int = 0) -> dict | None:
-        """What a worker finished writing for this attempt and rung, if its coordinator died before recording it."""
+        """The result of this attempt and rung, if its worker wrote it and the coordinator died before recording it."""
         try:
             data = json.loads((self.root / id / RESULT).read_text())
-        except (OSError, ValueError):  # missing, or torn by something other than us: the attempt is run again
+        except (OSError, ValueError):  # missing or damaged: the attempt is run again
             return None
-        if not isinstance(data, dict) or (data.get("attempt"), data.get("seed"), data.get("rung", 0)) != (
-            attempt,
-            seed,
-            rung,
-        ):
+        if not isinstance(data, dict):
             return None
-        return data
+        matches = (data.get("attempt"), data.get("seed"), data.get("rung", 0)) == (attempt, seed, rung)
+        return data if matches else None
 
     def clean(self, keep_weights: Container[str], untouched: Container[str]) -> None:
-        """Remove what the record makes superfluous: results and checkpoints of settled candidates, and weights that
-        need not be kept.
+        """Remove the results and checkpoints of settled candidates, and all weights except those of `keep_weights`.
 
-        untouched: candidates that are not settled, whose files may be needed yet.
+        untouched: candidates that are not settled, whose files may still be needed.
         """
         for directory in self.root.iterdir() if self.root.is_dir() else ():
             if directory.name in untouched:

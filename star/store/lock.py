@@ -1,7 +1,7 @@
-"""One coordinator per run: an operating-system lock, which dies with its holder even under SIGKILL.
+"""One coordinator per run: an operating-system lock that is released when its process dies, even by SIGKILL.
 
-Between machines it holds where the file system passes flock on, as NFS of Linux does; some are mounted without (Lustre
-without `-o flock`). There the record is the second line: its writer stops when it finds events that it did not write.
+Between machines it works if the file system supports flock: NFS on Linux does, Lustre without `-o flock` does not.
+The record is a second guard: its writer stops when it finds events that it did not write.
 """
 
 import errno
@@ -10,6 +10,7 @@ import os
 import socket
 import time
 from pathlib import Path
+from typing import TextIO
 
 from star.errors import UserError
 
@@ -20,35 +21,30 @@ class RunLock:
     """Exclusive lock of a run directory (flock). The text of the file says which process holds it."""
 
     def __init__(self, run: Path, patience: float = 1.0):
-        """Raises UserError if another process still holds the run after `patience` seconds, or nothing can be written
-        there.
-        """
+        """Raises UserError if another process still holds the run after `patience` seconds, or `run` is read-only."""
         self.path = run / NAME
         try:
             self.file = open(self.path, "a+")
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise
-            raise UserError(
-                f"{run} cannot be written ({error.strerror}): change its permissions, or copy the run and continue "
-                "with the copy"
-            ) from None
+            hint = "change its permissions, or copy the run and continue with the copy"
+            raise UserError(f"{run} cannot be written ({error.strerror}): {hint}") from None
         deadline = time.monotonic() + patience
         while not _try(self.file, fcntl.LOCK_EX):
             if time.monotonic() > deadline:
                 self.file.seek(0)
                 holder = self.file.read().strip() or "another process"
                 self.file.close()
-                raise UserError(
-                    f"{run} is being evolved by {holder}: wait for it, stop it, or use another run directory"
-                )
+                hint = "wait for it, stop it, or use another run directory"
+                raise UserError(f"{run} is being evolved by {holder}: {hint}")
             time.sleep(0.05)
         self.file.truncate(0)
         self.file.write(f"process {os.getpid()} on {socket.gethostname()}")
         self.file.flush()
 
     def release(self) -> None:
-        """Give the lock back."""
+        """Release the lock."""
         self.file.truncate(0)
         self.file.close()
 
@@ -62,7 +58,7 @@ def is_held(run: Path) -> bool:
         return False
 
 
-def _try(file, kind: int) -> bool:
+def _try(file: TextIO, kind: int) -> bool:
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
         return True

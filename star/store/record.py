@@ -1,29 +1,28 @@
-"""The state of a run, folded from its events: the same for the coordinator that resumes and for anyone who reads.
+"""The state of a run, computed from its events, both for a coordinator that resumes and for readers.
 
 Events, in the order in which they can happen (data keys; `?` may be missing or null):
 
-    session    workers, star, packages                  a coordinator began to work on the run
+    session    workers, star, packages                  a coordinator started to work on the run
     ask        generation?, wanted, proposals, digest?, duplicates, generated, repaired, by_operator
                the algorithm was asked for `wanted` genomes and proposed these (generation, digest null: baselines)
-    start      id, attempt, seed, rung                  an attempt was handed to the engine
+    start      id, attempt, seed, rung                  an attempt was submitted to the engine
     rung       id, attempt, rung, objectives, metrics, seconds, worker
-               an attempt has trained up to a rung short of the full budget, and waits there
+               an attempt has trained up to a rung below the full budget, and waits there
     promote    ids                                      these continue beyond the rung at which they wait
     finish     id, attempt, status, reason, traceback?, metrics, objectives?, seconds, worker, final
                an attempt ended; final: the candidate is settled, otherwise it will be attempted again
-               (status "stopped", final: it was not promoted from the rung it waited at)
+               (status "stopped", final: it was not promoted from the rung at which it waited)
     curve      id, attempt, points                      learning curve of that attempt
-    reference  reference, ideal                         hypervolume frame, scaled objectives by name; once
+    reference  reference, ideal                         corners of the hypervolume, scaled objectives by name; once
     tell       generation?, told: [[id, F, G, fidelity, rungs], ...], digest
-               the algorithm was told results, in this order and with these numbers (generation: the one that is
-               complete with it, if any)
+               the algorithm received these results, in this order (generation: the one that this completes, if any)
     retry      ids                                      settled failures are to be attempted again
     exhausted                                           the algorithm has no new genome left
     repeat     id, repeat, seed, status, reason, objectives?, metrics, seconds, worker
-               a settled candidate was measured again with a fresh seed; its result above does not change
+               a settled candidate was measured again with a new seed; its first result does not change
     refinement, trial, trial_end, closed                see `star.store.refinements`
 
-`ask` and `tell` in recorded order rebuild the algorithm exactly; `digest` is its state after the event.
+Replaying `ask` and `tell` in recorded order rebuilds the algorithm exactly; `digest` is its state after the event.
 """
 
 from collections.abc import Iterable
@@ -35,12 +34,12 @@ from star.store.refinements import Refinements
 
 @dataclass(frozen=True)
 class Proposal:
-    """A genome that is to be assessed, and where it came from.
+    """A genome to be assessed, and its origin.
 
     origin: "initial", "seed", "offspring" or "baseline". name: of a baseline or seed. parents: ids.
-    operators: variation operators that changed something. repaired: variation had made it invalid.
-    costs: what the plan alone tells (objectives, constrained quantities). violations: by constraint, > 0 where broken.
-    predicted: [mean, sd] of scaled objectives by name, where a surrogate chose the genome.
+    operators: variation operators that changed something. repaired: whether variation had made it invalid.
+    costs: quantities known without training (objectives, constrained quantities). violations: by constraint, positive
+    where a bound is broken. predicted: [mean, sd] of scaled objectives by name, if a surrogate chose the genome.
     """
 
     id: str
@@ -57,7 +56,7 @@ class Proposal:
 
     @property
     def infeasible(self) -> bool:
-        """Whether a bound is broken before training."""
+        """Whether the genome breaks a bound that is known without training."""
         return any(violation > 0 for violation in self.violations.values())
 
 
@@ -79,7 +78,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Rung:
-    """A candidate's result after a part of the training budget. rung: its index, from 0."""
+    """A candidate's result after part of the training budget. rung: its index, from 0."""
 
     id: str
     attempt: int
@@ -91,7 +90,7 @@ class Rung:
 
 
 class Record:
-    """What has happened so far. Apply further events as they are recorded."""
+    """The state after the events so far. Apply further events as they are recorded."""
 
     def __init__(self, events: Iterable[Event] = ()):
         self.proposals: list[Proposal] = []
@@ -103,8 +102,8 @@ class Record:
         self.repeats: dict[str, list[dict]] = {}  # data of "repeat" events
         self.refinements = Refinements()
         self.seconds: dict[str, float] = {}  # worker time of a candidate, over all attempts and rungs
-        self.started: set[str] = set()  # handed to the engine and not ended, as far as recorded
-        self.asked: dict[str, None] = {}  # proposed by the algorithm and not yet told, in order
+        self.started: set[str] = set()  # submitted to the engine, without a recorded end
+        self.asked: dict[str, None] = {}  # proposed by the algorithm, which has no result for them yet; in order
         self.asks: list[dict] = []  # statistics of each ask, without its proposals
         self.n_asked = self.n_told = 0  # candidates of the algorithm
         self.told_generations = 0
@@ -116,7 +115,7 @@ class Record:
             self.take(event)
 
     def take(self, event: Event) -> None:
-        """Apply an event that was read back, which unlike a new one has its time and place."""
+        """Apply an event read from the database, which has a time and a number."""
         self.apply(event.kind, event.data)
         self.last_seq = event.seq
         if self.sessions:
@@ -124,8 +123,8 @@ class Record:
             self.sessions[-1]["last"] = event.time
 
     def apply(self, kind: str, data: dict) -> None:
-        """Take in one event."""
-        handler = getattr(self, f"_{kind}", None)  # kinds that do not concern this state are skipped
+        """Apply a new event."""
+        handler = getattr(self, f"_{kind}", None)  # other kinds do not change this state
         if handler is not None:
             handler(data)
         self.refinements.apply(kind, data)
@@ -136,7 +135,7 @@ class Record:
 
     @property
     def generation(self) -> int:
-        """The generation being worked on, from 0; -1 before the first."""
+        """The current generation, from 0; -1 before the first."""
         return self.asks[-1]["generation"] if self.asks else -1
 
     def stage(self, id: str) -> int:
@@ -144,11 +143,11 @@ class Record:
         return self.promotions.get(id, 0)
 
     def waits(self, id: str) -> bool:
-        """Whether a candidate waits at a rung for the decision whether it continues."""
+        """Whether a candidate waits at a rung to be promoted or stopped."""
         return id not in self.results and len(self.rungs.get(id, ())) > self.stage(id)
 
     def counts(self, generation: int) -> dict[str, int]:
-        """What it took to propose a generation: genomes generated, of which needed repair, of which were duplicates."""
+        """Genomes "generated" for a generation, and how many of them were "repaired" and were "duplicates"."""
         asks = [ask for ask in self.asks if ask["generation"] == generation]
         return {key: sum(ask[key] for ask in asks) for key in ("generated", "repaired", "duplicates")}
 
@@ -158,7 +157,7 @@ class Record:
         return sum(recent) / max(len(recent), 1) * left / max(1, min(workers, left))
 
     def idle(self, now: float | None = None) -> float | None:
-        """Share of the workers' time in which they did nothing, over all sessions; None before there is any.
+        """Share of the workers' time in which they were idle, over all sessions; None before there is any.
 
         now: Unix seconds, if the last session is still running. Clocks that were set back are ignored.
         """
@@ -172,7 +171,7 @@ class Record:
 
     def _session(self, data: dict) -> None:
         self.sessions.append(data | {"busy": 0.0})
-        self.started.clear()  # whatever an earlier coordinator had running is running no more
+        self.started.clear()  # jobs of an earlier coordinator no longer run
 
     def _ask(self, data: dict) -> None:
         generation = data["generation"]

@@ -1,17 +1,18 @@
-"""Refinements of a run, folded from their events: what was to be tried, and what came of it.
+"""Refinements of a run, computed from their events: the trials that were decided on, and their results.
 
-refinement  id, settings, evidence, earlier         a refinement started, or continues with another budget (settings:
-            `star.refine.settings`;
-            evidence: [[candidate of the search, loss], ...] and earlier: [[another refinement, trial], ...], what it
-                takes as known)
-trial       refinement, id, candidate, member, genome, settings, kind, edits, share, repeat, purpose, costs, predicted?,
-            source?, log
-            this was decided to be trained; predicted: [mean, sd] of its loss, before anything of it was known
+refinement  id, settings, evidence, earlier
+            a refinement started, or continues with another budget (settings: `star.refine.settings`). It learns
+            from evidence: [[candidate of the search, loss], ...] and earlier: [[another refinement, trial], ...]
+trial       refinement, id, candidate, member, genome, settings, kind, edits, share, repeat, purpose, costs,
+            predicted?, source?, log
+            a training that was decided on; predicted: [mean, sd] of its loss, before it had any result
 trial_end   refinement, id, attempt, status, reason, traceback?, metrics, objectives?, seconds, worker, final
             an attempt ended; final: the trial is settled, otherwise it will be attempted again
-closed      refinement, reason                      no more proposals: only the final measurements are left
+closed      refinement, reason
+            no more proposals: only the final measurements are left
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 
@@ -19,10 +20,10 @@ from dataclasses import dataclass, field
 class Trial:
     """One training in a refinement.
 
-    candidate: id of (genome, settings). member: id of the front member it came from; edits: what was changed, as text.
-    kind: of the last edit (`star.genome.local_edits.KINDS`). share: of the search's training budget. repeat: which seed,
-    from 0. purpose: "member" (as the search trained it), "design", "proposal" or "confirm". costs: cheap objectives.
-    source: "bayes" or "policy"; log: what it saw (`star.refine.propose`).
+    candidate: id of (genome, settings). member: id of its front member. edits: the changes to the member, as text.
+    kind: of the last edit (`star.genome.local_edits.KINDS`). share: of the search's training budget. repeat: index of
+    the seed, from 0. purpose: "member" (as the search trained it), "design", "proposal" or "confirm". costs: cheap
+    objectives. source: "bayes" or "policy". log: facts about the proposal (`star.refine.propose`).
     """
 
     id: str
@@ -57,10 +58,8 @@ class TrialResult:
 class Refinement:
     """The state of one refinement."""
 
-    def __init__(
-        self, id: str, settings: dict, evidence: list, earlier: "list[tuple[Trial, TrialResult]] | None" = None
-    ):
-        self.id, self.settings, self.evidence, self.earlier = id, settings, evidence, earlier or []
+    def __init__(self, id: str, settings: dict, evidence: list, earlier: Sequence[tuple[Trial, TrialResult]] = ()):
+        self.id, self.settings, self.evidence, self.earlier = id, settings, evidence, list(earlier)
         self.trials: list[Trial] = []  # in the order in which they were decided
         self.results: dict[str, TrialResult] = {}  # settled trials
         self.tries: dict[str, list[str]] = {}  # statuses of attempts that did not settle their trial
@@ -68,7 +67,7 @@ class Refinement:
 
     @property
     def spent(self) -> float:
-        """Full trainings that were decided on."""
+        """Budget of all trials so far, in full trainings."""
         return sum(trial.share for trial in self.trials)
 
     def unfinished(self) -> list[Trial]:
@@ -76,15 +75,14 @@ class Refinement:
         return [trial for trial in self.trials if trial.id not in self.results]
 
     def take_trial(self, data: dict) -> None:
-        """Take in a trial event."""
+        """Apply a trial event."""
         fields = {key: value for key, value in data.items() if key != "refinement"}
         predicted = fields.get("predicted")
-        self.trials.append(
-            Trial(**fields | {"edits": tuple(fields["edits"]), "predicted": predicted and tuple(predicted)})
-        )
+        tuples = {"edits": tuple(fields["edits"]), "predicted": predicted and tuple(predicted)}
+        self.trials.append(Trial(**fields | tuples))
 
     def take_end(self, data: dict) -> None:
-        """Take in a trial_end event."""
+        """Apply a trial_end event."""
         if not data["final"]:
             self.tries.setdefault(data["id"], []).append(data["status"])
             return
@@ -93,10 +91,10 @@ class Refinement:
 
 
 class Refinements(dict):
-    """Refinements by id, in the order in which they began."""
+    """Refinements by id, in the order in which they started."""
 
     def apply(self, kind: str, data: dict) -> None:
-        """Take in one event."""
+        """Apply an event; kinds that are not of refinements are ignored."""
         if kind == "refinement":
             known = self.get(data["id"])
             if known is None:

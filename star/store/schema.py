@@ -4,12 +4,12 @@
     event     seq, time (Unix seconds), kind, JSON data; append-only. Kinds and data: see `star.store.record`
     genome    view: one row per proposal: id, generation, origin, name, parents, operators, genes
     attempt   view: one row per finished attempt: id, number, status, reason, seconds, worker
-    metric    view: one row per number measured: id, attempt, name, value, tokens (the fidelity)
+    metric    view: one row per measured number: id, attempt, name, value, tokens (the fidelity)
 
-`event` is the truth; the views follow from it, so nothing can disagree.
+All facts are in `event`; the views are computed from it, so they cannot disagree.
 """
 
-APPLICATION_ID = 0x53544152  # "STAR": tells our files from other people's SQLite files
+APPLICATION_ID = 0x53544152  # "STAR": distinguishes runs from other SQLite files
 VERSION = 1
 
 TABLES = """

@@ -1,4 +1,4 @@
-"""The record of a run: durable, one writer, many readers, and plain words for whatever is wrong with a file."""
+"""The record of a run: durable, one writer, many readers, and a plain message for everything wrong with a file."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def store(run):
     store.close()
 
 
-def test_events_come_back_in_order_and_to_the_last_bit(run, store):
+def test_events_are_read_in_order_and_bit_identical(run, store):
     numbers = [0.1 + 0.2, 1e-300, 2**53 + 1, -0.0]
     store.record([("one", {"numbers": numbers}), ("two", {})])
     store.record([("three", {})])
@@ -41,13 +41,13 @@ def test_events_come_back_in_order_and_to_the_last_bit(run, store):
     assert read_meta(run) == store.meta() == {"config": {"seed": 1}}
 
 
-def test_a_batch_of_events_is_recorded_whole_or_not_at_all(run, store):
+def test_a_batch_of_events_is_recorded_completely_or_not_at_all(run, store):
     with pytest.raises(ValueError):
         store.record([("good", {}), ("bad", {"loss": float("nan")})])
     assert read_events(run) == []
 
 
-def test_reopening_does_not_touch_what_is_there(run, store):
+def test_reopening_changes_nothing(run, store):
     store.record([("one", {})])
     store.close()
     again = Store(run, {"config": {"seed": 2}})
@@ -56,7 +56,7 @@ def test_reopening_does_not_touch_what_is_there(run, store):
     assert sorted(path.name for path in run.iterdir()) == [NAME], "a closed run is one plain file"
 
 
-def test_readers_see_each_transaction_while_a_writer_is_at_work(run, store):
+def test_readers_see_each_transaction_of_an_active_writer(run, store):
     connection = sqlite3.connect(f"file:{run / NAME}?mode=ro", uri=True)
     for count in range(1, 5):
         store.record([("event", {"count": count})])
@@ -86,8 +86,8 @@ def test_acknowledged_events_survive_sigkill(run):
     assert acknowledged <= len(counts) <= acknowledged + 1
 
 
-def test_a_run_is_made_whole_or_not_at_all(run):
-    """A maker killed before its first transaction leaves a file that counts as no run, and is taken over."""
+def test_a_run_is_created_completely_or_not_at_all(run):
+    """A process killed before its first transaction leaves a file that is no run; the next process uses it."""
     run.mkdir()
     connection = sqlite3.connect(run / NAME)
     connection.execute("PRAGMA journal_mode = wal")
@@ -98,7 +98,7 @@ def test_a_run_is_made_whole_or_not_at_all(run):
     store.close()
 
 
-def test_a_run_can_be_moved_and_read_where_nothing_can_be_written(run, store, tmp_path):
+def test_a_run_can_be_moved_and_read_without_write_access(run, store, tmp_path):
     store.record([("one", {})])
     store.close()
     moved = tmp_path / "elsewhere" / "run"
@@ -112,24 +112,18 @@ def test_a_run_can_be_moved_and_read_where_nothing_can_be_written(run, store, tm
 
 
 def test_views_show_what_the_events_say(run, store):
-    proposal = {
-        "id": "ab",
-        "origin": "initial",
-        "name": None,
-        "parents": [],
-        "operators": [],
-        "costs": {},
-        "genome": {},
-    }
+    proposal = {"id": "ab", "origin": "initial", "name": None, "genome": {}}
+    proposal |= {"parents": [], "operators": [], "costs": {}}
     finish = {"id": "ab", "attempt": 0, "status": "ok", "reason": "", "seconds": 1.5, "worker": "w", "final": True}
     store.record([("ask", {"generation": 0, "proposals": [proposal]})])
     store.record([("finish", finish | {"metrics": {"val_loss": 2.5, "tokens": 100}})])
-    rows = {
-        view: store.connection.execute(f"SELECT * FROM {view}").fetchall() for view in ("genome", "attempt", "metric")
-    }
-    assert rows["genome"][0][:3] == ("ab", 0, "initial")
-    assert rows["attempt"][0][:3] == ("ab", 0, "ok")
-    assert rows["metric"] == [("ab", 0, "val_loss", 2.5, 100), ("ab", 0, "tokens", 100, 100)]
+
+    def rows(view: str) -> list:
+        return store.connection.execute(f"SELECT * FROM {view}").fetchall()
+
+    assert rows("genome")[0][:3] == ("ab", 0, "initial")
+    assert rows("attempt")[0][:3] == ("ab", 0, "ok")
+    assert rows("metric") == [("ab", 0, "val_loss", 2.5, 100), ("ab", 0, "tokens", 100, 100)]
 
 
 def test_curves_are_read_on_request_only(run, store):
@@ -138,7 +132,7 @@ def test_curves_are_read_on_request_only(run, store):
     assert read_curves(run, "ab")[0]["points"] == [{"step": 1}] and read_curves(run, "cd") == []
 
 
-# What can be wrong with a directory.
+# Errors: what can be wrong with a directory.
 
 
 def test_no_run_there(run):
@@ -158,10 +152,12 @@ def test_no_run_there(run):
 def test_a_damaged_database(run, store, damage):
     store.record([("event", {"text": "x" * 100}) for _ in range(2000)])
     store.close()
-    data = (run / NAME).read_bytes()
-    (run / NAME).write_bytes(
-        b"not a database at all" * 100 if damage == "text" else data[:4096] + os.urandom(len(data) - 4096)
-    )
+    if damage == "text":
+        damaged = b"not a database at all" * 100
+    else:
+        data = (run / NAME).read_bytes()
+        damaged = data[:4096] + os.urandom(len(data) - 4096)
+    (run / NAME).write_bytes(damaged)
     for attempt in (lambda: read_events(run), lambda: Store(run).events()):
         with pytest.raises(UserError, match="damaged or no SQLite file"):
             attempt()
@@ -231,7 +227,7 @@ def test_a_lock_dies_with_its_holder(run):
 # Files of candidates.
 
 
-def test_files_are_written_whole_or_not_at_all(tmp_path):
+def test_files_are_written_completely_or_not_at_all(tmp_path):
     path = tmp_path / "a" / "file"
     write_atomically(path, lambda temporary: temporary.write_text("first"))
 
@@ -244,7 +240,7 @@ def test_files_are_written_whole_or_not_at_all(tmp_path):
     assert path.read_text() == "first" and [p.name for p in path.parent.iterdir()] == ["file"]
 
 
-def test_a_result_is_taken_up_only_if_it_is_whole_and_of_this_attempt(tmp_path):
+def test_a_result_is_used_only_if_it_is_complete_and_of_this_attempt(tmp_path):
     files = CandidateFiles(tmp_path)
     path = files.directory("ab") / "result.json"
     assert files.result("ab", 0, 7) is None
@@ -267,19 +263,18 @@ def test_cleaning_keeps_what_is_wanted(tmp_path):
     assert left == ["front/weights.safetensors", "running/result.json", "running/weights.safetensors"]
 
 
-# The state folded from events.
+# The state computed from events.
 
 
-def test_record_folds_attempts_into_results():
+def test_the_record_computes_results_from_attempts():
     record = Record()
     proposal = {"id": "ab", "genome": {}, "origin": "initial", "parents": [], "operators": []}
     record.apply("ask", {"generation": 0, "proposals": [proposal]})
     record.apply("start", {"id": "ab"})
     assert record.started == {"ab"} and list(record.asked) == ["ab"]
-    record.apply("finish", {"id": "ab", "attempt": 0, "status": "failed", "seconds": 1.0, "final": False})
-    record.apply(
-        "finish", {"id": "ab", "attempt": 1, "status": "ok", "objectives": {"loss": 1.0}, "seconds": 1.0, "final": True}
-    )
+    attempt = {"id": "ab", "seconds": 1.0}
+    record.apply("finish", attempt | {"attempt": 0, "status": "failed", "final": False})
+    record.apply("finish", attempt | {"attempt": 1, "status": "ok", "objectives": {"loss": 1.0}, "final": True})
     record.apply("an event of a later version", {})
     assert record.tries == {"ab": ["failed"]} and record.results["ab"].status == "ok" and not record.started
     record.apply("tell", {"generation": 0, "told": [["ab", [1.0], [0.0]]]})
