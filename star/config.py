@@ -190,6 +190,13 @@ class RunConfig:
             flat[key] = value
         return _build(flat)
 
+    def located(self) -> "RunConfig":
+        """With the text, if it is a file or folder, as an absolute path: a run may be resumed from any directory."""
+        path = Path(self.data.corpus)
+        if ":" in self.data.corpus or self.data.corpus == "stdlib" or not path.exists():
+            return self
+        return self.replace({"data.corpus": str(path.resolve())})
+
     def to_json(self) -> dict:
         """JSON-able, for `from_json`."""
         return dataclasses.asdict(self)
@@ -320,7 +327,7 @@ def describe() -> list[dict[str, Any]]:
 
 def diff(a: RunConfig, b: RunConfig, resumable: bool = False) -> list[tuple[str, Any, Any]]:
     """Settings in which two configurations differ, as (key, value in a, value in b); resumable ones on request."""
-    skip = {"preset"}  # a label: its settings are compared one by one
+    skip = {"preset", "data.corpus"}  # a label; and a place: the text itself is compared by its fingerprint
     pairs = zip(_settings(a), _settings(b), strict=True)
     return [
         (key, x, y)

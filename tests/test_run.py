@@ -355,5 +355,5 @@ def test_training_for_real(tmp_path):
         (tmp_path / "run").glob("progress/*")
     )
     (text / "0.txt").write_text("the text has changed\n" * 50)
-    with pytest.raises(UserError, match="has changed since"):
+    with pytest.raises(UserError, match="is not the one that"):
         evolve(tmp_path / "run", settings)

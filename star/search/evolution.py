@@ -32,7 +32,7 @@ def evolve(
     Raises UserError if the directory holds something else or another run; RunFailed if all of the first generation
     fails or the disk is full. Whatever is raised, the record stays, and the same call resumes.
     """
-    run, emit = Path(run), Emitter(callbacks)
+    run, emit, config = Path(run), Emitter(callbacks), config.located()
     resumed = exists(run)
     if resumed:
         check_same(run, read_meta(run), config)

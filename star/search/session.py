@@ -22,6 +22,8 @@ from star.errors import UserError
 from star.search.workers import make_engine
 from star.store import Record, RunLock, Store, read_meta
 
+STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
 
 class Stoppable(Protocol):
     """A coordinator that ends cleanly when it is asked to."""
@@ -58,8 +60,9 @@ class Session:
 
 
 @contextlib.contextmanager
-def open_run(path: str | Path, workers: int | None = None) -> Iterator[Session]:
-    """Open an existing run for work beside its search. workers: in place of `engine.workers`.
+def open_run(path: str | Path, workers: int | None = None, data: str | None = None) -> Iterator[Session]:
+    """Open an existing run for work beside its search. workers: in place of `engine.workers`; data: where
+    the text is now, if it was moved.
 
     Raises UserError if there is no run, if another process works on it, or if this software or the text differ from its
     own.
@@ -68,6 +71,8 @@ def open_run(path: str | Path, workers: int | None = None) -> Iterator[Session]:
     config = RunConfig.from_json(read_meta(path)["config"])
     if workers is not None:
         config = config.replace({"engine.workers": workers})
+    if data is not None:
+        config = config.replace({"data.corpus": data}).located()
     evaluation = load_evaluation(config.evaluation)
     corpus = evaluation.prepare(config)
     with contextlib.ExitStack() as stack:
@@ -105,8 +110,8 @@ def check_same(run: Path, meta: dict, config: RunConfig, corpus: dict | None = N
         )
     if corpus is not None and corpus["fingerprint"] != meta["corpus"]["fingerprint"]:
         raise UserError(
-            f"the text of {config.data.corpus!r} has changed since {run} was started, so its results could not be "
-            "compared with new ones; restore the text or use another run directory"
+            f"the text of {config.data.corpus!r} is not the one that {run} was started with, so results could not be "
+            "compared; give the original text with --data, or use another run directory"
         )
 
 
@@ -121,7 +126,7 @@ def packages() -> dict[str, str]:
 
 @contextlib.contextmanager
 def stop_on_signals(work: Stoppable) -> Iterator[None]:
-    """SIGINT and SIGTERM stop the work; a second one raises KeyboardInterrupt."""
+    """SIGINT, SIGTERM and SIGHUP stop the work; a second one raises KeyboardInterrupt."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -131,7 +136,7 @@ def stop_on_signals(work: Stoppable) -> Iterator[None]:
             raise KeyboardInterrupt
         work.stop()
 
-    earlier = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    earlier = {number: signal.signal(number, handle) for number in STOPPING}
     try:
         yield
     finally:

@@ -1,0 +1,63 @@
+"""A run opened for work: from any directory, with its text where it is now, and stopped by any signal."""
+
+import os
+import shutil
+import signal
+
+import pytest
+
+from star.config import load_config
+from star.errors import UserError
+from star.search import evolve
+from star.search.repeats import rescore
+from star.search.session import STOPPING, open_run, stop_on_signals
+
+TINY = {
+    "engine.kind": "inprocess",
+    "search.baselines": (),
+    "search.population": 2,
+    "search.offspring": 2,
+    "search.generations": 1,
+    "space.slots": 2,
+    "training.tokens": 256,
+    "training.seq_len": 32,
+    "training.eval_tokens": 128,
+}
+
+
+@pytest.mark.parametrize("number", STOPPING)
+def test_every_signal_that_ends_a_process_stops_the_work(number):
+    class Work:
+        stopped = False
+
+        def stop(self):
+            self.stopped = True
+
+    work, before = Work(), signal.getsignal(number)
+    with stop_on_signals(work):
+        os.kill(os.getpid(), number)
+        assert work.stopped
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+    assert signal.getsignal(number) == before
+
+
+def test_a_run_on_a_relative_path_is_continued_from_elsewhere_and_after_a_move(tmp_path, monkeypatch):
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir(), there.mkdir()
+    (here / "texts").mkdir()
+    (here / "texts" / "a.txt").write_text("the star evolves and the front moves on " * 400)
+    (here / "texts" / "b.txt").write_text("another document, for validation, of some length " * 400)
+    monkeypatch.chdir(here)
+    evolve("run", load_config("smoke", overrides=TINY | {"data.corpus": "texts"}))
+    monkeypatch.chdir(there)
+    assert rescore(here / "run", repeats=1) > 0, "the stored path is absolute"
+    evolve(here / "run", load_config("smoke", overrides=TINY | {"data.corpus": "../here/texts"}))  # another spelling
+    shutil.move(here / "texts", there / "moved")
+    with pytest.raises(UserError, match="No corpus at"), open_run(here / "run"):
+        pass
+    with open_run(here / "run", data="moved") as session:
+        assert session.config.data.corpus == str((there / "moved").resolve())
+    (there / "moved" / "a.txt").write_text("other text " * 900)
+    with pytest.raises(UserError, match="give the original text with --data"), open_run(here / "run", data="moved"):
+        pass
