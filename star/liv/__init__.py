@@ -1,7 +1,8 @@
-"""The operators: y = T(x) x, each in one file, described by integers alone (`star.liv.genes`).
+"""Linear input-varying operators (LIVs): y = T(x) x, one family per file, every operator described by integers.
 
-The bottom layer. Imports nothing of STAR but `star.errors`. A new operator is one file here, with its `FAMILY` listed
-below, and one row in `star.genome.classes`.
+This is the bottom layer: it imports nothing of STAR but `star.errors`. Read `base.py` (the interface), `genes.py` (the
+integers), then any family. A new family is one file here, its `FAMILY` listed below, and one row in
+`star.genome.classes`.
 """
 
 from star.liv import attention, convolution, elementwise, memoryless, recurrence

@@ -1,12 +1,15 @@
-"""Softmax attention: T_ij = softmax_j(q_i . k_j / sqrt(d)), low rank made dense by the nonlinearity, grouped by heads.
+"""Softmax attention: T_ij = softmax_j(q_i . k_j / sqrt(d)) for j <= i, one matrix of weights per head.
 
-    q, k, v = W_q x, W_k x, W_v x       [, short convolution]  [, QK-norm]  , RoPE on q and k
-    y       = W_out . concat_h( softmax(q_h k_h^T / sqrt(d) + causal, window) v_h )
+    q, k, v = W_q x, W_k x, W_v x     [a short causal convolution on each]   [RMSNorm of q and k]   RoPE on q and k
+    y       = W_out . concat_h( softmax(q_h k_h^T / sqrt(d) + causal mask) v_h )
 
-Shapes: B batch, T tokens, S visible keys (past and present), H query heads (of all branches), G key/value heads, d head
-    width.
+The scores q k^T have rank d, and softmax makes them dense, so decoding must cache every key and value. With a window, a
+query sees only the last `window` keys. Several query heads may share one key and value head (grouped queries).
+
+Shapes: B batch, T tokens, S visible keys (past and present), H query heads and G key/value heads (of all branches), d
+head width.
     x [B, T, D]   q [B, H, T, d]   k, v [B, G, S, d]   y [B, T, D]
-The cache holds k after convolution, QK-norm and RoPE, so a LIV that shares k or v reads what this one attends to.
+The cache holds k after its convolution, norm and RoPE, so a LIV that shares k or v reads what this one attends to.
 """
 
 from __future__ import annotations
@@ -21,14 +24,13 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from star.errors import UserError
 from star.liv.base import LIV, Features, LIVConfig, State, StateEntry, Weight, constant, matrix, short_filter
 from star.liv.functional import rms_norm
-from star.liv.genes import Family, GroupSpec, Operator, Rule
+from star.liv.genes import Family, GroupSpec, Operator, Rule, count_heads
 
 ATTENTION_FILTER = 3  # taps of the optional filters of q, k and v
-# On Hopper cuDNN is the fastest for training shapes (operators.md 4.1; published figures, not measured by us); each
-# falls back to the next where it does not take the shapes.
+# Fastest first for training on a Hopper GPU (published figures, not measured by us). Torch takes the first one that
+# supports the shapes.
 CUDA_PREFERENCE = [
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.FLASH_ATTENTION,
@@ -40,19 +42,19 @@ ROPE_TABLES: dict[tuple, tuple[Tensor, Tensor]] = {}
 
 @dataclass(frozen=True)
 class AttentionConfig(LIVConfig):
-    """Sizes of an attention operator. n_heads, n_kv: query and key heads of one branch; window: None for all keys."""
+    """Sizes of an attention operator."""
 
     n_heads: int  # query heads of one branch
     n_kv_heads: int  # key/value heads of one branch; fewer than n_heads is grouped-query attention
     head_dim: int
-    window: int | None = None  # keys that a query sees, itself included
+    window: int | None = None  # keys that a query sees, its own included; None for all
     filters: tuple[str, ...] = ()  # which of q, k, v pass a short convolution
     qk_norm: bool = False  # RMSNorm of q and k per head, before RoPE
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-5
 
     def width(self, group: str) -> int:
-        """Width of the mixed value of one branch."""
+        """Channels of q, k or v, of all branches."""
         return self.branches * self.head_dim * (self.n_heads if group == "q" else self.n_kv_heads)
 
     def weights(self) -> dict[str, Weight]:
@@ -70,11 +72,11 @@ class AttentionConfig(LIVConfig):
 
     def mixing_flops(self, seq_len: int) -> float:
         window = min(self.window or seq_len, seq_len)
-        visible = window - window * (window - 1) / (2 * seq_len)  # mean keys per query: sum_i min(i, window) / T
+        visible = window - window * (window - 1) / (2 * seq_len)  # mean over queries: sum_i min(i, window) / T
         return self.decode_mixing_flops(0) * visible
 
     def decode_mixing_flops(self, seq_len: int) -> float:
-        """q . k and weight * v: 2 multiply-adds per key and channel."""
+        """q . k and weight * v: two multiply-adds per key and channel."""
         visible = min(self.window or math.inf, seq_len + 1)
         return 4 * self.branches * self.n_heads * self.head_dim * visible
 
@@ -83,20 +85,19 @@ class AttentionConfig(LIVConfig):
 
 
 class Attention(LIV):
-    """Softmax attention, full or windowed, with grouped queries."""
+    """Softmax attention over all keys or a window."""
 
     MAPS = ("q", "k", "v")
     VALUE = "v"
     config: AttentionConfig
-    attend = None  # what stands in for `softmax_attention`: limits of single heads, where training imposes them
+    attend = None  # replaces `softmax_attention` where training limits single heads
 
     def features_of(
         self, h: dict[str, Tensor], state: State | None, given: Features, offset: int
     ) -> tuple[Features, State | None]:
-        table = rope_table(
-            offset, h["q"].shape[1], self.config.head_dim, self.config.rope_theta, h["q"].device, h["q"].dtype
-        )
-        q = self.heads(h["q"], "q", table)
+        config, q = self.config, h["q"]
+        table = rope_table(offset, q.shape[1], config.head_dim, config.rope_theta, q.device, q.dtype)
+        q = self.heads(q, "q", table)
         if "k" in self.given:
             return {"q": q, "k": given["k"]}, state
         k, state = self.remember(self.heads(h["k"], "k", table), "k", state, offset)
@@ -117,14 +118,14 @@ class Attention(LIV):
         return value.unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)
 
     def heads(self, h: Tensor, group: str, table: tuple[Tensor, Tensor]) -> Tensor:
-        """Split queries or keys into heads, normalise and rotate: [B, T, heads * d] -> [B, heads, T, d]."""
+        """Queries or keys split into heads, normalised and rotated: [B, T, heads * d] -> [B, heads, T, d]."""
         h = h.unflatten(-1, (-1, self.config.head_dim))
         if self.config.qk_norm:
             h = rms_norm(h, getattr(self, f"{group}_norm"), self.config.norm_eps)
         return apply_rope(h, *table).transpose(1, 2)
 
     def remember(self, h: Tensor, group: str, state: State | None, offset: int) -> tuple[Tensor, State | None]:
-        """All keys or values that this call can see, and the cache with the new ones in it."""
+        """All keys or values [B, G, S, d] that this call sees, and the cache with the new ones in it."""
         if state is None:
             return h, None
         cache, new = state[group], h.detach()
@@ -141,34 +142,33 @@ class Attention(LIV):
 
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v, causal: the T queries are the last of the S positions.
+    """softmax(q k^T / sqrt(d)) v [B, H, T, d], causal; the T queries are the last of the S positions.
 
-    Args: q [B, H, T, d]; k, v [B, G, S, d], G a divisor of H; window: keys that a query sees, itself included.
+    Args: q [B, H, T, d]; k, v [B, G, S, d], G a divisor of H; window: keys that a query sees, its own included.
     """
     seq_len, visible = q.shape[2], k.shape[2]
     gqa = q.shape[1] != k.shape[1]
     with sdpa_kernel(CUDA_PREFERENCE, set_priority=True) if q.is_cuda else contextlib.nullcontext():
-        if window is not None and seq_len > 3 * window:  # measured on a CPU: before that a mask is as fast
+        if window is not None and seq_len > 3 * window:  # measured on a CPU; a mask is as fast for fewer tokens
             return banded_attention(q, k, v, window)
         if seq_len == visible and (window is None or seq_len <= window):
             return F.scaled_dot_product_attention(q, k, v, is_causal=seq_len > 1, enable_gqa=gqa)
-        if seq_len == 1:  # one query sees all that is kept
+        if seq_len == 1:  # a single query sees every key of its window
             k, v = (k, v) if window is None else (k[:, :, -window:], v[:, :, -window:])
             return F.scaled_dot_product_attention(q, k, v, enable_gqa=gqa)
-        return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=causal_mask(seq_len, visible, window, q.device), enable_gqa=gqa
-        )
+        mask = causal_mask(seq_len, visible, window, q.device)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=gqa)
 
 
 def banded_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-    """`softmax_attention` in blocks of `window` queries, each with its own and the block of keys before it.
+    """`softmax_attention` in blocks of `window` queries, which see the keys of their own block and of the one before.
 
-    Work and memory grow with T * window instead of T^2. Arguments as there.
+    Work and memory grow with T * window instead of T^2. Same arguments.
     """
     batch, _, seq_len, _ = q.shape
     n_blocks = -(-seq_len // window)
     past = k.shape[2] - seq_len
-    # Position 0 of the padded keys is `window` before the first query; what lies before the past is masked.
+    # Padded keys start `window` positions before the first query; positions before the past are masked.
     ends = (0, 0, window - past, n_blocks * window - seq_len)
     k, v = F.pad(k, ends), F.pad(v, ends)
     q = F.pad(q, (0, 0, 0, n_blocks * window - seq_len))
@@ -184,7 +184,7 @@ def banded_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
 
 
 def causal_mask(seq_len: int, visible: int, window: int | None, device: torch.device) -> Tensor:
-    """[T, S] boolean: the last T of S positions may look back, at `window` keys with themselves included."""
+    """Boolean [T, S]: the queries are the last T of S positions, and see `window` keys back, their own included."""
     query = torch.arange(visible - seq_len, visible, device=device)[:, None]
     key = torch.arange(visible, device=device)[None, :]
     mask = key <= query
@@ -201,18 +201,16 @@ def rope_table(
 
 
 def constant_result(function):
-    """What torch.compiler.assume_constant_result does; that imports the whole compiler, half the time that any command
-    takes to start.
-    """
+    """`torch.compiler.assume_constant_result`, which would import the whole compiler and double the start-up time."""
     function._dynamo_marked_constant = True
     return function
 
 
-@constant_result  # or a compiled layer is compiled again when an eager one has filled the cache
+@constant_result  # else a compiled layer is compiled again once an eager one has filled the cache
 def rope_positions(
     n_positions: int, head_dim: int, theta: float, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """The tables of positions 0 to `n_positions` - 1, kept because every layer and every step asks for the same."""
+    """The tables of positions 0 to `n_positions` - 1, cached because every layer and every step needs the same ones."""
     key = (n_positions, head_dim, theta, device, dtype)
     table = ROPE_TABLES.get(key)
     if table is None:
@@ -221,7 +219,7 @@ def rope_positions(
             angle = torch.arange(n_positions, dtype=torch.float64)[:, None, None] * frequency
             cos, sin = angle.cos(), angle.sin()
             table = (torch.cat([cos, cos], -1).to(device, dtype), torch.cat([-sin, sin], -1).to(device, dtype))
-        if type(table[0]) is Tensor and not torch.compiler.is_compiling():  # tracers make tensors that must not be kept
+        if type(table[0]) is Tensor and not torch.compiler.is_compiling():  # a tracer's tensors must not be kept
             ROPE_TABLES[key] = table
     return table
 
@@ -235,23 +233,17 @@ def apply_rope(h: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def configure(operator: Operator, d_model: int, head_dim: int, rope_theta: float) -> AttentionConfig:
     """The sized operator. Raises UserError if it does not fit the width."""
     width = d_model * operator.feature("q").expansion
-    repeat = operator.feature("k").repeat
-    if width % (head_dim * max(repeat, 1)):
-        raise UserError(
-            f"attention: width {width} is no multiple of head width {head_dim} x repeat {max(repeat, 1)}; choose a "
-            "width that is, or a smaller repeat"
-        )
-    n_heads = width // head_dim
+    n_heads, n_kv_heads = count_heads("attention", width, head_dim, operator.feature("k").repeat)
     return AttentionConfig(
         d_model,
         operator.branches,
         n_heads,
-        n_heads // repeat if repeat else 1,
+        n_kv_heads,
         head_dim,
-        operator.window,
-        tuple(g for g in "qkv" if operator.feature(g).token == 3),
-        operator.has("norm"),
-        rope_theta,
+        window=operator.window,
+        filters=tuple(g for g in "qkv" if operator.feature(g).token == 3),
+        qk_norm=operator.has("norm"),
+        rope_theta=rope_theta,
     )
 
 
@@ -265,11 +257,9 @@ FAMILY = Family(
     channel=(3,),
     groups={
         "q": GroupSpec("queries: W_q x, one per head; token mixing 3 adds a causal filter of length 3", token=(1, 3)),
-        "k": GroupSpec(
-            "keys: W_k x; repeat r shares one among r query heads, 0 among all", token=(1, 3), repeat=_REPEAT
-        ),
+        "k": GroupSpec("keys: W_k x; r query heads share one, 0: all heads do", token=(1, 3), repeat=_REPEAT),
         "v": GroupSpec("values: W_v x, the value path; repeat as for keys", token=(1, 3), repeat=_REPEAT),
-        "norm": GroupSpec("QK-norm: the normaliser of q and k is a feature of the input", channel=(1,), optional=True),
+        "norm": GroupSpec("RMSNorm of q and k per head (QK-norm)", channel=(1,), optional=True),
     },
     shareable=(("k",), ("v",)),
     sharing_genes=("sparsity",),

@@ -2,19 +2,21 @@
 
     y[i, a] = sum_j sum_b  T[i, j, a, b](x) * x[j, b]        i, j tokens; a, b channels     (STAR, eq. 1)
 
-Every operator is written in the two halves of that sentence, and everything else follows from them:
+The output is a linear map of the input whose coefficients depend on the input. Attention, state-space models, gated
+convolutions and SwiGLU all have this form. So every operator has two halves:
 
-    features, state = liv.featurize(x, state, given)     # the input-varying part
+    features, state = liv.featurize(x, state, given)     # what T is made of: depends on x
     y, state        = liv.mix(features, x, state, given) # linear in x for fixed features
 
-`mix` itself is three linear maps, W_out . M(features) . W_in: `value` maps x into the value path (W_in, and a short
-convolution where the genome asks for one), `core` applies the structured token mixing M, `output` maps back (W_out).
+`mix` is three linear maps, T = W_out . M(features) . W_in: `value` maps x into the value path (W_in, with a short
+convolution if the genome has one), `core` mixes tokens (M), `output` maps back (W_out).
 
     x [B, T, D]  ->  value [B, T, branches * width]  ->  core  ->  y [B, T, D]
 
-Sharing: `given` are features (and values) that another LIV computed. A LIV built with `given={"k", "v"}` has no weights
-and no state for these groups. State: `state=None` computes none (training); else it is a dict of tensors made by
-`init_state`, consumed by the call (updated in place where that is cheaper) and never part of the autograd graph.
+Sharing: `given` are features (and values) that another LIV, the provider, has computed. A LIV built with
+`given={"k", "v"}` has no weights and no state for these groups.
+State: with `state=None` none is kept (training). Otherwise it is a dict of tensors made by `init_state`; a call uses it
+up (and may update it in place), and returns the new one. It is never part of the autograd graph.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from star.liv.functional import short_convolution
@@ -36,11 +39,11 @@ Init = Callable[[Tensor, torch.Generator], object]
 
 
 class Weight(NamedTuple):
-    """One parameter tensor: its shape, the feature group that owns it, how it starts and how it is trained.
+    """One parameter tensor.
 
-    `group` is a feature group, or "out" for what belongs to the LIV itself and is never shared.
-    `kind`: "matrix" (a dense channel map, [out, in]) or "vector" (norms, filters, gates, biases: per channel or head).
-    `flops`: what a token costs in this channel map or short filter, 2 per multiply-add.
+    group: the feature group that owns it, or "out" for weights that are never shared. init: sets its initial values.
+    kind: "matrix" (a dense channel map, [out, in]) or "vector" (norms, filters, gates, biases: per channel or head).
+    flops: of one token in this channel map or short filter, 2 per multiply-add.
     """
 
     shape: tuple[int, ...]
@@ -51,10 +54,11 @@ class Weight(NamedTuple):
 
 
 class StateEntry(NamedTuple):
-    """One decode-state tensor of shape [B, *shape] (fixed) or [B, *shape with n_columns inserted] (per token).
+    """One decode-state tensor: [B, *shape] if its size is fixed, else with a dimension of columns, one per token.
 
-    `role`: "compute" (activation dtype) or "recurrent" (float32 or wider). `cap`: None for a fixed state, else the most
-    columns kept, min(T, cap); `math.inf` for full attention, W - 1 for a window of W. `column_dim`: where columns go.
+    group: the feature groups that own it, joined by "+". role: "compute" (activation dtype) or "recurrent" (float32 or
+    wider). cap: None for a fixed size, else the most columns kept: `math.inf` for full attention, W - 1 for a window of
+    W. column_dim: where the columns are inserted into `shape`.
     """
 
     shape: tuple[int, ...]
@@ -64,11 +68,11 @@ class StateEntry(NamedTuple):
     column_dim: int = 0
 
     def columns(self, seq_len: int) -> int:
-        """Columns kept of a sequence of `seq_len` tokens."""
+        """Columns kept after `seq_len` tokens."""
         return 1 if self.cap is None else int(min(seq_len, self.cap))
 
     def numbers(self, seq_len: int) -> int:
-        """How many numbers one sequence of `seq_len` tokens keeps."""
+        """Numbers kept after one sequence of `seq_len` tokens."""
         return math.prod(self.shape) * self.columns(seq_len)
 
     def allocate(self, batch: int, max_len: int, dtype: torch.dtype, device: torch.device | None) -> Tensor:
@@ -90,17 +94,14 @@ def check_state(
     device: torch.device,
     owner: str = "this operator",
 ) -> None:
-    """Raise `ValueError` if a state does not fit these entries, or has no room for `n_tokens` in total."""
+    """Raises ValueError if a state does not fit these entries, or has no room for `n_tokens` in total."""
     if state.keys() != entries.keys():
         raise ValueError(
             f"{owner} keeps {sorted(entries)} and the state has {sorted(state)}; use a state that its init_state made"
         )
     for name, entry in entries.items():
-        tensor, expected = (
-            state[name],
-            torch.promote_types(dtype, torch.float32) if entry.role == "recurrent" else dtype,
-        )
-        shape = list(tensor.shape[1:])
+        tensor, shape = state[name], list(state[name].shape[1:])
+        expected = torch.promote_types(dtype, torch.float32) if entry.role == "recurrent" else dtype
         columns = None if entry.cap is None or len(shape) <= len(entry.shape) else shape.pop(entry.column_dim)
         if shape != list(entry.shape):
             raise ValueError(
@@ -125,7 +126,7 @@ def check_state(
 
 
 def normal(std: float) -> Init:
-    """Normal with this standard deviation."""
+    """Normal, mean 0, with this standard deviation."""
     return lambda w, generator: w.normal_(0.0, std, generator=generator)
 
 
@@ -140,25 +141,24 @@ def inverse_softplus(y: Tensor) -> Tensor:
 
 
 def log_uniform(low: float, high: float, then: Callable[[Tensor], Tensor] = lambda w: w) -> Init:
-    """exp(U(log low, log high)), mapped by `then`."""
+    """Log-uniform between `low` and `high`, then mapped by `then`."""
     return lambda w, generator: w.copy_(then(w.uniform_(math.log(low), math.log(high), generator=generator).exp()))
 
 
 def matrix(out_features: int, in_features: int, group: str) -> Weight:
-    """A dense channel map, started at 1/sqrt(fan_in) so that it keeps the variance of its input at any width."""
-    return Weight(
-        (out_features, in_features), group, normal(in_features**-0.5), "matrix", 2 * out_features * in_features
-    )
+    """A dense channel map, initialised at 1/sqrt(fan_in), so it keeps the variance of its input at any width."""
+    shape = (out_features, in_features)
+    return Weight(shape, group, normal(in_features**-0.5), "matrix", 2 * math.prod(shape))
 
 
 def short_filter(channels: int, length: int, group: str) -> Weight:
-    """A causal depthwise filter; the last tap multiplies the present token."""
+    """A causal depthwise filter; its last tap multiplies the present token."""
     return Weight((channels, length), group, normal(length**-0.5), flops=2 * channels * length)
 
 
 @dataclass(frozen=True)
 class LIVConfig:
-    """Every number of one operator. Subclasses say what it holds (`weights`, `state`) and what it costs."""
+    """The sizes of one operator. A family writes the first five methods: its weights, its state and what it costs."""
 
     d_model: int
     branches: int
@@ -172,7 +172,7 @@ class LIVConfig:
         raise NotImplementedError
 
     def mixing_flops(self, seq_len: int) -> float:
-        """Forward FLOPs per token of the token mixing (not the channel maps), mean over a causal sequence."""
+        """Forward FLOPs per token of the token mixing (without channel maps), mean over a causal sequence."""
         raise NotImplementedError
 
     def decode_mixing_flops(self, seq_len: int) -> float:
@@ -180,17 +180,17 @@ class LIVConfig:
         raise NotImplementedError
 
     def build(self, given: frozenset[str] = frozenset(), tied: Mapping[str, nn.Parameter] | None = None) -> LIV:
-        """The operator as a module. given: groups that a provider computes; tied: weights of another LIV to use."""
+        """The operator as a module. given: groups that a provider computes; tied: weights to use from another LIV."""
         raise NotImplementedError
 
-    # Derived from these, for any operator.
+    # The rest holds for any operator.
 
     def own_weights(self, given: frozenset[str]) -> dict[str, Weight]:
-        """Weights that are not computed by a provider."""
+        """The weights of the groups that no provider computes."""
         return {name: w for name, w in self.weights().items() if w.group not in given}
 
     def own_state(self, given: frozenset[str]) -> dict[str, StateEntry]:
-        """A state tensor belongs to the LIV that computes it; of several groups the names are joined by '+'."""
+        """The state of this LIV: every tensor, except where a provider computes all of its groups."""
         return {name: s for name, s in self.state().items() if not set(s.group.split("+")) <= given}
 
     def num_params(self, given: frozenset[str] = frozenset()) -> int:
@@ -198,7 +198,7 @@ class LIVConfig:
         return sum(math.prod(w.shape) for w in self.own_weights(given).values())
 
     def channel_flops(self, given: frozenset[str] = frozenset()) -> int:
-        """FLOPs per token of all channel maps and short filters: 2 per weight, norms and biases not counted."""
+        """FLOPs per token of all channel maps and short filters; norms and biases are not counted."""
         return sum(w.flops for w in self.own_weights(given).values())
 
     def output_weights(self, width: int) -> dict[str, Weight]:
@@ -210,15 +210,14 @@ class LIVConfig:
 
 
 class LIV(nn.Module):
-    """An operator with its weights. `given` are the feature groups that a provider computes in its place.
+    """An operator with its weights. A family writes `features_of`, `value` and `core`.
 
-    `tied` maps weight names to parameters of another LIV (featurizer sharing: same weights, own input).
+    given: feature groups that a provider computes in its place. tied: {name of a weight: parameter of another LIV}, used
+    in place of weights of its own (featurizer sharing: same weights, own input).
     """
 
-    MAPS: tuple[
-        str, ...
-    ]  # the linear maps of x that a family may have, each with a short filter where the genome asks for one
-    VALUE: str  # the map among them that makes the value path, and the name under which the value is shared
+    MAPS: tuple[str, ...]  # the linear maps of x that a family may have, each with an optional short filter
+    VALUE: str  # the map that makes the value path, and the name under which the value is shared
 
     def __init__(
         self, config: LIVConfig, given: frozenset[str] = frozenset(), tied: Mapping[str, nn.Parameter] | None = None
@@ -232,51 +231,47 @@ class LIV(nn.Module):
             self.register_parameter(name, parameter)
         self.maps = tuple(name for name in self.MAPS if name in self._parameters)
 
-    # The parts that a family writes.
+    # A family writes these.
 
     def features_of(
         self, h: dict[str, Tensor], state: State | None, given: Features, offset: int
     ) -> tuple[Features, State | None]:
-        """Everything of T that varies with the input, from the linear maps h of x.
+        """The features: all of T that depends on the input, and the new state.
 
-        Args: h: {map: [B, T, width]}; state, or None; given: features of the provider; offset: tokens seen before this
-        call.
+        Args: h: the linear maps of x, {name: [B, T, width]}; state: or None; given: features of the provider; offset:
+        tokens seen before this call.
         """
         raise NotImplementedError
 
     def value(
         self, features: Features, h: Tensor | None, state: State | None, given: Features, offset: int
     ) -> tuple[Tensor, State | None]:
-        """The value path, linear in h = the map `VALUE` of x (None where the provider gives it): what `core` mixes over
-        tokens.
-        """
+        """What `core` mixes over tokens: linear in h, the map `VALUE` of x. h is None if a provider gives the value."""
         raise NotImplementedError
 
     def core(self, features: Features, value: Tensor, state: State | None) -> tuple[Tensor, State | None]:
-        """The token mixing M: linear in `value`, [B, T, branches * width] out."""
+        """The token mixing M: linear in `value`. Returns [B, T, branches * width] and the new state."""
         raise NotImplementedError
 
     def scale(self, features: Features, y: Tensor) -> Tensor | None:
-        """The normaliser of the mixed value y, where this operator has one: a feature like any other, known last."""
+        """The feature of a norm at the output: 1 / rms of the mixed value y; None if the operator has no such norm."""
         return None
 
     def readout(self, features: Features, y: Tensor) -> Tensor:
-        """Gate and normaliser of the mixed value: a diagonal map. With features["scale"] it is linear in y, without it
-        makes its own.
-        """
+        """Gate and norm of the mixed value y. Linear in y if features["scale"] is there; otherwise the norm is of y."""
         return y
 
-    # Derived from these.
+    # The rest follows.
 
     def featurize(
         self, x: Tensor, state: State | None = None, given: Features | None = None, offset: int = 0
     ) -> tuple[Features, State | None]:
-        """T in the form of its features: with these, `mix` is linear in x. Arguments as in `forward`."""
+        """T as its features, for which `mix` is linear in x, and the new state. Arguments as in `forward`."""
         given = given or {}
         h, new = self.project(x, state, self.maps)
         kept = f"{self.VALUE}_filter"
         if state is not None and kept in state:
-            new = new | {kept: state[kept]}  # the value path is still to be computed, by `mix`
+            new = new | {kept: state[kept]}  # `mix` computes the value path, so its filter has not moved on yet
         features, new = self.features_of(h, new, given, offset)
         if type(self).scale is not LIV.scale:
             value, _ = self.value(features, h.get(self.VALUE), new, given, offset)
@@ -288,7 +283,7 @@ class LIV(nn.Module):
     def mix(
         self, features: Features, x: Tensor, state: State | None = None, given: Features | None = None, offset: int = 0
     ) -> tuple[Tensor, State | None]:
-        """y = T(features) x: linear in x [B, T, D] for fixed features."""
+        """y = T(features) x [B, T, D], linear in x, and the new state."""
         h, state = self.project(x, state, tuple(name for name in self.maps if name == self.VALUE))
         value, state = self.value(features, h.get(self.VALUE), state, given or {}, offset)
         y, state = self.core(features, value, state)
@@ -297,7 +292,7 @@ class LIV(nn.Module):
     def share(
         self, x: Tensor, state: State | None = None, given: Features | None = None, offset: int = 0
     ) -> tuple[Tensor, State | None, Features]:
-        """`forward` that also returns the features, value included, for LIVs that share them."""
+        """`forward` without checks, which also returns the features and the value, for LIVs that share them."""
         given = given or {}
         h, state = self.project(x, state, self.maps)
         features, state = self.features_of(h, state, given, offset)
@@ -308,7 +303,11 @@ class LIV(nn.Module):
     def forward(
         self, x: Tensor, state: State | None = None, given: Features | None = None, offset: int = 0
     ) -> tuple[Tensor, State | None]:
-        """x [B, T, D] -> y [B, T, D]. Whole, in chunks or token by token (with `state`) it is the same map."""
+        """x [B, T, D] -> y [B, T, D] and the new state. A whole sequence, chunks and single tokens give the same y.
+
+        Args: state: of the tokens before x, or None; given: features of the provider; offset: tokens before x.
+        Raises: ValueError for an input or a state that does not fit this operator.
+        """
         self._check_input(x, state, given, offset)
         y, state, _ = self.share(x, state, given, offset)
         return y, state
@@ -331,7 +330,7 @@ class LIV(nn.Module):
             check_state(state, self.config.own_state(self.given), x.shape[0], offset + x.shape[1], x.dtype, x.device)
 
     def output(self, y: Tensor) -> Tensor:
-        """W_out; a differential operator subtracts its second branch here: W_a y_a - lambda W_b y_b."""
+        """W_out y. A differential operator subtracts its second branch here: W_a y_a - lambda W_b y_b."""
         if self.config.branches == 2:
             a, b = y.chunk(2, dim=-1)
             y = torch.cat([a, -self.diff.to(y.dtype) * b], dim=-1)
@@ -340,43 +339,45 @@ class LIV(nn.Module):
     def project(self, x: Tensor, state: State | None, names: tuple[str, ...]) -> tuple[dict[str, Tensor], State | None]:
         """The linear maps `names` of x [B, T, D], each after its short causal filter if it has one.
 
-        Weights are cast to the dtype of the activations (fp32 master weights, no autocast). One product for each map:
-        all of them in one was measured on a CPU and is slower from a thousand tokens on, for the copies that it makes.
+        Weights are cast to the dtype of the activations (float32 master weights, no autocast). Each map is one
+        product: a single product for all maps makes copies, and was slower on a CPU from a thousand tokens on.
         """
         h = {}
         for name in names:
             h[name] = F.linear(x, getattr(self, name).to(x.dtype))
             key = f"{name}_filter"
             if key in self._parameters:
-                h[name], past = short_convolution(
-                    h[name], getattr(self, key).to(x.dtype), None if state is None else state[key]
-                )
+                taps, past = getattr(self, key).to(x.dtype), None if state is None else state[key]
+                h[name], past = short_convolution(h[name], taps, past)
                 state = None if state is None else state | {key: past}
         return h, state
 
     @torch.no_grad()
     def materialize(self, x: Tensor) -> Tensor:
-        """T itself, [T, T, D, D] indexed i, j, a, b, for one sequence x [1, T, D]: the oracle of the laws.
+        """T itself, [T, T, D, D] indexed i, j, a, b, for one sequence x [1, T, D]. The tests of the laws use it.
 
-        The features are those of x; `mix` is applied to every basis vector e_(j, b).
+        `mix`, with the features of x, is applied to every basis vector e_(j, b).
         """
         features, _ = self.featurize(x)
         return self.impulses(features, x, x.shape[2], lambda f, e: self.mix(f, e)[0])
 
     @torch.no_grad()
     def materialize_core(self, x: Tensor, channels: slice = slice(None)) -> Tensor:
-        """M alone, [T, T, C, C] on the inner channels: T = W_out . M . W_in. Shows the structure. `channels`: of the
-        value.
+        """M alone of T = W_out . M . W_in, [T, T, C, C] on the inner channels; channels: of the value.
+
+        It shows the structure of the token mixing.
         """
         features, _ = self.featurize(x)
         h, _ = self.project(x, None, self.maps)
         width = self.value(features, h.get(self.VALUE), None, {}, 0)[0].numel() // x.shape[1]
-        return self.impulses(
-            features, x, width, lambda f, e: self.readout(f, self.core(f, self.unflatten_value(e), None)[0]), channels
-        )
+
+        def mixed(f: Features, e: Tensor) -> Tensor:
+            return self.readout(f, self.core(f, self.unflatten_value(e), None)[0])
+
+        return self.impulses(features, x, width, mixed, channels)
 
     def unflatten_value(self, value: Tensor) -> Tensor:
-        """[B, T, C] to the shape that `core` takes."""
+        """[B, T, C] in the shape that `core` takes."""
         return value
 
     @staticmethod
@@ -387,17 +388,14 @@ class LIV(nn.Module):
         apply: Callable[[Features, Tensor], Tensor],
         channels: slice = slice(None),
     ) -> Tensor:
-        """What `apply` makes of every basis vector e_(j, b): [T, T, C_out, C_in], for b in `channels` of `width`."""
+        """`apply` to every basis vector e_(j, b), b in `channels` of `width`: [T, T, C_out, C_in]."""
         if x.shape[0] != 1:
             raise ValueError(f"T is a property of one sequence, and x has batch {x.shape[0]}; give x [1, T, D]")
         seq_len = x.shape[1]
-        basis = torch.eye(seq_len * width, dtype=x.dtype, device=x.device).view(seq_len, width, seq_len, width)[
-            :, channels
-        ]
-        n_channels, basis = basis.shape[1], basis.flatten(0, 1)
+        basis = torch.eye(seq_len * width, dtype=x.dtype, device=x.device)
+        basis = rearrange(basis, "(j b) (i a) -> j b i a", j=seq_len, i=seq_len)[:, channels].flatten(0, 1)
         repeated = {name: f.expand(len(basis), *f.shape[1:]) for name, f in features.items()}
-        columns = apply(repeated, basis)  # [(j, b), i, a]
-        return columns.view(seq_len, n_channels, seq_len, -1).permute(2, 0, 3, 1)
+        return rearrange(apply(repeated, basis), "(j b) i a -> i j a b", j=seq_len)
 
     def init_state(
         self, batch: int, max_len: int, dtype: torch.dtype = torch.float32, device: torch.device | None = None
@@ -410,7 +408,7 @@ class LIV(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator) -> None:
-        """Start every weight that this LIV owns; tied ones are started by their owner."""
+        """Initialises every weight that this LIV owns; the owner of a tied weight initialises it."""
         for name, weight in self.config.own_weights(self.given).items():
             if name not in self.tied:
                 weight.init(getattr(self, name), generator)

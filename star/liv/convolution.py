@@ -1,13 +1,14 @@
-"""Gated convolution: T_ij = C_i K_(i-j) B_j, a Toeplitz matrix scaled by row and column, diagonal in channels.
+"""Gated convolution: T_ij = c_i K_(i-j) b_j, a Toeplitz matrix scaled by row and column, diagonal in channels.
 
-    b, c, h = W_b x, W_c x, W_h x       [, short convolution on each]
+    b, c, h = W_b x, W_c x, W_h x       [a short causal convolution on each]
     y       = W_out . (c * causal_convolution(K, b * h))
 
-K is one filter per channel. Explicit: `expansion` free taps, LFM2's block. Implicit (with the group of poles): a modal
-sum K_t = Re sum_m R_m lambda_m^t with |lambda_m| < 1 and `expansion` modes, as long as the sequence and yet decoded
-exactly with one complex number per mode (Laughing Hyena, arXiv 2310.18780).
+K is one filter per channel, and there are two kinds. Explicit: `expansion` free taps, the block of LFM2 (arXiv
+2511.23404). Implicit (with the group "poles"): a sum of `expansion` modes, K_t = Re sum_m R_m lambda_m^t with
+|lambda_m| < 1. It is as long as the sequence, and decodes exactly with one complex number of state per mode (Laughing
+Hyena, arXiv 2310.18780).
 
-Shapes: B batch, T tokens, D channels (of all branches: W), M modes, Q chunk, n chunks.
+Shapes: B batch, T tokens, D channels of x, W channels of all branches, M modes, Q chunk, n chunks.
     x [B, T, D]   b, c, h [B, T, W]   explicit filter [W, k]   poles and residues [W, M]
 """
 
@@ -21,19 +22,18 @@ from einops import rearrange
 from torch import Tensor
 
 from star.liv.base import LIV, Features, LIVConfig, State, StateEntry, Weight, log_uniform, matrix, normal, short_filter
-from star.liv.functional import short_convolution
+from star.liv.functional import padded, short_convolution
 from star.liv.genes import Family, GroupSpec, Operator
 
 CONVOLUTION_FILTER = 3  # taps of the optional filters of b, c and h
 MODAL_CHUNK = 64  # tokens
 MODAL_CHUNK_ON = {"cpu": 32}  # measured
-# Chunk of sequences up to so many tokens (measured): with it no FFT is faster from about 96 on
-MODAL_CHUNK_SHORT, MODAL_SHORT = (16, 128)
+MODAL_CHUNK_SHORT, MODAL_SHORT = 16, 128  # the chunk of sequences up to 128 tokens (measured)
 
 
 @dataclass(frozen=True)
 class ConvolutionConfig(LIVConfig):
-    """Sizes of a gated convolution: width of a branch, and taps or modes of its filters."""
+    """Sizes of a gated convolution."""
 
     length: int  # taps of the explicit filter, or modes of the implicit one
     implicit: bool
@@ -41,7 +41,7 @@ class ConvolutionConfig(LIVConfig):
 
     @property
     def width(self) -> int:
-        """Width of one branch."""
+        """Channels of all branches."""
         return self.branches * self.d_model
 
     def weights(self) -> dict[str, Weight]:
@@ -49,7 +49,7 @@ class ConvolutionConfig(LIVConfig):
         weights |= {f"{g}_filter": short_filter(self.width, CONVOLUTION_FILTER, g) for g in self.filters}
         if self.implicit:
             shape = (self.width, self.length)
-            # Decay rates spread over one token to a thousand, phases over slow to one turn in six tokens.
+            # Time constants from one token to a thousand; frequencies from zero to about one turn in six tokens.
             weights["log_rate"] = Weight(shape, "poles", log_uniform(1e-3, 1.0, torch.log))
             weights["angle"] = Weight(shape, "poles", normal(0.5))
             weights["residue_real"] = Weight(shape, "kernel", normal(0.5 * self.length**-0.5))
@@ -66,9 +66,9 @@ class ConvolutionConfig(LIVConfig):
         return filters | {"past": StateEntry((self.length - 1, self.width), "b+h")}
 
     def mixing_flops(self, seq_len: int) -> float:
-        """Two gates, and the filter as executed: within a chunk, or its taps (those are counted as weights)."""
-        gates = 2 * self.width
-        return gates if not self.implicit else gates + self.width * (2 * min(MODAL_CHUNK, seq_len) + 8 * self.length)
+        """Two gates, and an implicit filter as executed: in chunks. Explicit taps are counted as weights."""
+        modes = 2 * min(MODAL_CHUNK, seq_len) + 8 * self.length if self.implicit else 0
+        return self.width * (2 + modes)
 
     def decode_mixing_flops(self, seq_len: int) -> float:
         return 2 * self.width + (8 * self.width * self.length if self.implicit else 0)
@@ -91,7 +91,7 @@ class Convolution(LIV):
         if self.config.implicit:
             for pole in ("log_rate", "angle"):
                 features[pole] = given[pole] if "poles" in self.given else getattr(self, pole)[None]
-        # What was convolved before this call belongs to whoever owns b * h; a consumer of both reads it from there.
+        # The state belongs to the LIV that owns b and h; one that is given both reads the provider's.
         names = ("modes_real", "modes_imag") if self.config.implicit else ("past",)
         source = given if {"b", "h"} <= self.given else state
         features |= {name: source[name] for name in names if source is not None and name in source}
@@ -108,11 +108,10 @@ class Convolution(LIV):
             filters = (features["log_rate"][0], features["angle"][0], self.residue_real, self.residue_imag)
             past = (features["modes_real"], features["modes_imag"]) if "modes_real" in features else None
             keep = state is not None and "modes_real" in state
-            y, modes = (
-                modal_step(u, *filters, past)
-                if u.shape[1] == 1 and past is not None
-                else modal_convolution(u, *filters, past, keep)
-            )
+            if u.shape[1] == 1 and past is not None:
+                y, modes = modal_step(u, *filters, past)
+            else:
+                y, modes = modal_convolution(u, *filters, past, keep)
             new = dict(zip(("modes_real", "modes_imag"), modes)) if keep else {}
         else:
             y, past = short_convolution(u, self.kernel.to(u.dtype), features.get("past"))
@@ -143,10 +142,10 @@ def modal_convolution(
     past: tuple[Tensor, Tensor] | None = None,
     keep_state: bool = True,
 ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-    """y_t = Re sum_m R_m s_t,m with s_t = lambda s_(t-1) + u_t and lambda = exp(-rate + i angle), any length.
+    """y_t = Re sum_m R_m s_(t,m) with s_t = lambda s_(t-1) + u_t and lambda = exp(-rate + i angle), for any length.
 
-    By chunks: a Toeplitz matrix per channel inside, the states s between them. Complex numbers are kept
-    as two real tensors, and powers of lambda come from float64 exponents, or kernel, prefill and decode drift apart.
+    Inside a chunk it is a Toeplitz matrix per channel; between chunks only the states s pass. Complex numbers are two
+    real tensors. Powers of lambda are computed in float64, otherwise kernel, prefill and decoding would drift apart.
 
     Args: u [B, T, W]; poles and residues [W, M]; past: s of the token before u, two of [B, W, M].
     Returns: y [B, T, W] and s of the last token, or None unless `keep_state`.
@@ -155,17 +154,16 @@ def modal_convolution(
     dtype = torch.promote_types(u.dtype, torch.float32)
     if seq_len == 0:
         return u, past
-    chunk = min(
-        MODAL_CHUNK_SHORT if seq_len <= MODAL_SHORT else MODAL_CHUNK_ON.get(u.device.type, MODAL_CHUNK), seq_len
-    )
+    chunk = MODAL_CHUNK_SHORT if seq_len <= MODAL_SHORT else MODAL_CHUNK_ON.get(u.device.type, MODAL_CHUNK)
+    chunk = min(chunk, seq_len)
     n_chunks = -(-seq_len // chunk)
     missing = n_chunks * chunk - seq_len
-    x = (F.pad(u, (0, 0, 0, missing)) if missing else u).to(dtype)
-    x = x.flatten(0, 1).t().contiguous().view(width, batch * n_chunks, chunk)  # one transpose of a matrix: the fast way
+    x = padded(u, n_chunks * chunk).to(dtype)
+    x = x.flatten(0, 1).t().contiguous().view(width, batch * n_chunks, chunk)  # transposing a matrix is the fast way
 
     powers = mode_powers(log_rate, angle, chunk + 1, dtype)  # [W, M, Q + 1] each
     filters = complex_product(*powers, residue_real[..., None].to(dtype), residue_imag[..., None].to(dtype))
-    # y_i = sum_j K_(i - j) u_j: a Toeplitz matrix, whose rows from the last to the first are the sliding windows of K.
+    # y_i = sum_j K_(i - j) u_j: the rows of this Toeplitz matrix, last to first, are the sliding windows of K.
     kernel = F.pad(filters[0][..., :-1].sum(1), (chunk - 1, 0))
     toeplitz = kernel.unfold(1, chunk, 1).flip(1)  # [W, Q (j), Q (i)]
     if n_chunks == 1 and past is None and not keep_state:
@@ -177,7 +175,7 @@ def modal_convolution(
     over = torch.stack([power[..., -1] for power in powers], dim=1)  # lambda^Q, [W, 2, M]
     start = torch.zeros_like(added[:, :, 0]) if past is None else torch.stack(past, dim=2).to(dtype).transpose(0, 1)
     states = ModeStates.apply(over, added[:, :, :-1], start)  # [W, B, n, 2, M]
-    # What it adds to y_i is Re sum_m R lambda^(i + 1) s.
+    # It adds Re sum_m R lambda^(i + 1) s to y_i.
     outward = torch.cat([filters[0][..., 1:], -filters[1][..., 1:]], dim=1)  # [W, 2 M, Q]
     y = torch.baddbmm(x @ toeplitz, rearrange(states, "w b n c m -> w (b n) (c m)"), outward)
     y = from_channels(y, batch, seq_len).to(u.dtype)
@@ -196,11 +194,10 @@ def from_channels(y: Tensor, batch: int, seq_len: int) -> Tensor:
 
 
 class ModeStates(torch.autograd.Function):
-    """s_0 = start, s_(n+1) = a s_n + added_n for complex numbers, whose real and imaginary parts are the last dimension
-    but one.
+    """s_0 = start, s_(n+1) = a s_n + added_n, chunk after chunk, forward and backward.
 
-    a [W, 2, M], added [W, B, n, 2, M], start [W, B, 2, M] -> s [W, B, n + 1, 2, M], chunk after chunk, the backward
-    too.
+    a [W, 2, M], added [W, B, n, 2, M], start [W, B, 2, M] -> s [W, B, n + 1, 2, M], all complex, with the real and the
+    imaginary part in the dimension of 2.
     """
 
     @staticmethod
@@ -232,7 +229,7 @@ class ModeStates(torch.autograd.Function):
 
 
 def mode_powers(log_rate: Tensor, angle: Tensor, n_powers: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Real and imaginary part of lambda^t for t < n_powers, [W, M, n_powers], from float64."""
+    """Real and imaginary part of lambda^t for t < n_powers, each [W, M, n_powers], computed in float64."""
     steps = torch.arange(n_powers, device=angle.device, dtype=torch.float64)
     size, phase = torch.exp(-log_rate.double().exp()[..., None] * steps), angle.double()[..., None] * steps
     return (size * phase.cos()).to(dtype), (size * phase.sin()).to(dtype)
@@ -244,16 +241,16 @@ def complex_product(real: Tensor, imag: Tensor, by_real: Tensor, by_imag: Tensor
 
 
 def modal_kernel(log_rate: Tensor, angle: Tensor, residue_real: Tensor, residue_imag: Tensor, length: int) -> Tensor:
-    """K_t for t < length, [W, length], in float64: the definition."""
+    """K_t for t < length, float64 [W, length]: the definition of the filter."""
     real, imag = mode_powers(log_rate, angle, length, torch.float64)
     return (real * residue_real.double()[..., None] - imag * residue_imag.double()[..., None]).sum(1)
 
 
 def configure(operator: Operator, d_model: int, head_dim: int, rope_theta: float) -> ConvolutionConfig:
     """The sized operator. Raises UserError if it does not fit the width."""
-    kernel = operator.feature("kernel")
+    length = operator.feature("kernel").expansion
     filters = tuple(g for g in "bch" if operator.feature(g).token == 3)
-    return ConvolutionConfig(d_model, operator.branches, kernel.expansion, operator.has("poles"), filters)
+    return ConvolutionConfig(d_model, operator.branches, length, operator.has("poles"), filters)
 
 
 def _gate(meaning: str) -> GroupSpec:
@@ -286,7 +283,7 @@ FAMILY = Family(
     configure=configure,
     why={
         "token": "a convolution is Toeplitz between its gates",
-        "nonlinearity": "LFM2's gates have none; a nonlinearity on scores needs scores, which a filter has not",
+        "nonlinearity": "the gates of LFM2 have none; a nonlinearity acts on scores, and a filter has no scores",
         "channel": "each channel has its own filter; channel maps are the projections around it",
     },
 )

@@ -1,19 +1,22 @@
-"""Delta rule: S_t = a_t (I - beta_t b_t b_t^T) S_(t-1) + beta_t b_t v_t^T, y_t = S_t^T c_t: what was stored at b_t is
-replaced.
+"""Delta rule: S_t = a_t (I - beta_t b_t b_t^T) S_(t-1) + beta_t b_t v_t^T, y_t = S_t^T c_t.
 
-Gated delta networks (arXiv 2412.06464), by chunks as in arXiv 2406.06484: inside a chunk the replacements depend on
-each other through one unit lower-triangular matrix, inverted exactly; from chunk to chunk only the state is sequential.
-Shapes: B batch, T tokens, H heads, N state size, P head width, Q chunk, n chunks. Rows b of unit length keep it stable.
+The state is a memory of pairs (b, v). A token does not just add its pair: it replaces the share beta of what the memory
+held for b_t by v_t. This is DeltaNet (arXiv 2406.06484), with the decay a_t of gated delta networks (arXiv 2412.06464).
+Vectors b of unit length keep it stable.
+
+Inside a chunk the replacements depend on each other through a unit lower-triangular matrix, which is inverted exactly;
+from chunk to chunk only the state S passes.
+
+Shapes: B batch, T tokens, H heads, N state size, P head width, Q chunk, n chunks.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from star.liv.functional import no_future
+from star.liv.functional import no_future, padded, token_by_token
 
 DELTA_CHUNK = 64  # tokens
 DELTA_CHUNK_ON = {"cpu": 32}  # measured
@@ -23,15 +26,7 @@ def delta_reference(
     c: Tensor, b: Tensor, v: Tensor, g: Tensor | None, beta: Tensor, memory: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Token by token, the definition. Arguments as in `delta_parallel`."""
-    if memory is None:
-        dtype = torch.promote_types(v.dtype, torch.float32)
-        memory = v.new_zeros(v.shape[0], v.shape[2], b.shape[-1], v.shape[-1], dtype=dtype)
-    out = []
-    for t in range(v.shape[1]):
-        now = slice(t, t + 1)
-        y, memory = delta_step(c[:, now], b[:, now], v[:, now], None if g is None else g[:, now], beta[:, now], memory)
-        out.append(y)
-    return torch.cat(out, dim=1) if out else v, memory
+    return token_by_token(delta_step, (c, b, v, g, beta), memory)
 
 
 def delta_step(
@@ -55,9 +50,9 @@ def delta_parallel(
     memory: Tensor | None = None,
     keep_memory: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
-    """The whole sequence, chunk by chunk, any length.
+    """The whole sequence, chunk by chunk, for any length.
 
-    Args: c, b [B, T, H, N]; v [B, T, H, P]; g [B, T, H], log decays <= 0, or None for none; beta [B, T, H] in (0, 2);
+    Args: c, b [B, T, H, N]; v [B, T, H, P]; g [B, T, H], log decays <= 0, or None; beta [B, T, H] in (0, 2);
         memory [B, H, N, P], the state before.
     Returns: y [B, T, H, P] in the dtype of v, and the state after (None unless `keep_memory`), in float32 or wider.
     """
@@ -77,23 +72,21 @@ def delta_parallel(
 
 def delta_chunks(x: Tensor, n_chunks: int, chunk: int, dtype: torch.dtype) -> Tensor:
     """[B, T, H, C] -> [n, B H, Q, C], padded with zeros: a token with b = beta = 0 and g = 0 leaves the state alone."""
-    missing = n_chunks * chunk - x.shape[1]
-    x = F.pad(x, (0, 0, 0, 0, 0, missing)) if missing else x
-    return rearrange(x.to(dtype), "b (n q) h c -> n (b h) q c", n=n_chunks).contiguous()
+    x = padded(x, n_chunks * chunk).to(dtype)
+    return rearrange(x, "b (n q) h c -> n (b h) q c", n=n_chunks).contiguous()
 
 
 class DeltaChunks(torch.autograd.Function):
-    """Y, the last S, and what the backward reads, for c, w = -beta b, b [n, G, Q, N], v = beta v [n, G, Q, P], G = B H.
+    """All chunks. Inputs: c, w = -beta b, b [n, G, Q, N] and v = beta v [n, G, Q, P], with G = B H.
 
-    With s the cumulative log decay in a chunk (`sums`, [n, G, Q, 1]; None is no decay) and D_ij = e^(s_i - s_j) for j
-    <= i,
+    With s the cumulative log decay in a chunk (`sums` [n, G, Q, 1]; None is no decay) and D_ij = e^(s_i - s_j), j <= i,
 
         R  = X (V + e^s W S),  X = (I - strictly lower(W B^T D))^-1        the rows that the chunk writes
         S <- e^(s_Q) S + (e^(s_Q - s) B)^T R,   Y = e^s C S + (C B^T D) R
 
-    W reads the state before a token's write as C does after it. No exponent is positive. The backward is written out
-    because autograd's copies every slice of the loop and solves again for the gradient of the solve: 1.6 times its
-    time.
+    W reads the state before a token writes, C reads it after. No exponent is positive. Returns Y, the last S, and what
+    the backward needs. Autograd's own backward takes 1.6 times as long: it copies every slice of the loop, and solves
+    again for the gradient of the solve.
     """
 
     @staticmethod
@@ -138,17 +131,14 @@ class DeltaChunks(torch.autograd.Function):
         db = (rows @ d_states.mT).mul_(left).add_(d_lower.mT @ w).add_(d_scores.mT @ c)
         if sums is None:
             return dc, dw, db, dv, None, d_start
-        # s_i comes as e^(s_i) with w_i and c_i, as e^(-s_i) with b_i, and s_Q besides with all that the chunk hands
-        # over.
+        # s_i appears as e^(s_i) with w_i and c_i and as e^(-s_i) with b_i; s_Q also with the state after the chunk.
         d_sums = (c * dc).addcmul_(w, dw).addcmul_(b, db, value=-1).sum(-1, keepdim=True)
         d_sums[:, :, -1, 0] += (d_states * states[1:]).sum((-2, -1))
         return dc, dw, db, dv, d_sums, d_start
 
 
 def chunk_decays(sums: Tensor | None, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """D [n, G, Q, Q], e^s and e^(s_Q - s) [n, G, Q, 1], e^(s_Q) [n, G, 1, 1], for the shape and dtype of v [n, G, Q,
-    P].
-    """
+    """D [n, G, Q, Q], e^s and e^(s_Q - s) [n, G, Q, 1], e^(s_Q) [n, G, 1, 1]; v [n, G, Q, P] gives shape and dtype."""
     if sums is None:
         one = v.new_ones(1, 1, 1, 1)
         return v.new_ones(v.shape[2], v.shape[2]).tril_(), one, one, one.expand(len(v), 1, 1, 1)

@@ -1,15 +1,16 @@
-"""Gated linear recurrence with one number per channel: T_ij = C_i a_i ... a_(j+1) B_j, semi-separable of rank one,
-diagonal in channels.
+"""Gated linear recurrence with one number of state per channel: T_ij = c_i a_i ... a_(j+1) b_j for j <= i.
 
-    v   = W_v x  [, short convolution]              c = swish or GELU of W_c x
-    log a = -8 softplus(L) sigmoid(W_a v + bias)    b = sqrt(1 - a^2) sigmoid(W_b v + bias)
-    h_t = a_t h_(t-1) + b_t v_t                     y = W_out . (c * h)
+    v     = W_v x  [a short causal convolution]       c = swish or GELU of W_c x
+    log a = -8 softplus(L) sigmoid(W_a v + bias)      b = sqrt(1 - a^2) sigmoid(W_b v + bias)
+    h_t   = a_t h_(t-1) + b_t v_t                     y = W_out . (c * h)
 
-The RG-LRU of Griffin (arXiv 2402.19427, section 2.4); W_a and W_b are block-diagonal, one block per head. They read the
-value, but as gates: for fixed gates y is linear in x. Like the published code, the very first token enters with b = its
-gate. Shapes: B batch, T tokens, W channels (of all branches), Q block, n blocks.
+T is semi-separable of rank one and diagonal in channels. This is the RG-LRU of Griffin (arXiv 2402.19427, section 2.4).
+W_a and W_b are block-diagonal, one block per head. They read the value, but only to make gates: for fixed gates y is
+linear in x. As in the published code, the very first token of a sequence has a = 0.
+
+Shapes: B batch, T tokens, W channels (of all branches), Q block, n blocks.
     x [B, T, D]   v, b, c, log decay g [B, T, W]   h [B, W]
-`scan_reference`, `scan_parallel` and `scan_step` are the same map three ways; they test each other.
+`scan_reference`, `scan_parallel` and `scan_step` compute the same map in three ways, and are tested against each other.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from star.liv.base import (
     matrix,
     short_filter,
 )
-from star.liv.functional import activate
+from star.liv.functional import activate, padded
 from star.liv.genes import Family, GroupSpec, Operator
 
 ELEMENTWISE_FILTER = 4  # taps of the optional filter of v
@@ -46,13 +47,13 @@ RATE = 8.0  # the constant c of the paper
 class ElementwiseConfig(LIVConfig):
     """Sizes of an element-wise recurrence."""
 
-    n_heads: int  # blocks of the gates, of one branch
+    n_heads: int  # blocks of the gate maps in one branch
     filtered: bool = False  # v passes a short convolution
     nonlinearity: str = "none"  # of the output gate
 
     @property
     def width(self) -> int:
-        """Width of one branch."""
+        """Channels of all branches."""
         return self.branches * self.d_model
 
     def weights(self) -> dict[str, Weight]:
@@ -60,15 +61,10 @@ class ElementwiseConfig(LIVConfig):
         if self.filtered:
             weights["v_filter"] = short_filter(self.width, ELEMENTWISE_FILTER, "v")
         for gate, group in (("input", "b"), ("decay", "decay")):
-            # Blocks [heads, head_dim, head_dim] of a block-diagonal map, one below the other.
+            # A block-diagonal map: its blocks [heads, head_dim, head_dim], one below the other.
             weights[f"{gate}_gate"] = matrix(self.width, self.d_model // self.n_heads, group)
             weights[f"{gate}_bias"] = Weight((self.width,), group, constant(0.0))
-        # Decays a of 0.9 to 0.999 where the gate is one.
-        weights["rate"] = Weight(
-            (self.width,),
-            "decay",
-            lambda w, rng: w.copy_(inverse_softplus(-w.uniform_(0.9, 0.999, generator=rng).log() / RATE)),
-        )
+        weights["rate"] = Weight((self.width,), "decay", start_rate)
         return weights | self.output_weights(self.d_model)
 
     def state(self) -> dict[str, StateEntry]:
@@ -86,8 +82,13 @@ class ElementwiseConfig(LIVConfig):
         return Elementwise(self, given, tied)
 
 
+def start_rate(w: Tensor, generator: torch.Generator) -> None:
+    """Decays a between 0.9 and 0.999 where the gate is one."""
+    w.copy_(inverse_softplus(-w.uniform_(0.9, 0.999, generator=generator).log() / RATE))
+
+
 class Elementwise(LIV):
-    """A gated recurrence with one number per channel."""
+    """A gated recurrence with one number of state per channel."""
 
     MAPS = ("v", "c")
     VALUE = "v"
@@ -110,7 +111,7 @@ class Elementwise(LIV):
             first[: int(offset == 0)] = -100.0  # the very first token: a = 0
             size = -torch.expm1(torch.add(first, features["decay"], alpha=2))  # 1 - a^2
             features["b"] = self.head_gate(v, "input") * size.clamp(min=1e-8).sqrt()
-        # The state before this call belongs to whoever owns b and v; a consumer of both reads it from there.
+        # The state belongs to the LIV that owns b and v; one that is given both reads the provider's.
         source = given if {"b", "v"} <= self.given else state
         if source is not None and "memory" in source:
             features["memory"] = source["memory"]
@@ -154,7 +155,7 @@ def scan_step(u: Tensor, g: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def scan_parallel(u: Tensor, g: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """h_t = exp(g_t) h_(t-1) + u_t for the whole sequence, any length.
+    """h_t = exp(g_t) h_(t-1) + u_t for the whole sequence, of any length.
 
     Args: u, g [B, T, W] in float32 or wider, g in [SCAN_MIN_LOG_DECAY, 0]; memory [B, W], the h before.
     Returns: h [B, T, W], and h of the last token.
@@ -166,9 +167,7 @@ def scan_parallel(u: Tensor, g: Tensor, memory: Tensor | None = None) -> tuple[T
 
 
 class Scan(torch.autograd.Function):
-    """h_t = exp(g_t) h_(t-1) + u_t. The backward is the same recurrence from the other end: d_t = exp(g_(t+1)) d_(t+1)
-    + dh_t.
-    """
+    """h_t = exp(g_t) h_(t-1) + u_t. The backward runs it from the end: d_t = exp(g_(t+1)) d_(t+1) + dh_t."""
 
     @staticmethod
     def forward(u: Tensor, g: Tensor, start: Tensor) -> Tensor:
@@ -188,19 +187,19 @@ class Scan(torch.autograd.Function):
 
 
 def blockwise_scan(u: Tensor, g: Tensor, start: Tensor) -> Tensor:
-    """In a block h = e^(s - m) cumsum(u / e^(s - m)), s the cumulative log decay and m its value at the middle token.
+    """`scan_parallel` without its backward; same arguments.
 
-    What blocks hand over is a doubling scan (Hillis and Steele) of their ends. Arguments as in `scan_parallel`.
+    In a block h = e^(s - m) cumsum(u / e^(s - m)), with s the cumulative log decay and m its value at the middle token.
+    The ends of the blocks are then scanned by doubling (Hillis and Steele), and added to the tokens of the next block.
     """
     seq_len = u.shape[1]
     block = min(SCAN_BLOCK, seq_len)
     n_blocks = -(-seq_len // block)
-    missing = n_blocks * block - seq_len
-    u, g = ((F.pad(t, (0, 0, 0, missing)) if missing else t).unflatten(1, (n_blocks, block)) for t in (u, g))
+    u, g = (padded(t, n_blocks * block).unflatten(1, (n_blocks, block)) for t in (u, g))  # [B, n, Q, W]
     sums = g.cumsum(2)  # [B, n, Q, W]
     size = (sums - sums[:, :, block // 2, None]).exp_()
     h = (u / size).cumsum(2).mul_(size)
-    # `start` goes in as the end of a block before the first.
+    # `start` is the end of a block before the first.
     ends = torch.cat([start[:, None], h[:, :-1, -1]], dim=1)  # [B, n, W]
     decay = torch.cat([torch.zeros_like(start[:, None]), sums[:, :-1, -1].exp()], dim=1)
     step = 1
@@ -216,9 +215,8 @@ def configure(operator: Operator, d_model: int, head_dim: int, rope_theta: float
     if d_model % head_dim:
         raise UserError(f"elementwise: width {d_model} is no multiple of head width {head_dim}; choose a width that is")
     nonlinearity = {1: "none", 4: "swish", 5: "gelu"}[operator.genes.nonlinearity]
-    return ElementwiseConfig(
-        d_model, operator.branches, d_model // head_dim, operator.feature("v").token == 3, nonlinearity
-    )
+    filtered = operator.feature("v").token == 3
+    return ElementwiseConfig(d_model, operator.branches, d_model // head_dim, filtered, nonlinearity)
 
 
 FAMILY = Family(

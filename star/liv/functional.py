@@ -1,8 +1,9 @@
-"""Small functions that all families use, with their own backward where autograd's is slow on a CPU."""
+"""Small functions that several families use. Some have a backward of their own, because autograd's is slow on a CPU."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ def activate(x: Tensor, nonlinearity: str) -> Tensor:
 def short_convolution(x: Tensor, weight: Tensor, past: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Causal depthwise convolution by shift and add, for filters of a few taps.
 
-    Args: x [B, T, C]; weight [C, k], the last tap on the present token; past [B, k - 1, C], the inputs before x.
+    Args: x [B, T, C]; weight [C, k], its last tap on the present token; past [B, k - 1, C], the inputs before x.
     Returns: y [B, T, C] and the last k - 1 inputs [B, k - 1, C].
     """
     before = weight.shape[1] - 1
@@ -53,18 +54,42 @@ class ShortConvolution(torch.autograd.Function):
         length, seq_len = weight.shape[-1], dy.shape[-2]
         dx = dw = None
         if ctx.needs_input_grad[0]:
-            # The transposed filter: shift and add from the other end.
+            # The transposed filter, by shift and add from the other end.
             dx = ShortConvolution.apply(F.pad(dy, (0, 0, length - 1, length - 1)), weight.flip(-1))
         if ctx.needs_input_grad[1]:
             dw = torch.stack([(x[..., tap : tap + seq_len, :] * dy).sum((-3, -2)) for tap in range(length)], dim=-1)
         return dx, dw
 
 
+def token_by_token(
+    step: Callable[..., tuple[Tensor, Tensor]], inputs: Sequence[Tensor | None], memory: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """A recurrence with a matrix state as a loop over tokens: the definition that its parallel form is tested against.
+
+    Args: step: one token, (*inputs with T = 1, memory) -> (y, memory); inputs: c, b [B, T, ., N], v [B, T, H, P], then
+        gates [B, T, ...] or None; memory [B, H, N, P], the state before, or None for zeros.
+    Returns: y [B, T, H, P] and the state after.
+    """
+    _, b, v = inputs[:3]
+    if memory is None:
+        dtype = torch.promote_types(v.dtype, torch.float32)
+        memory = v.new_zeros(v.shape[0], v.shape[2], b.shape[-1], v.shape[-1], dtype=dtype)
+    out = []
+    for t in range(v.shape[1]):
+        y, memory = step(*(x if x is None else x[:, t : t + 1] for x in inputs), memory)
+        out.append(y)
+    return torch.cat(out, dim=1) if out else v, memory
+
+
+def padded(x: Tensor, seq_len: int) -> Tensor:
+    """[B, T, ...] -> [B, seq_len, ...] with zeros at the end."""
+    missing = seq_len - x.shape[1]
+    return F.pad(x, [0, 0] * (x.dim() - 2) + [0, missing]) if missing else x
+
+
 def in_chunks(x: Tensor, n_chunks: int, chunk: int) -> Tensor:
     """[B, T, H, C] -> [B, H, n, Q, C], padded with zeros: a token with b = v = 0 and g = 0 leaves the state alone."""
-    missing = n_chunks * chunk - x.shape[1]
-    x = F.pad(x, (0, 0, 0, 0, 0, missing)) if missing else x
-    return rearrange(x, "b (n q) h c -> b h n q c", n=n_chunks).contiguous()
+    return rearrange(padded(x, n_chunks * chunk), "b (n q) h c -> b h n q c", n=n_chunks).contiguous()
 
 
 def from_chunks(y: Tensor, seq_len: int) -> Tensor:
@@ -85,7 +110,7 @@ def carried(log_decay: Tensor, added: Tensor, start: Tensor | None) -> Tensor:
 
 
 class CarriedStates(torch.autograd.Function):
-    """`carried` chunk after chunk, the backward too: on a CPU half the time of a matrix of decays."""
+    """`carried` chunk after chunk, forward and backward: on a CPU half the time of `carried_by_matrix`."""
 
     @staticmethod
     def forward(decay: Tensor, added: Tensor, start: Tensor) -> Tensor:
@@ -109,20 +134,19 @@ class CarriedStates(torch.autograd.Function):
 
 
 def carried_by_matrix(log_decay: Tensor, added: Tensor, start: Tensor) -> Tensor:
-    """`carried` without a loop, for GPUs and compilers: all states from one triangular matrix of decays."""
+    """`carried` without a loop, for GPUs and compilers: one triangular matrix of decays gives all states."""
     n = added.shape[2]
     g = log_decay.squeeze(-1).transpose(2, 3)  # [B, H, N or 1, n]
     reached = F.pad(g.cumsum(-1), (1, 0))  # log decay from the start to before chunk i
-    between = (
-        reached[..., :, None] + no_future(n + 1, g)[:, 1:] - reached[..., None, 1:]
-    ).exp()  # [B, H, N or 1, n + 1, n]
+    # What is left of chunk j's contribution before chunk i, [B, H, N or 1, n + 1, n].
+    between = (reached[..., :, None] + no_future(n + 1, g)[:, 1:] - reached[..., None, 1:]).exp()
     states = between @ (added.transpose(2, 3) if g.shape[2] > 1 else added.flatten(3)[:, :, None])
     states = states.transpose(2, 3) if g.shape[2] > 1 else states[:, :, 0].unflatten(-1, added.shape[3:])
     return states + reached.transpose(2, 3).exp()[..., None] * start[:, :, None]
 
 
 def no_future(size: int, like: Tensor) -> Tensor:
-    """[size, size]: 0 where row >= column, else -inf. Added before exp, so that the backward has no inf * 0."""
+    """[size, size]: 0 where row >= column, else -inf. It is added before exp, so the backward has no inf * 0."""
     return torch.full((size, size), -math.inf, dtype=like.dtype, device=like.device).triu(1)
 
 
@@ -131,21 +155,19 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
     `weight` has the shape of the last dimension, or of the last two.
     """
-    if x.device.type != "cpu":
-        return (
-            F.rms_norm(x, x.shape[-1:], None, eps) * weight.to(x.dtype)
-            if weight.dim() > 1
-            else F.rms_norm(x, x.shape[-1:], weight.to(x.dtype), eps)
-        )
-    return RMSNorm.apply(x, weight.to(x.dtype), eps)[0]
+    weight = weight.to(x.dtype)
+    if x.device.type == "cpu":
+        return RMSNorm.apply(x, weight, eps)[0]
+    if weight.dim() > 1:
+        return F.rms_norm(x, x.shape[-1:], None, eps) * weight
+    return F.rms_norm(x, x.shape[-1:], weight, eps)
 
 
 class RMSNorm(torch.autograd.Function):
-    """`F.rms_norm` for CPUs, where the one of torch is a chain of nine operations. It keeps x and one number for each
-    token.
+    """`F.rms_norm` for CPUs, where torch runs a chain of nine operations. It keeps x and one number per token.
 
-    The backward is the fused one of LayerNorm at mean zero, whose only difference is that it also takes the mean of dy
-    * w off: that is put back. Against a backward in single operations, a whole training step is 1 to 3 % faster.
+    The backward calls the fused backward of LayerNorm with mean zero. LayerNorm also subtracts the mean of dy * w; we
+    add it back. A whole training step is 1 to 3 % faster than with a backward in single operations.
     """
 
     @staticmethod
@@ -176,9 +198,4 @@ class RMSNorm(torch.autograd.Function):
         product = dy * normed
         along = product @ weight if weight.dim() == 1 else (product * weight).sum(-1)
         dx = torch.addcmul(dy * weight, normed, along[..., None] / weight.shape[-1], value=-1) * inverse
-        dw = (
-            product.sum(tuple(range(dy.dim() - weight.dim())))
-            if weight.dim() < dy.dim()
-            else product.sum_to_size(weight.shape)
-        )
-        return dx.to(dy.dtype), dw, None
+        return dx.to(dy.dtype), product.sum_to_size(weight.shape), None

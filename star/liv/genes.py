@@ -1,13 +1,13 @@
-"""The integers that describe one operator, and what each of them may be.
+"""The integers that describe one operator, and their legal values.
 
-An operator is named by two levels of integers (STAR, arXiv 2411.17800, section 3):
+There are two levels of integers (STAR, arXiv 2411.17800, section 3):
 
 - the *operator genome*, five integers: featurizer, token mixing, sparsity, nonlinearity, channel mixing;
 - the *featurizer genome*, four integers for each feature group: token mixing, channel mixing, expansion, repeat.
-  A group of zeros is absent: it is an optional part that this operator does not have.
+  Four zeros mean that the operator does not have this (optional) group.
 
-Every family of operators (one file of this package each) declares which values it can build, and why not the others,
-as a `Family`. Validation, sampling, mutation, repair, `star show` and the documentation all read that declaration.
+Every family of operators (one file of this package each) declares as a `Family` which values it can build, and why it
+cannot build others. Validation, sampling, mutation, repair, `star show` and the documentation read this declaration.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ ABSENT = FeatureGenes(0, 0, 0, 0)
 
 @dataclass(frozen=True)
 class Operator:
-    """One LIV class, by its integers alone.
+    """One LIV class, as integers.
 
-    `family` follows from the featurizer class (the first gene), because that is what decides which feature groups there
-    are. `differential` builds two parallel copies whose outputs are subtracted.
+    `family` follows from the featurizer class (the first gene), which decides which feature groups there are.
+    `differential` builds two parallel branches and subtracts their outputs.
     """
 
     family: str
@@ -73,7 +73,7 @@ class Operator:
     differential: bool = False
 
     def feature(self, group: str) -> FeatureGenes:
-        """Genes of a feature group; ABSENT if the operator does not have it."""
+        """The genes of a feature group; ABSENT if the operator does not have it."""
         return dict(self.features).get(group, ABSENT)
 
     def has(self, group: str) -> bool:
@@ -81,9 +81,7 @@ class Operator:
         return self.feature(group) != ABSENT
 
     def gene(self, address: str) -> int | FeatureGenes | None:
-        """The gene at an address: "token", "k.repeat", or "norm" for the row of a whole group. None: of an absent
-        group.
-        """
+        """The gene at an address: "token", "k.repeat" (None if k is absent), or "norm" for the row of a whole group."""
         group, _, name = address.partition(".")
         if group in OPERATOR_GENES:
             return getattr(self.genes, group)
@@ -91,7 +89,7 @@ class Operator:
         return row if not name else None if row == ABSENT else getattr(row, name)
 
     def with_gene(self, address: str, value: int | FeatureGenes) -> Operator:
-        """The same operator with another gene; not validated."""
+        """The same operator with another value of a gene; not validated."""
         group, _, name = address.partition(".")
         if group in OPERATOR_GENES:
             return replace(self, genes=self.genes._replace(**{group: value}))
@@ -101,7 +99,7 @@ class Operator:
 
     @property
     def window(self) -> int | None:
-        """Keys that a query sees, itself included; None is all of them."""
+        """How many keys a query sees, its own included; None for all."""
         return None if self.genes.sparsity == 1 else WINDOW_UNIT * 2 ** (self.genes.sparsity - 2)
 
     @property
@@ -112,7 +110,7 @@ class Operator:
 
 @dataclass(frozen=True)
 class GroupSpec:
-    """The legal genes of one feature group, and what they do to the module."""
+    """The legal genes of one feature group, and their meaning."""
 
     meaning: str
     token: tuple[int, ...] = (1,)
@@ -123,13 +121,13 @@ class GroupSpec:
     expansion_means: str = "width of the group over the width of the model"
 
     def values(self, gene: str) -> tuple[int, ...]:
-        """Legal values of a gene of this group."""
+        """The legal values of a gene of this group."""
         return getattr(self, gene)
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Two genes that restrict each other, by address (see `Operator.gene`), and whether an operator obeys."""
+    """Two genes that restrict each other, by address (see `Operator.gene`); `holds` says whether an operator obeys."""
 
     first: str
     second: str
@@ -138,10 +136,13 @@ class Rule:
 
     @staticmethod
     def equal(first: str, second: str, why: str) -> Rule:
-        """Two genes that must be equal where their groups are both there."""
-        return Rule(
-            first, second, lambda o: None in (o.gene(first), o.gene(second)) or o.gene(first) == o.gene(second), why
-        )
+        """Two genes that must be equal if their groups are both present."""
+
+        def holds(operator: Operator) -> bool:
+            a, b = operator.gene(first), operator.gene(second)
+            return None in (a, b) or a == b
+
+        return Rule(first, second, holds, why)
 
     def draw(self, operator: Operator, first: Any, second: Any) -> Operator:
         """The operator with other values of the two genes."""
@@ -152,10 +153,13 @@ class Rule:
 class Family:
     """What one family of operators can express.
 
-    `shareable` lists what one bit of a feature-sharing strategy hands over: a tuple of feature groups that travel
-    together. `joint` names a group that follows when all of the others are shared, because they fix the same state
-    tensor. `sharing_genes` are the operator genes that must agree before a feature can be shared (a window, say).
-    `rules` are the pairs of genes that restrict each other; `why` says why genes have no other values.
+    token, sparsity, nonlinearity, channel: legal operator genes. groups: its feature groups.
+    shareable: for each bit of a feature-sharing strategy, the groups that are shared together.
+    joint: a group that is shared as soon as all of the others are, because together they fix one state tensor.
+    sharing_genes: operator genes that must be equal before features can be shared, such as the window.
+    configure: (operator, d_model, head_dim, rope_theta) -> its sizes; raises UserError if it does not fit the width.
+    rules: pairs of genes that restrict each other. why: for each gene, why no other value can be built.
+    differentiable_branches: whether there is a differential form.
     """
 
     name: str
@@ -175,11 +179,11 @@ class Family:
 
     @property
     def n_strategies(self) -> int:
-        """Feature-sharing strategies: 1 is none, 1 + bits the non-empty subsets of `shareable`."""
+        """Number of feature-sharing strategies: 1 shares nothing, 1 + bits shares a subset of `shareable`."""
         return 2 ** len(self.shareable)
 
     def shared_groups(self, operator: Operator, strategy: int) -> frozenset[str]:
-        """Feature groups that a consumer takes from its provider under `strategy` (1 or 0: none)."""
+        """The feature groups that a consumer takes from its provider under `strategy` (0 and 1: none)."""
         bits = max(strategy - 1, 0)
         groups = {g for bit, names in enumerate(self.shareable) if bits >> bit & 1 for g in names if operator.has(g)}
         for needed, follower in self.joint.items():
@@ -188,9 +192,9 @@ class Family:
         return frozenset(groups)
 
     def share_signature(self, operator: Operator, strategy: int) -> tuple | None:
-        """What must be equal between two operators that share under `strategy`; None if this one cannot.
+        """What must be equal in two operators that share under `strategy`; None if this one cannot share.
 
-        Equal rows give equal tensor shapes, because every operator of a genome has the same model width and head width.
+        Equal genes give equal tensor shapes, because all operators of a genome have one model width and one head width.
         """
         bits = max(strategy - 1, 0)
         for bit, names in enumerate(self.shareable):
@@ -203,7 +207,7 @@ class Family:
         return (self.name, operator.differential, rows, genes, joint)
 
     def validate(self, operator: Operator, where: str = "operator") -> None:
-        """Raise `UserError` naming the gene, its value and what is legal."""
+        """Raises UserError naming the gene, its value and the legal values."""
         for gene in OPERATOR_GENES:
             value, legal = getattr(operator.genes, gene), getattr(self, gene)
             if value not in legal:
@@ -246,12 +250,11 @@ class Family:
         ways += [f"{rule.first} {' or '.join(with_second)} with this {rule.second}"] if with_second else []
         return (
             f"gene {rule.first} = {_shown(first)} conflicts with gene {rule.second} = {_shown(second)} "
-            f"({self.name}): {rule.why}; "
-            f"legal is {', or '.join(ways)}"
+            f"({self.name}): {rule.why}; legal is {', or '.join(ways)}"
         )
 
     def legal(self, address: str) -> tuple:
-        """The legal values of a gene; of a whole group: absent (if optional), and one row that stands for present."""
+        """The legal values of a gene; for a whole group, ABSENT (if optional) and one row that stands for present."""
         group, _, name = address.partition(".")
         if group in OPERATOR_GENES:
             return getattr(self, group)
@@ -262,7 +265,7 @@ class Family:
         return (ABSENT, present) if spec.optional else (present,)
 
     def sample(self, featurizer: int, rng: np.random.Generator) -> Operator:
-        """A random legal operator of this family: uniform over the values of every gene, then `mend`."""
+        """A random legal operator of this family: every gene uniform over its values, then `mend`."""
         genes = OperatorGenes(featurizer, *(_choice(getattr(self, gene), rng) for gene in OPERATOR_GENES))
         rows = []
         for group, spec in sorted(self.groups.items()):
@@ -272,9 +275,9 @@ class Family:
         return self.mend(Operator(self.name, genes, tuple(rows), differential), rng)
 
     def mend(self, operator: Operator, rng: np.random.Generator) -> Operator:
-        """The operator with every pair of conflicting genes drawn again among the pairs that go together.
+        """The operator with every pair of conflicting genes drawn again from the pairs that obey the rule.
 
-        Changes one gene of a pair where that is enough. A legal operator is left alone and draws no random numbers.
+        Changes only one gene of a pair where that is enough. A legal operator is unchanged and draws no random numbers.
         """
         for _ in range(100):
             broken = [rule for rule in self.rules if not rule.holds(operator)]
@@ -282,14 +285,23 @@ class Family:
                 return operator
             rule = broken[0]
             now = operator.gene(rule.first), operator.gene(rule.second)
-            pairs = [
-                p
-                for p in product(self.legal(rule.first), self.legal(rule.second))
-                if rule.holds(rule.draw(operator, *p))
-            ]
-            near = [p for p in pairs if p[0] == now[0] or p[1] == now[1]]
+            pairs = product(self.legal(rule.first), self.legal(rule.second))
+            pairs = [pair for pair in pairs if rule.holds(rule.draw(operator, *pair))]
+            near = [pair for pair in pairs if pair[0] == now[0] or pair[1] == now[1]]
             operator = rule.draw(operator, *_choice(near or pairs, rng))
         raise RuntimeError(f"the rules of {self.name} cannot be satisfied together: {[rule.why for rule in broken]}")
+
+
+def count_heads(family: str, width: int, head_dim: int, repeat: int) -> tuple[int, int]:
+    """Heads of one branch, and groups of `repeat` heads (0: one group). Raises UserError if the width does not fit."""
+    unit = head_dim * max(repeat, 1)
+    if width % unit:
+        raise UserError(
+            f"{family}: width {width} is no multiple of head width {head_dim} x repeat {max(repeat, 1)}; choose a "
+            "width that is, or a smaller repeat"
+        )
+    n_heads = width // head_dim
+    return n_heads, n_heads // repeat if repeat else 1
 
 
 def _choice(values: tuple | list, rng: np.random.Generator) -> Any:

@@ -1,10 +1,12 @@
-"""Memoryless operator: T_ii = W_out diag(sigma(g_i)) W_v, diagonal in tokens, dense in channels. With swish: SwiGLU.
+"""Memoryless operator: T_ii = W_out diag(sigma(g_i)) W_v, diagonal in tokens, dense in channels.
 
     g, v = W_g x, W_v x
     y    = W_out . (sigma(g) * v)
 
-Without a gate group the gate is the value's own pre-activation: relu(v) * v = ReLU^2, silu(v) * v, still linear in the
-value path once the feature is fixed. Shapes: x [B, T, D]; g, v [B, T, F] with F the inner width of all branches.
+Each token is mapped by itself, so there is nothing to remember. With swish as sigma it is SwiGLU. Without a gate group
+the value gates itself: relu(v) * v is ReLU^2. It is still linear in the value once the gate is fixed.
+
+Shapes: x [B, T, D]; g, v [B, T, F] with F the inner width of all branches.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ class MemorylessConfig(LIVConfig):
 
 
 class Memoryless(LIV):
-    """A gate times a value, without memory: SwiGLU and its kin."""
+    """A gate times a value, token by token: SwiGLU and similar."""
 
     MAPS = ("gate", "value_map")
     VALUE = "value_map"
@@ -101,7 +103,7 @@ FAMILY = Family(
     why={
         "token": "without memory a token sees only itself",
         "nonlinearity": "softmax needs several tokens to choose from",
-        "channel": "its only work is to mix channels, so they are dense",
+        "channel": "mixing channels is all it does, so its maps are dense",
         "differential": "two subtracted SwiGLUs are one SwiGLU of twice the width",
     },
     differentiable_branches=False,

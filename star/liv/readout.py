@@ -1,8 +1,9 @@
-"""What a mixed value passes on its way out of a recurrence: a gate and a normaliser. Both are features, so y = T(x) x
-still holds.
+"""The optional gate and RMSNorm at the output of a recurrence.
 
-y <- norm(y) * swish(W_z x)    per head (RetNet, arXiv 2307.08621; gated delta networks, arXiv 2412.06464)
-y <- norm(y * swish(W_z x))    over the heads that share b and c (Mamba-2, arXiv 2405.21060)
+    y <- norm(y) * swish(W_z x)    norm per head (RetNet, arXiv 2307.08621; gated delta networks, arXiv 2412.06464)
+    y <- norm(y * swish(W_z x))    norm over the heads that share b and c (Mamba-2, arXiv 2405.21060)
+
+Both count as features: for a fixed gate and a fixed 1 / rms, the output is linear in x, so y = T(x) x still holds.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from star.liv.genes import GroupSpec, Operator
 
 @dataclass(frozen=True)
 class ReadoutConfig(LIVConfig):
-    """An operator whose mixed value may pass a gate swish(W_z x) and a normaliser on its way out.
+    """Sizes of an operator with an optional output gate swish(W_z x) and an optional RMSNorm.
 
-    norm: "" none; "heads" RMSNorm of every head, before the gate (arXiv 2307.08621); "groups" after it, over blocks of
-    `norm_width` channels (Mamba-2).
+    norm: "" none; "heads" RMSNorm of every head, before the gate; "groups" after the gate, over blocks of `norm_width`
+    channels.
     """
 
     gated: bool = field(default=False, kw_only=True)
@@ -37,7 +38,7 @@ class ReadoutConfig(LIVConfig):
         raise NotImplementedError
 
     def readout_weights(self, width: int) -> dict[str, Weight]:
-        """`width`: channels of one branch."""
+        """The weights of gate and norm. width: channels of one branch."""
         weights = {"z": matrix(self.branches * width, self.d_model, "gate")} if self.gated else {}
         if self.norm:
             shape = (self.norm_width,) if self.norm == "heads" else (self.branches * width,)
@@ -46,12 +47,12 @@ class ReadoutConfig(LIVConfig):
 
 
 class Readout(LIV):
-    """A LIV with the gate and the normaliser of `ReadoutConfig`. Both are features, so y = T x still holds."""
+    """A LIV with the gate and the norm of `ReadoutConfig`."""
 
     config: ReadoutConfig
 
     def gate(self, h: dict[str, Tensor]) -> Features:
-        """The gate of the output from the maps h of x; None without one."""
+        """The output gate from the maps h of x: {"gate": [B, T, C]}, or {} without one."""
         return {"gate": F.silu(h["z"])} if "z" in h else {}
 
     def scale(self, features: Features, y: Tensor) -> Tensor | None:
@@ -82,8 +83,8 @@ class Readout(LIV):
 READOUT_GROUPS = {
     "gate": GroupSpec("gate of the output: swish(W_z x), as wide as the value path", optional=True),
     "norm": GroupSpec(
-        "RMSNorm of the output: channel mixing 3 of every head, before the gate; 2 of the heads that share b and c "
-        "together, after it",
+        "RMSNorm of the output: channel mixing 3 per head, before the gate; 2 over the heads that share b and c, after "
+        "the gate",
         channel=(3, 2),
         optional=True,
     ),
@@ -91,5 +92,5 @@ READOUT_GROUPS = {
 
 
 def readout_genes(operator: Operator) -> dict[str, Any]:
-    """The arguments of `ReadoutConfig` that the groups of `READOUT_GROUPS` ask for."""
+    """The arguments of `ReadoutConfig` for the groups of `READOUT_GROUPS` that the operator has."""
     return {"gated": operator.has("gate"), "norm": {0: "", 2: "groups", 3: "heads"}[operator.feature("norm").channel]}

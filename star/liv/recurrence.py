@@ -1,16 +1,16 @@
-"""Linear recurrence with a matrix state: T_ij = C_i A_i ... A_(j+1) B_j, sequentially semi-separable, diagonal in
-channels.
+"""Linear recurrence with a matrix state: T_ij = c_i^T A_i ... A_(j+1) b_j for j <= i, one T per head.
 
-    b, c, v = W_b x, W_c x, W_v x       [, short convolution on each]   [, swish on each]
-    S_t     = A_t S_(t-1) + b_t v_t^T            y_t = S_t^T c_t [+ skip v_t]   [, gate and norm: `star.liv.readout`]
+    b, c, v = W_b x, W_c x, W_v x       [a short causal convolution on each]   [swish on each]
+    S_t     = A_t S_(t-1) + b_t v_t^T            y_t = S_t^T c_t [+ skip v_t]   [gate and norm: `star.liv.readout`]
 
-All channels of a head share b, c and A, so T mixes no channels, and the rank of every block below the diagonal is the
-state size N. What A is makes the operator (each is computed in a file of its own):
+All channels of a head share b, c and A, so T mixes no channels. T is sequentially semi-separable: every block below its
+diagonal has the state size N as rank, so a state of N x P numbers is all that decoding has to keep. The transition A
+makes the operator. Each kind is computed in a file of its own:
 
-    A = 1, no decay             linear attention: low rank under the causal mask                   ssd.py
-    A = exp(-exp(r) dt_t)       one decay per head, and b enters times dt: Mamba-2                 ssd.py
+    A = 1                       no decay: linear attention, low rank under the causal mask         ssd.py
+    A = exp(-exp(r) dt_t)       one decay per head, and dt_t b_t in place of b_t: Mamba-2          ssd.py
     A = diag(exp(g_t))          one decay per state channel: gated linear attention                vector_gate.py
-    A = a_t (I - beta b b^T)    the (gated) delta rule, b enters times beta, b and c unit vectors  delta.py
+    A = a_t (I - beta b b^T)    (gated) delta rule: beta_t b_t in place of b_t, |b| = |c| = 1      delta.py
 
 dt = softplus(W_dt x + bias), g = logsigmoid(W_dt x + bias) / 16, beta = sigmoid(W_beta x). Swish keeps the value path
 linear: swish(u) is the feature sigmoid(u) times u.
@@ -27,7 +27,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from star.errors import UserError
 from star.liv.backends import fastest
 from star.liv.base import (
     Features,
@@ -42,13 +41,13 @@ from star.liv.base import (
 )
 from star.liv.delta import DELTA_CHUNK, delta_parallel, delta_step
 from star.liv.functional import activate
-from star.liv.genes import Family, GroupSpec, Operator, Rule
+from star.liv.genes import Family, GroupSpec, Operator, Rule, count_heads
 from star.liv.readout import READOUT_GROUPS, Readout, ReadoutConfig, readout_genes
 from star.liv.ssd import SSD_CHUNK, ssd_parallel, ssd_step
 from star.liv.vector_gate import VECTOR_BLOCK, VECTOR_MIN_LOG_DECAY, vector_gate_parallel, vector_gate_step
 
 RECURRENCE_FILTER = 4  # taps of the optional filters of b, c and v
-MIN_LOG_DECAY = -20.0  # a factor of 2e-9: nothing survives it, and float32 differences of cumulative sums stay accurate
+MIN_LOG_DECAY = -20.0  # a factor of 2e-9 forgets everything, and float32 differences of cumulative sums stay accurate
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class RecurrenceConfig(ReadoutConfig):
         return self.head_dim if self.norm == "heads" else self.n_heads // self.n_groups * self.head_dim
 
     def width(self, group: str) -> int:
-        """Width of one branch."""
+        """Channels of b, c or v, of all branches."""
         return self.branches * (self.n_heads * self.head_dim if group == "v" else self.n_groups * self.state_size)
 
     def weights(self) -> dict[str, Weight]:
@@ -83,8 +82,7 @@ class RecurrenceConfig(ReadoutConfig):
         weights |= {f"{g}_filter": short_filter(self.width(g), RECURRENCE_FILTER, g) for g in self.filters}
         if self.decay == "scalar":
             weights["dt"] = matrix(self.heads, self.d_model, "decay")
-            # Steps of 1/1000 to 1/10 and rates of 1 to 16: time constants from a fraction of a token to a thousand
-            # (Mamba-2).
+            # As in Mamba-2: steps of 1/1000 to 1/10 and rates of 1 to 16, time constants of under 1 to 1000 tokens.
             weights["dt_bias"] = Weight((self.heads,), "decay", log_uniform(1e-3, 1e-1, inverse_softplus))
             weights["log_rate"] = Weight((self.heads,), "decay", log_uniform(1.0, 16.0, torch.log))
         elif self.decay == "vector":
@@ -94,11 +92,8 @@ class RecurrenceConfig(ReadoutConfig):
             weights["beta"] = matrix(self.heads, self.d_model, "beta")
         if self.skip:
             weights["skip"] = Weight((self.heads,), "skip", constant(1.0))
-        return (
-            weights
-            | self.readout_weights(self.n_heads * self.head_dim)
-            | self.output_weights(self.n_heads * self.head_dim)
-        )
+        width = self.n_heads * self.head_dim
+        return weights | self.readout_weights(width) | self.output_weights(width)
 
     def state(self) -> dict[str, StateEntry]:
         filters = {f"{g}_filter": StateEntry((RECURRENCE_FILTER - 1, self.width(g)), g) for g in self.filters}
@@ -108,9 +103,8 @@ class RecurrenceConfig(ReadoutConfig):
         """As executed, per head and token: scores and their product with v in a chunk of Q, states in and out."""
         state, width = self.state_size, self.head_dim
         if self.delta:
-            chunk = min(
-                DELTA_CHUNK, seq_len
-            )  # two score matrices, one inverse, two products in the chunk, three with the state
+            chunk = min(DELTA_CHUNK, seq_len)
+            # Two score matrices, one inverse, two products in the chunk, three with the state.
             return self.heads * (4 * chunk * state + chunk * chunk + 4 * chunk * width + 6 * state * width)
         chunk = min(VECTOR_BLOCK if self.decay == "vector" else SSD_CHUNK, seq_len)
         scores = 2 * chunk * state * self.branches * (self.n_groups if self.decay != "vector" else self.n_heads)
@@ -144,14 +138,14 @@ class Recurrence(Readout):
             features["beta"] = given["beta"] if "beta" in self.given else torch.sigmoid(h["beta"].to(wide(h["beta"])))
         if config.nonlinearity == "swish" and "v" in h:
             features["v_gate"] = torch.sigmoid(h["v"])
-        # The state before this call belongs to whoever owns b and v; a consumer of both reads it from there.
+        # The state belongs to the LIV that owns b and v; one that is given both reads the provider's.
         source = given if {"b", "v"} <= self.given else state
         if source is not None and "memory" in source:
             features["memory"] = source["memory"]
         return features, state
 
     def key(self, h: Tensor, group: str) -> Tensor:
-        """b or c from its map: [B, T, G N] -> [B, T, G, N]."""
+        """b or c from its linear map: [B, T, G N] -> [B, T, G, N]."""
         config = self.config
         h = activate(h, config.nonlinearity).unflatten(-1, (-1, config.state_size))
         if config.delta:
@@ -160,10 +154,10 @@ class Recurrence(Readout):
         return h * config.state_size**-0.5 if is_score else h
 
     def decays(self, h: Tensor) -> Features:
-        """Log decays of every token, or None without decay."""
+        """The log decays of every token from their linear map, and dt of Mamba-2."""
         h = h.to(wide(h)) + self.dt_bias
         if self.config.decay == "vector":
-            decay = F.logsigmoid(h) / 16  # gated linear attention, section 4.4
+            decay = F.logsigmoid(h) / 16  # gated linear attention (arXiv 2312.06635), section 4.4
             return {"decay": decay.clamp(min=VECTOR_MIN_LOG_DECAY).unflatten(-1, (-1, self.config.state_size))}
         dt = F.softplus(h)
         return {"dt": dt, "decay": (-self.log_rate.exp() * dt).clamp(min=MIN_LOG_DECAY)}
@@ -209,25 +203,19 @@ def wide(x: Tensor) -> torch.dtype:
 def configure(operator: Operator, d_model: int, head_dim: int, rope_theta: float) -> RecurrenceConfig:
     """The sized operator. Raises UserError if it does not fit the width."""
     width = d_model * operator.feature("v").expansion
-    repeat = operator.feature("b").repeat
-    if width % (head_dim * max(repeat, 1)):
-        raise UserError(
-            f"recurrence: width {width} is no multiple of head width {head_dim} x repeat {max(repeat, 1)}; choose a "
-            "width that is, or a smaller repeat"
-        )
-    n_heads = width // head_dim
+    n_heads, n_groups = count_heads("recurrence", width, head_dim, operator.feature("b").repeat)
     return RecurrenceConfig(
         d_model,
         operator.branches,
         n_heads,
-        n_heads // repeat if repeat else 1,
+        n_groups,
         head_dim,
-        operator.feature("b").expansion,
-        tuple(g for g in "bcv" if operator.feature(g).token == 3),
-        {0: "none", 2: "vector", 3: "scalar"}[operator.feature("decay").channel],
-        operator.has("beta"),
-        operator.has("skip"),
-        {1: "none", 4: "swish"}[operator.genes.nonlinearity],
+        state_size=operator.feature("b").expansion,
+        filters=tuple(g for g in "bcv" if operator.feature(g).token == 3),
+        decay={0: "none", 2: "vector", 3: "scalar"}[operator.feature("decay").channel],
+        delta=operator.has("beta"),
+        skip=operator.has("skip"),
+        nonlinearity={1: "none", 4: "swish"}[operator.genes.nonlinearity],
         **readout_genes(operator),
     )
 
@@ -246,17 +234,17 @@ FAMILY = Family(
     channel=(1,),
     groups={
         "b": GroupSpec(
-            "input map B: what enters the state; token mixing 3 adds a causal filter of length 4; repeat r: r heads "
-            "share it, 0 all heads do",
+            "input map B: where a value enters the state; token mixing 3 adds a causal filter of length 4; repeat r: r "
+            "heads share it, 0: all heads do",
             **_STATE,
         ),
-        "c": GroupSpec("output map C: what is read from the state; token mixing and repeat as for b", **_STATE),
+        "c": GroupSpec("output map C: where the state is read; token mixing and repeat as for b", **_STATE),
         "v": GroupSpec("value path: W_v x; token mixing as for b", token=(1, 3), expansion=(1, 2)),
         "decay": GroupSpec(
             "decay of the state: channel mixing 3 one per head, 2 one per state channel", channel=(3, 2), optional=True
         ),
         "beta": GroupSpec(
-            "strength of the delta rule, one per head: b replaces what the state held for it",
+            "strength of the delta rule, one per head: how much of the value held for b is replaced",
             channel=(3,),
             optional=True,
         ),
@@ -275,7 +263,7 @@ FAMILY = Family(
             "token",
             "decay",
             lambda o: o.has("beta") or (o.genes.token == 4) == o.has("decay"),
-            "a decay makes low rank semi-separable, and without decay (or delta rule) it stays low rank",
+            "a decay makes a low-rank mixing semi-separable; without a decay or the delta rule it stays low rank",
         ),
         Rule(
             "token",
@@ -287,14 +275,14 @@ FAMILY = Family(
             "decay.channel",
             "beta",
             lambda o: not (o.has("beta") and o.feature("decay").channel == 2),
-            "one decay per state channel and the delta rule together need another chunk form (Kimi delta "
-            "attention), which is not here",
+            "one decay per state channel together with the delta rule needs another chunk form (Kimi delta "
+            "attention), which is not implemented",
         ),
     ),
     why={
         "token": "a product of gates between two tokens is semi-separable, and low rank where every gate is 1",
-        "nonlinearity": "a nonlinearity on the scores would need all of them, the state holds only their sum; swish "
-        "acts on b, c and v before",
-        "channel": "channels of a head share B, C and A and do not mix",
+        "nonlinearity": "a nonlinearity on the scores would need every score, and the state holds only their sum; "
+        "swish acts earlier, on b, c and v",
+        "channel": "the channels of a head share B, C and A and do not mix",
     },
 )

@@ -1,9 +1,11 @@
-"""State-space dual form: the recurrence S_t = a_t S_(t-1) + b_t v_t^T, y_t = S_t^T c_t with one scalar decay a_t per
-head.
+"""Recurrence with one decay a_t per head: S_t = a_t S_(t-1) + b_t v_t^T, y_t = S_t^T c_t.
 
-Mamba-2 (arXiv 2405.21060), listing 1, with what chunks hand over computed by one triangular matrix. Without decay it is
-linear attention. Shapes: B batch, T tokens, H heads, G groups of heads that share b and c, N state size, P head width,
-Q chunk, n chunks. `ssd_reference`, `ssd_parallel` and `ssd_step` are the same map three ways; they test each other.
+Unrolled, y = M v with M_ij = (c_i . b_j) a_i ... a_(j+1) for j <= i: the state-space dual form (SSD) of Mamba-2
+(arXiv 2405.21060). Without decay it is linear attention. Inside a chunk M is computed and applied as a matrix, like
+attention without softmax; from chunk to chunk only the state S passes, so work grows with T instead of T^2.
+
+Shapes: B batch, T tokens, H heads, G groups of heads that share b and c, N state size, P head width, Q chunk, n chunks.
+`ssd_reference`, `ssd_parallel` and `ssd_step` compute the same map in three ways, and are tested against each other.
 """
 
 from __future__ import annotations
@@ -12,25 +14,17 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from star.liv.functional import carried, from_chunks, in_chunks, no_future
+from star.liv.functional import carried, from_chunks, in_chunks, no_future, token_by_token
 
 SSD_CHUNK = 64  # tokens
-SSD_CHUNK_SMALL = 32  # for states of less than 64 on a CPU (measured)
+SSD_CHUNK_SMALL = 32  # for state sizes below 64 on a CPU (measured)
 
 
 def ssd_reference(
     c: Tensor, b: Tensor, v: Tensor, g: Tensor | None, memory: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Token by token, the definition. Arguments as in `ssd_parallel`."""
-    if memory is None:
-        dtype = torch.promote_types(v.dtype, torch.float32)
-        memory = v.new_zeros(v.shape[0], v.shape[2], b.shape[-1], v.shape[-1], dtype=dtype)
-    out = []
-    for t in range(v.shape[1]):
-        now = slice(t, t + 1)
-        y, memory = ssd_step(c[:, now], b[:, now], v[:, now], None if g is None else g[:, now], memory)
-        out.append(y)
-    return torch.cat(out, dim=1) if out else v, memory
+    return token_by_token(ssd_step, (c, b, v, g), memory)
 
 
 def ssd_step(c: Tensor, b: Tensor, v: Tensor, g: Tensor | None, memory: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,14 +40,14 @@ def ssd_step(c: Tensor, b: Tensor, v: Tensor, g: Tensor | None, memory: Tensor) 
 def ssd_parallel(
     c: Tensor, b: Tensor, v: Tensor, g: Tensor | None, memory: Tensor | None = None, keep_memory: bool = True
 ) -> tuple[Tensor, Tensor | None]:
-    """The whole sequence, chunk by chunk (SSD, Mamba-2 listing 1), any length.
+    """The whole sequence, chunk by chunk (Mamba-2, listing 1), for any length.
 
-    Inside a chunk Y = (C B^T * exp(s_i - s_j), j <= i) V with s the cumulative log decay; between chunks the states
-    follow from one lower-triangular matrix of decays. Every exponent is <= 0, so no gate can overflow.
+    Inside a chunk Y = (C B^T * D) V with D_ij = exp(s_i - s_j) for j <= i, else 0, and s the cumulative log decay. The
+    state before the chunk adds exp(s_i) S^T c_i. Every exponent is <= 0, so no gate can overflow.
 
-    Args: c, b [B, T, G, N]; v [B, T, H, P]; g [B, T, H], log decays <= 0, or None for none; memory [B, H, N, P], the
-    state before. Returns: y [B, T, H, P] in the dtype of v, and the state after (None unless `keep_memory`), in float32
-    or wider.
+    Args: c, b [B, T, G, N]; v [B, T, H, P]; g [B, T, H], log decays <= 0, or None; memory [B, H, N, P], the state
+        before.
+    Returns: y [B, T, H, P] in the dtype of v, and the state after (None unless `keep_memory`), in float32 or wider.
     """
     seq_len, heads = v.shape[1:3]
     dtype = torch.promote_types(v.dtype, torch.float32)
@@ -67,21 +61,21 @@ def ssd_parallel(
     c, b, v_, g = (in_chunks(t, n_chunks, chunk) for t in (c, b, v, g[..., None].to(dtype)))  # [B, heads, n, Q, .]
     cumulative = g[..., 0].cumsum(-1)  # [B, H, n, Q]
 
+    # Inside the chunks.
     decay = (cumulative[..., :, None] + no_future(chunk, cumulative)).sub_(cumulative[..., None, :]).exp_()
     scores = c @ b.transpose(-1, -2)  # [B, G, n, Q, Q]
     scores = scores.unsqueeze(2) * decay.to(scores.dtype).unflatten(1, (n_groups, -1))
     y = scores.flatten(1, 2) @ v_  # [B, H, n, Q, P]
 
-    # Without a state to return, the last chunk's share is not needed
+    # Between the chunks. Without a state to return, the last chunk need not be added to it.
     n_added = n_chunks if keep_memory else n_chunks - 1
     if n_added or memory is not None:
         total = cumulative[..., :n_added, -1:]  # [B, H, n, 1]
         to_end = (total - cumulative[:, :, :n_added]).exp()[..., None]
         added = b[:, :, :n_added].to(dtype).transpose(-1, -2) @ beside(v_[:, :, :n_added].to(dtype) * to_end, n_groups)
         added = apart(added, heads)  # what each chunk adds to the state, [B, H, n, N, P]
-        states = carried(
-            total[..., None].expand(len(added), -1, -1, -1, -1), added, None if memory is None else memory.to(dtype)
-        )
+        total = total[..., None].expand(len(added), -1, -1, -1, -1)
+        states = carried(total, added, None if memory is None else memory.to(dtype))
         past = apart(c.to(dtype) @ beside(states[:, :, :n_chunks], n_groups), heads)
         y = (y.to(dtype) + past * cumulative.exp()[..., None]).to(v.dtype)
         memory = states[:, :, -1]
@@ -89,7 +83,7 @@ def ssd_parallel(
 
 
 def beside(x: Tensor, n_groups: int) -> Tensor:
-    """[B, H, n, R, P] -> [B, G, n, R, H / G * P]: the heads of a group side by side, to pass one product."""
+    """[B, H, n, R, P] -> [B, G, n, R, H / G * P]: the heads of a group side by side, for one matrix product."""
     if x.shape[1] == n_groups:
         return x
     return rearrange(x, "b (g k) n r p -> b g n r (k p)", g=n_groups)
