@@ -11,11 +11,12 @@ from star.assess.evaluations import load_evaluation
 from star.config import RunConfig
 from star.engine import Engine
 from star.errors import UserError
+from star.genome import POOL
 from star.search.algorithm import Algorithm, Told, load_algorithm
 from star.search.events import Callback, Emitter
 from star.search.loop import Loop
 from star.search.session import Ending, check_same, packages, stop_on_signals
-from star.search.spaces import check_bounds, make_baselines, make_space
+from star.search.spaces import check_bounds, left_out, make_baselines, make_space
 from star.search.workers import make_engine
 from star.store import Event, Record, RunLock, Store
 from star.store.database import exists, read_meta
@@ -61,6 +62,10 @@ def evolve(
                 config, f"{evaluation.__name__}:assess", run, functools.partial(emit, "message", level="info")
             )
             stack.callback(engine.close)
+        if unfit := left_out(config):
+            names = ", ".join(POOL[number - 1].name for number in unfit)
+            text = f"left out, because they do not fit a width of this space: {names} ({next(iter(unfit.values()))})"
+            emit("message", level="info", text=text)
         record = Record(events)
         loop = Loop(run, config, corpus, store, record, algorithm, engine, emit)
         with stop_on_signals(loop):

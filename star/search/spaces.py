@@ -7,13 +7,20 @@ from star.assess.constraints import bounds
 from star.config import RunConfig
 from star.cost import costs as costs_of
 from star.errors import UserError
-from star.genome import Gene, Genome, OperatorSpace, Space, find_genome
+from star.genome import PAPER_CLASSES, POOL, Gene, Genome, OperatorSpace, Space, find_genome
+
+ROPE_THETA = 10_000.0  # whether a class fits does not depend on it
 
 
 def make_space(config: RunConfig) -> Space:
-    """The search space of a configuration."""
+    """The search space of a configuration.
+
+    Classes that the user named must fit every width, or this raises UserError; classes of the default are left out
+    where they do not fit (`left_out`).
+    """
     settings = config.space
-    fields: dict = {"classes": tuple(sorted({0, *settings.classes}))} if settings.classes else {}
+    classes = settings.classes or tuple(c for c in PAPER_CLASSES if c not in left_out(config)) or PAPER_CLASSES
+    fields: dict = {"classes": tuple(sorted({0, *classes}))}
     if settings.level == "operator":
         fields["evolved"] = settings.evolved
     kind = OperatorSpace if settings.level == "operator" else Space
@@ -26,6 +33,19 @@ def make_space(config: RunConfig) -> Space:
         max_groups=None if settings.sharing else 0,
         **fields,
     )
+
+
+def left_out(config: RunConfig) -> dict[int, str]:
+    """Classes of the default that do not fit every width, with the reason; empty if the user named classes."""
+    found: dict[int, str] = {}
+    settings = config.space
+    for number in () if settings.classes else filter(None, PAPER_CLASSES):
+        for width in settings.d_models:
+            try:
+                POOL[number - 1].config(width, settings.head_dim, ROPE_THETA)
+            except UserError as error:
+                found.setdefault(number, str(error))
+    return {} if len(found) == len(PAPER_CLASSES) - 1 else found
 
 
 def check_bounds(space: Space, config: RunConfig, vocab_size: int) -> None:

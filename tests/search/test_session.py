@@ -8,9 +8,11 @@ import pytest
 
 from star.config import load_config
 from star.errors import UserError
+from star.genome import PAPER_CLASSES
 from star.search import evolve
 from star.search.repeats import rescore
 from star.search.session import STOPPING, open_run, stop_on_signals
+from star.search.spaces import left_out, make_space
 
 TINY = {
     "engine.kind": "inprocess",
@@ -61,3 +63,17 @@ def test_a_run_on_a_relative_path_is_continued_from_elsewhere_and_after_a_move(t
     (there / "moved" / "a.txt").write_text("other text " * 900)
     with pytest.raises(UserError, match="give the original text with --data"), open_run(here / "run", data="moved"):
         pass
+
+
+def test_default_classes_that_do_not_fit_the_width_are_left_out_and_named(tmp_path):
+    """Grouped queries need a number of heads that the group size divides; 24 / 8 heads are three."""
+    settings = {"space.d_models": (24,), "space.head_dim": 8, "evaluation": "tabular"}
+    config, texts = load_config("smoke", overrides=TINY | settings), []
+    unfit = left_out(config)
+    assert unfit and set(make_space(config).classes) == set(PAPER_CLASSES) - set(unfit)
+    evolve(tmp_path / "run", config, callbacks=[lambda event: texts.append(event.get("text") or "")])
+    assert any("left out, because they do not fit" in text for text in texts)
+    named = config.replace({"space.classes": (1, next(iter(unfit)))})
+    assert left_out(named) == {}
+    with pytest.raises(UserError, match="class "):
+        make_space(named)
