@@ -1,10 +1,10 @@
-"""What people take away: a folder with one self-contained PyTorch file, its weights, and what they are.
+"""Exports a model as a folder that does not need STAR.
 
-    model.py             the architecture and `load`; needs torch and safetensors, nothing of STAR
-    model.safetensors    the weights, shared ones once
-    config.json          genome, vocabulary, tokenizer, where it came from and what it scored
+    model.py             the architecture and `load`, in one self-contained file
+    model.safetensors    the weights; shared ones are stored once
+    config.json          genome, vocabulary, tokenizer, origin and metrics
 
-Imports `star.run`, `star.model`, `star.genome` and what is below them; nothing imports it but the command line.
+Imports `star.model`, `star.genome` and what they import; only the command line imports it.
 """
 
 from star.export.folder import check_target, export_model, load, read_config

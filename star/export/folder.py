@@ -1,4 +1,4 @@
-"""Exported folders: written whole or not at all, read as data only."""
+"""Exported folders. They are written completely or not at all, and their code is never run when they are read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ from star.model import LanguageModel
 
 FORMAT, VERSION = "star-model", 1
 FILES = ("config.json", "model.py", "model.safetensors")
-TRAINING = "training.json"  # how the weights were trained, if whoever exported said so
-SIZE_LIMIT = 2_000_000  # bytes of a config.json
+TRAINING = "training.json"  # recipe and learning curve, if they were given
+SIZE_LIMIT = 2_000_000  # bytes of config.json
 MAX_VOCAB = 10_000_000
 
 
@@ -43,12 +43,11 @@ def export_model(
     training: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write `folder` with model.py, model.safetensors and config.json; returns it.
+    """Write `folder` with model.py, model.safetensors and config.json; returns the folder.
 
-    name: shown to users. source: where the model came from, such as {"run": ..., "id": ...}. metrics: what it scored.
-    training: recipe and learning curve, kept beside the model. overwrite: replace a folder that an earlier export
-    wrote. Raises UserError if the folder is in use by something else or cannot be written, RunFailed if the disk is
-    full; a folder that was there stays as it was.
+    name: shown to users. source: origin of the model, such as {"run": ..., "id": ...}. metrics: its scores. training:
+    recipe and learning curve, for training.json. overwrite: replace an earlier export. Raises UserError if the folder
+    holds other files or cannot be written, and RunFailed if the disk is full; an existing folder then stays unchanged.
     """
     folder = Path(folder)
     check_target(folder, overwrite)
@@ -87,21 +86,24 @@ def export_model(
 
 
 def model_source(model: LanguageModel, genome: Genome) -> str:
-    """The text of model.py."""
+    """The source of model.py."""
     architecture = architecture_source(model.plan, model.vocab_size, model.tie_embeddings)
     roots = [(NAME, "PLAN"), ("star.export.standalone", "load"), ("star.export.standalone", "main")]
     body = link(roots, {NAME: architecture})
-    return f'''"""A language model of {genome.depth} LIVs found by STAR. Needs torch and safetensors, nothing else.
+    livs = f"{genome.depth} {'LIV' if genome.depth == 1 else 'LIVs'}"
+    return f'''"""A language model with {livs} (linear input-varying operators), exported by STAR {star.__version__}.
+
+It needs the packages that are imported below, but not STAR.
 
     from model import load
-    model = load()                              # the weights beside this file
+    model = load()                              # with the weights next to this file
     logits, state = model(tokens)               # int64 [B, T] -> [B, T, {model.vocab_size}]; tokens are bytes
-    logits, state = model(next_tokens, state)   # continues exactly
+    logits, state = model(next_tokens, state)   # continues from the state
 
     python model.py --prompt "def " --tokens 200
 
 Genome {genome.id}: {genome.text}
-Made by STAR {star.__version__} from its own sources: definitions that this model does not need were left out.
+The code is copied from the sources of STAR, without the definitions that this model does not need.
 """
 
 from __future__ import annotations
@@ -114,9 +116,9 @@ if __name__ == "__main__":
 
 
 def load(folder: str | Path) -> LanguageModel:
-    """The model of an exported folder, ready to use. Its model.py is not executed: the genome is built and checked.
+    """The model of an exported folder, in evaluation mode. It is built from the genome; model.py is not executed.
 
-    Raises UserError, naming file and fault, for a folder that is no export or is damaged.
+    Raises UserError, naming file and fault, if the folder is not an export or is damaged.
     """
     folder = Path(folder)
     config = read_config(folder)
@@ -125,12 +127,10 @@ def load(folder: str | Path) -> LanguageModel:
     except UserError as error:
         raise UserError(f"{folder / 'config.json'}: genome: {error}") from None
     weights = _inside(folder, "model.safetensors")
-    with torch.device("meta"):  # checks the file against the genome before either can claim memory
+    with torch.device("meta"):  # compares file and genome before memory is allocated for either
         check_weights(weights, LanguageModel(plan, config["vocab_size"], config["tie_embeddings"]))
     if _sha256(weights) != config["sha256"]:
-        raise UserError(
-            f"{weights}: is not what was exported (its SHA-256 differs from config.json); export the model again"
-        )
+        raise UserError(f"{weights}: has changed since the export (config.json has another SHA-256); export again")
     model = LanguageModel(plan, config["vocab_size"], config["tie_embeddings"])
     model.genome = config["genome"]
     load_weights(model, weights)
@@ -138,32 +138,27 @@ def load(folder: str | Path) -> LanguageModel:
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """What config.json says, checked, with "genome" as a `Genome`. Raises UserError naming key and value."""
+    """The checked contents of config.json, with "genome" as a `Genome`. Raises UserError naming key and value."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"{folder}: there is no such folder; star export RUN:ID makes one")
+        raise UserError(f"{folder}: there is no such folder; star export RUN:ID writes one")
     if not (folder / "config.json").exists():
-        raise UserError(f"{folder}: is no exported model (it has no config.json); star export RUN:ID makes one")
+        raise UserError(f"{folder}: is not an exported model (it has no config.json); star export RUN:ID writes one")
     path = _inside(folder, "config.json")
     try:
-        if path.stat().st_size > SIZE_LIMIT:
-            raise UserError(
-                f"{path}: {path.stat().st_size:,} bytes is too large for a config.json; the limit is {SIZE_LIMIT:,}"
-            )
+        size = path.stat().st_size
+        if size > SIZE_LIMIT:
+            raise UserError(f"{path}: {size:,} bytes is too large for a config.json; the limit is {SIZE_LIMIT:,}")
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error}); export the model again") from None
     if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise UserError(f'{path}: is no exported STAR model; it must be a JSON object with "format": "{FORMAT}"')
+        raise UserError(f'{path}: is not an exported STAR model; it must be a JSON object with "format": "{FORMAT}"')
     if config.get("version") != VERSION:
-        raise UserError(
-            f"{path}: version {config.get('version')!r} is not supported; this program reads version {VERSION}"
-        )
-    rules = {
-        "vocab_size": (
-            lambda v: isinstance(v, int) and not isinstance(v, bool) and 2 <= v <= MAX_VOCAB,
-            f"an integer from 2 to {MAX_VOCAB:,}",
-        ),
+        version = repr(config.get("version"))
+        raise UserError(f"{path}: version {version} is not supported; this program reads version {VERSION}")
+    rules: dict[str, tuple[Callable[[Any], bool], str]] = {
+        "vocab_size": (lambda v: type(v) is int and 2 <= v <= MAX_VOCAB, f"an integer from 2 to {MAX_VOCAB:,}"),
         "tie_embeddings": (lambda v: isinstance(v, bool), "true or false"),
         "tokenizer": (lambda v: v == "bytes", '"bytes"'),
         "sha256": (lambda v: isinstance(v, str), "the SHA-256 of model.safetensors"),
@@ -177,29 +172,27 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 def _inside(folder: Path, name: str) -> Path:
-    """A regular file of the folder itself: no link that leads out of it, no device, no pipe."""
+    """A regular file in the folder: not a link that leads out of it, a device or a pipe."""
     path = folder / name
     if not path.exists():
         raise UserError(f"{path}: the file is missing; export the model again")
     if path.resolve().parent != folder.resolve() or not path.is_file():
-        raise UserError(f"{path}: must be a plain file inside {folder}; export the model again")
+        raise UserError(f"{path}: must be a regular file inside {folder}; export the model again")
     return path
 
 
 def check_target(folder: Path, overwrite: bool) -> None:
-    """Raise UserError unless an export may write `folder`: it is new, empty, or an export and `overwrite` is set."""
-    if folder.is_dir() and not any(folder.iterdir()):
+    """Raise UserError unless `folder` is new or empty, or holds an earlier export and `overwrite` is set."""
+    if not folder.exists():
         return
-    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {*FILES, TRAINING, "__pycache__"}:
-        if overwrite:
-            return
-        raise UserError(f"{folder}: holds an exported model already; give another folder or ask to overwrite it")
-    if folder.exists():
+    if not folder.is_dir() or not {path.name for path in folder.iterdir()} <= {*FILES, TRAINING, "__pycache__"}:
         raise UserError(f"{folder}: holds other files; give a new or empty folder")
+    if any(folder.iterdir()) and not overwrite:
+        raise UserError(f"{folder}: holds an exported model already; give another folder, or --overwrite to replace it")
 
 
 def _move(work: Path, folder: Path) -> None:
-    """Put the finished folder in its place, and the old one, if any, away."""
+    """Move the finished folder to its place and delete the one it replaces."""
     old = work.with_suffix(".old")
     if folder.exists():
         os.rename(folder, old)
@@ -219,10 +212,8 @@ def _plain_errors(folder: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         text = getattr(error, "strerror", None) or str(error)
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in text:
-            raise RunFailed(
-                f"the disk that holds {folder} is full: free some space and export again; nothing was left half written"
-            ) from None
-        raise UserError(f"{folder}: cannot be written ({text}); give a folder that can") from None
+            raise RunFailed(f"the disk of {folder} is full: free some space and export again") from None
+        raise UserError(f"{folder}: cannot be written ({text}); give another folder") from None
 
 
 def _sha256(path: Path) -> str:

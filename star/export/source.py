@@ -1,10 +1,10 @@
-"""One self-contained Python file out of the definitions, spread over modules of STAR, that a model needs.
+"""Collects the definitions that a model needs from the modules of STAR into one self-contained Python file.
 
     text = link([("star.export.standalone", "load")], {"star.export.architecture": source})
 
-Starting from the roots, every definition that another one names is followed to where it is defined; what is not reached
-is left out, imports of STAR vanish, and the rest is copied as it was written, comments and docstrings included. Two
-definitions of one name in different modules are told apart by the name of the module.
+Starting from the roots, the linker follows every name that a definition uses to where it is defined. Definitions that
+are reached are copied with their comments and docstrings; the others, and imports of STAR, are left out. If two modules
+define the same name, the name of the module is added as a prefix.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import ast
 import builtins
 import importlib.util
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,7 @@ Key = tuple[str, str]  # module, name
 
 @dataclass
 class Module:
-    """A module as source: its definitions, and where its other names come from."""
+    """The source of a module: its definitions, and where its other names come from."""
 
     name: str
     lines: list[str]
@@ -37,9 +38,9 @@ class Module:
 
 
 def link(roots: Iterable[Key], sources: Mapping[str, str] | None = None) -> str:
-    """The source of the root definitions and of all that they need, in that order where nothing forbids it.
+    """The source of the root definitions and of all definitions that they need.
 
-    sources: text of modules that are not on the disk. Raises RunFailed for source that cannot be linked.
+    sources: source text of modules that are not on disk. Raises RunFailed for source that cannot be linked.
     """
     linker, roots = Linker(sources or {}), list(roots)
     for root in roots:
@@ -49,36 +50,33 @@ def link(roots: Iterable[Key], sources: Mapping[str, str] | None = None) -> str:
         linker.order(module, order)
     text = linker.text(order)
     for node in ast.walk(ast.parse(text)):
-        for name in (
-            [node.module or ""]
-            if isinstance(node, ast.ImportFrom)
-            else [a.name for a in node.names]
-            if isinstance(node, ast.Import)
-            else []
-        ):
-            if name.split(".")[0] == PACKAGE:  # inside a function, where this linker does not follow it
+        imported = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        if isinstance(node, ast.Import):
+            imported = [alias.name for alias in node.names]
+        for name in imported:
+            if name.split(".")[0] == PACKAGE:  # the linker follows only imports at the top of a module
                 raise RunFailed(f"export: {name} is imported inside a function; import it at the top of its module")
     return text
 
 
 class Linker:
-    """Follows names from the roots through modules and collects their definitions."""
+    """Follows names through modules and collects the definitions that are reached."""
 
     def __init__(self, sources: Mapping[str, str]):
         self.sources = sources
         self.modules: dict[str, Module] = {}
         self.reached: dict[str, set[str]] = {}  # module -> names
-        self.needs: dict[str, dict[str, None]] = {}  # module -> modules that its reached definitions name, in order
+        self.needs: dict[str, dict[str, None]] = {}  # module -> modules that its reached definitions use, in order
         self.imports: dict[str, str] = {}  # bound name -> import statement
 
     def module(self, name: str) -> Module:
-        """The parsed module, read once."""
+        """The parsed module; each is read once."""
         if name not in self.modules:
             self.modules[name] = parse(name, self.sources[name] if name in self.sources else read_source(name))
         return self.modules[name]
 
     def find(self, key: Key) -> Key:
-        """Where a name is defined, through any modules that only pass it on."""
+        """The module and name of a definition, followed through modules that only re-export it."""
         module = self.module(key[0])
         if key[1] in module.definitions:
             return key
@@ -87,7 +85,7 @@ class Linker:
         raise RunFailed(f"export: module {key[0]} does not define {key[1]}")
 
     def reach(self, key: Key) -> None:
-        """Add a definition and everything that it names."""
+        """Add a definition and everything that it uses."""
         where, name = self.find(key)
         reached = self.reached.setdefault(where, set())
         if name in reached:
@@ -100,46 +98,37 @@ class Linker:
                 self.needs.setdefault(where, {})[self.find((where, used))[0]] = None
                 self.reach((where, used))
             elif used in module.external:
-                if self.imports.setdefault(used, module.external[used]) != module.external[used]:
-                    raise RunFailed(
-                        f"export: {used} is imported in two ways, as '{self.imports[used]}' and as "
-                        f"'{module.external[used]}'"
-                    )
+                statements = self.imports.setdefault(used, module.external[used]), module.external[used]
+                if statements[0] != statements[1]:
+                    raise RunFailed(f"export: {used} is imported in two ways: '{statements[0]}' and '{statements[1]}'")
 
     def order(self, name: str, done: dict[str, None]) -> None:
-        """Add to `done` the modules that module `name` needs, those that others need first, and then `name`."""
+        """Add to `done` the module `name`, after all modules that it needs."""
         for needed in self.needs.get(name, {}):
             if needed != name and needed not in done:
                 self.order(needed, done)
         done.setdefault(name)
 
     def text(self, order: Iterable[str]) -> str:
-        """Imports, then module by module what was reached."""
+        """The imports, then the reached definitions module by module."""
         names = self.final_names()
         parts = [import_block(self.imports.values())]
         for module in (self.modules[name] for name in order):
             if module.other:
-                raise RunFailed(
-                    f"export: {module.name}, line {module.other[0]}: only imports, definitions and assignments can "
-                    "be exported"
-                )
+                where = f"{module.name}, line {module.other[0]}"
+                raise RunFailed(f"export: {where}: only imports, definitions and assignments can be exported")
             statements = dict.fromkeys(s for name, s in module.definitions.items() if name in self.reached[module.name])
             used = {node.id for statement in statements for node in global_names(statement)} | self.reached[module.name]
-            renamed = {
-                name: final
-                for name in used
-                if (name in module.definitions or name in module.ours)
-                and (final := names[self.find((module.name, name))]) != name
-            }
+            ours = used & (module.definitions.keys() | module.ours.keys())
+            final = {name: names[self.find((module.name, name))] for name in ours}
+            renamed = {name: new for name, new in final.items() if new != name}
             parts += [heading(module), *arrange(module, list(statements), renamed)]
         return "\n".join(parts) + "\n"
 
     def final_names(self) -> dict[Key, str]:
-        """The name of every definition in the file: its own, prefixed by its module where two are equal."""
-        counts: dict[str, int] = dict.fromkeys([*self.imports, *dir(builtins)], 1)
+        """The name of every definition in the file; equal names are prefixed by their modules."""
         keys = [(module, name) for module, names in self.reached.items() for name in names]
-        for _, name in keys:
-            counts[name] = counts.get(name, 0) + 1
+        counts = Counter({*self.imports, *dir(builtins)}) + Counter(name for _, name in keys)
         return {key: key[1] if counts[key[1]] == 1 else qualified(*key) for key in keys}
 
 
@@ -147,7 +136,7 @@ def read_source(name: str) -> str:
     """The text of an importable module. Raises RunFailed if there is none."""
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
-        raise RunFailed(f"export: the source of {name} is not there")
+        raise RunFailed(f"export: the source of module {name} was not found")
     return Path(spec.origin).read_text(encoding="utf-8")
 
 
@@ -159,13 +148,9 @@ def parse(name: str, text: str) -> Module:
         if isinstance(statement, ast.ImportFrom) and (source := statement.module or "").split(".")[0] == PACKAGE:
             module.ours |= {alias.asname or alias.name: (source, alias.name) for alias in statement.names}
         elif isinstance(statement, ast.ImportFrom | ast.Import):
+            source = f"from {statement.module} " if isinstance(statement, ast.ImportFrom) else ""
             for alias in statement.names:
-                one = (
-                    ast.Import([alias])
-                    if isinstance(statement, ast.Import)
-                    else ast.ImportFrom(statement.module, [alias], 0)
-                )
-                module.external[alias.asname or alias.name.split(".")[0]] = ast.unparse(one)
+                module.external[alias.asname or alias.name.split(".")[0]] = f"{source}import {ast.unparse(alias)}"
         elif names := defined_names(statement):
             module.definitions |= dict.fromkeys(names, statement)
         elif not (is_docstring(statement) or is_type_checking(statement)):
@@ -180,22 +165,16 @@ def is_docstring(statement: ast.stmt) -> bool:
 
 def is_type_checking(statement: ast.stmt) -> bool:
     """Whether a statement is `if TYPE_CHECKING:`."""
-    return (
-        isinstance(statement, ast.If) and isinstance(statement.test, ast.Name) and statement.test.id == "TYPE_CHECKING"
-    )
+    return isinstance(statement, ast.If) and ast.unparse(statement.test) == "TYPE_CHECKING"
 
 
 def defined_names(statement: ast.stmt) -> list[str]:
     """Names that a statement defines."""
     if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return [statement.name]
-    targets = (
-        statement.targets
-        if isinstance(statement, ast.Assign)
-        else [statement.target]
-        if isinstance(statement, ast.AnnAssign)
-        else []
-    )
+    targets = statement.targets if isinstance(statement, ast.Assign) else []
+    if isinstance(statement, ast.AnnAssign):
+        targets = [statement.target]
     return [node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)]
 
 
@@ -207,20 +186,16 @@ def global_names(node: ast.AST, local: frozenset[str] = frozenset()) -> Iterator
         return
     inner = local
     if isinstance(node, ast.ClassDef):
-        body = local | bound_names(node.body)  # seen by the statements of the body, not by its functions
+        body = local | bound_names(node.body)  # visible to the statements of the body, but not to its functions
         for child in ast.iter_child_nodes(node):
-            yield from global_names(
-                child, body if child in node.body and not isinstance(child, ast.FunctionDef) else local
-            )
+            direct = child in node.body and not isinstance(child, ast.FunctionDef)
+            yield from global_names(child, body if direct else local)
         return
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-        # Decorators, defaults and annotations belong to the scope outside.
+        # Decorators, defaults and annotations belong to the enclosing scope.
         inside: list[ast.AST] = [*node.body] if isinstance(node.body, list) else [node.body]
-        inner = (
-            local
-            | bound_names(inside)
-            | {argument.arg for argument in ast.walk(node.args) if isinstance(argument, ast.arg)}
-        )
+        arguments = {argument.arg for argument in ast.walk(node.args) if isinstance(argument, ast.arg)}
+        inner = local | bound_names(inside) | arguments
         for child in ast.iter_child_nodes(node):
             yield from global_names(child, inner if child in inside else local)
         return
@@ -231,7 +206,7 @@ def global_names(node: ast.AST, local: frozenset[str] = frozenset()) -> Iterator
 
 
 def bound_names(nodes: Iterable[ast.AST]) -> set[str]:
-    """Names that these statements assign, nested functions apart."""
+    """Names that these statements assign, without those inside nested functions."""
     names: set[str] = set()
     for node in nodes:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -254,16 +229,15 @@ def qualified(module: str, name: str) -> str:
 
 
 def arrange(module: Module, statements: list[ast.stmt], renamed: Mapping[str, str]) -> Iterator[str]:
-    """Statements as text, one below the other for assignments and with two blank lines around definitions."""
-    for before, statement in zip([None, *statements], statements, strict=False):
-        assignments = isinstance(statement, ast.Assign | ast.AnnAssign) and isinstance(
-            before, ast.Assign | ast.AnnAssign | None
-        )
-        yield ("" if assignments else "\n\n") + copy(module, statement, renamed)
+    """Statements as text, with two blank lines around definitions but none between assignments."""
+    definition = False
+    for statement in statements:
+        before, definition = definition, not isinstance(statement, ast.Assign | ast.AnnAssign)
+        yield ("\n\n" if before or definition else "") + copy(module, statement, renamed)
 
 
 def copy(module: Module, statement: ast.stmt, renamed: Mapping[str, str]) -> str:
-    """The lines of a statement, the comment right above it included, with some global names changed."""
+    """The lines of a statement and the comment right above it, with some global names changed."""
     first = min([statement.lineno, *(decorator.lineno for decorator in getattr(statement, "decorator_list", []))])
     while first > 1 and module.lines[first - 2].startswith("#"):
         first -= 1
@@ -273,10 +247,8 @@ def copy(module: Module, statement: ast.stmt, renamed: Mapping[str, str]) -> str
         line = lines[node.lineno - first].encode()  # columns count bytes
         start, end = node.col_offset, node.col_offset + len(node.id.encode())
         if line[start:end] != node.id.encode():
-            raise RunFailed(
-                f"export: {module.name}, line {node.lineno}: {node.id} stands where it cannot be renamed; name it "
-                "differently"
-            )
+            where = f"{module.name}, line {node.lineno}"
+            raise RunFailed(f"export: {where}: {node.id} cannot be renamed here; give it a name that is unique in STAR")
         lines[node.lineno - first] = (line[:start] + renamed[node.id].encode() + line[end:]).decode()
     name = getattr(statement, "name", "")
     if name in renamed:
@@ -293,7 +265,7 @@ def heading(module: Module) -> str:
 
 
 def import_block(statements: Iterable[str]) -> str:
-    """Imports, names of one module on one line: the standard library's, then others."""
+    """Import statements, one per module: the standard library first, then other packages."""
     plain = sorted(s for s in set(statements) if s.startswith("import "))
     names: dict[str, set[str]] = {}
     for statement in set(statements) - set(plain):

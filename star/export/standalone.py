@@ -1,6 +1,6 @@
-"""What this model does by itself: load its weights, and write text."""
+"""Load the weights of this model, and generate text from the command line."""
 
-# STAR never imports this file. `star.export.source` copies it to the end of every exported model.py, where
+# STAR never imports this module. `star.export.source` copies it to the end of every exported model.py, where
 # `star.export.architecture` is the plan of that model (see `architecture_source`).
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from star.model.language_model import LanguageModel
 
 
 def load(folder: str | Path = Path(__file__).parent, device: str = "cpu") -> LanguageModel:
-    """The model with the weights beside this file, ready to use.
+    """The model in evaluation mode, with the weights in `folder` (by default the folder of this file).
 
-    Raises ValueError if the weights are those of another architecture.
+    Raises ValueError if the weights belong to another architecture.
     """
     model = LanguageModel(PLAN, VOCAB_SIZE, TIE_EMBEDDINGS)
     weights = load_file(Path(folder) / "model.safetensors")
     parameters = dict(model.named_parameters())  # shared parameters are named once
     if {n: w.shape for n, w in weights.items()} != {n: p.shape for n, p in parameters.items()}:
-        raise ValueError(f"{folder}/model.safetensors holds the weights of another architecture")
+        raise ValueError(f"{folder}/model.safetensors holds weights of another architecture")
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.data = weights[name]
@@ -33,17 +33,17 @@ def load(folder: str | Path = Path(__file__).parent, device: str = "cpu") -> Lan
 
 
 def main() -> None:
-    """Continue a prompt, byte by byte."""
+    """Continue a prompt byte by byte."""
     parser = argparse.ArgumentParser(description="Generate text with this model.")
     parser.add_argument("--prompt", default="", help="text to continue")
-    parser.add_argument("--tokens", type=int, default=200, help="how many bytes to add")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest byte every time")
-    parser.add_argument("--top-k", type=int, default=None, help="sample among the k likeliest bytes only")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--tokens", type=int, default=200, help="number of bytes to generate")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 always takes the most likely byte")
+    parser.add_argument("--top-k", type=int, default=None, help="sample from the k most likely bytes only")
+    parser.add_argument("--seed", type=int, default=0, help="random seed")
+    parser.add_argument("--device", default="cpu", help="such as cuda")
     options = parser.parse_args()
     model = load(device=options.device)
-    prompt = list(options.prompt.encode()) or [0]  # byte 0 begins a document
+    prompt = list(options.prompt.encode()) or [0]  # byte 0 starts a document
     tokens = torch.tensor([prompt], device=options.device)
     tokens = model.generate(tokens, options.tokens, options.temperature, options.top_k, options.seed)
     sys.stdout.buffer.write(bytes(tokens[0].tolist()).replace(b"\0", b"") + b"\n")

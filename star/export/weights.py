@@ -1,4 +1,4 @@
-"""Weights of a model as a safetensors file: every tensor once, checked before a byte of it becomes a tensor."""
+"""Weights of a model as a safetensors file, which is checked against the model before it is loaded."""
 
 from __future__ import annotations
 
@@ -15,20 +15,19 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 
 
 def save_weights(model: LanguageModel, path: Path) -> None:
-    """Write all parameters, each that several LIVs share under the name of its owner."""
+    """Write all parameters; a shared one is stored once, under the name of its owner."""
     tensors = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}
-    path.write_bytes(
-        save(tensors, metadata={"format": "pt"})
-    )  # not save_file: it makes files that only their owner may read
+    # Not save_file, because its files are readable only by the user who wrote them.
+    path.write_bytes(save(tensors, metadata={"format": "pt"}))
 
 
 def check_weights(path: Path, model: LanguageModel) -> torch.dtype:
-    """The one dtype of the weights in a file. Reads its header alone.
+    """The dtype of the weights in a file. Reads only the header.
 
-    Raises UserError unless the file is whole and has exactly the tensors of `model` (which may be on the meta device).
+    Raises UserError unless the file is complete and has exactly the tensors of `model` (meta device allowed).
     """
     expected = {name: list(p.shape) for name, p in model.named_parameters()}
-    shared = set(model.state_dict()) - set(expected)  # further names of shared tensors: a file may repeat them
+    shared = set(model.state_dict()) - set(expected)  # other names of shared tensors, which a file may repeat
     try:
         with safe_open(path, framework="pt") as file:
             found = {name: file.get_slice(name) for name in file.keys()}
@@ -36,32 +35,32 @@ def check_weights(path: Path, model: LanguageModel) -> torch.dtype:
             dtypes = {name: part.get_dtype() for name, part in found.items()}
     except (SafetensorError, OSError) as error:
         raise UserError(
-            f"{path}: is missing, damaged or no safetensors file ({error}); export the model again"
+            f"{path}: is missing, damaged or not a safetensors file ({error}); export the model again"
         ) from None
-    for name in expected:
-        if name not in shapes:
-            raise UserError(f"{path}: tensor {name} is missing; these are the weights of another architecture")
-        if shapes[name] != expected[name]:
-            raise UserError(
-                f"{path}: tensor {name} has shape {shapes[name]} and the genome says {expected[name]}; these are "
-                "the weights of another architecture"
-            )
-    for name in shapes:
-        if name not in expected and name not in shared:
-            raise UserError(
-                f"{path}: tensor {name} is not part of the genome; these are the weights of another architecture"
-            )
+    if fault := _mismatch(expected, shapes, shared):
+        raise UserError(f"{path}: {fault}; the weights belong to another architecture, so export the model again")
     kinds = sorted(set(dtypes.values()))
     if len(kinds) != 1 or kinds[0] not in DTYPES:
-        raise UserError(
-            f"{path}: its tensors are of {', '.join(kinds) or 'no type'}; all must be of one type among "
-            f"{', '.join(DTYPES)}"
-        )
+        found_kinds = ", ".join(kinds) or "no dtype"
+        raise UserError(f"{path}: its tensors have {found_kinds}; all must have the same dtype of {', '.join(DTYPES)}")
     return DTYPES[kinds[0]]
 
 
+def _mismatch(expected: dict[str, list[int]], found: dict[str, list[int]], shared: set[str]) -> str | None:
+    """The first tensor that is missing, misshapen or unknown, in words."""
+    for name, shape in expected.items():
+        if name not in found:
+            return f"tensor {name} is missing"
+        if found[name] != shape:
+            return f"tensor {name} has shape {found[name]}, but the genome needs {shape}"
+    for name in found:
+        if name not in expected and name not in shared:
+            return f"tensor {name} is not part of the genome"
+    return None
+
+
 def load_weights(model: LanguageModel, path: Path) -> None:
-    """Give `model` the weights of a file, in the file's dtype. Raises UserError as `check_weights` does."""
+    """Load the weights of a file into `model`, in the file's dtype. Raises UserError as `check_weights` does."""
     model.to(check_weights(path, model))
     with safe_open(path, framework="pt") as file, torch.no_grad():
         for name, parameter in model.named_parameters():

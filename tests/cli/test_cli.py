@@ -470,7 +470,7 @@ def test_settings_that_are_not_there_or_not_legal(tmp_path):
 
 def test_exported_folder_that_is_none(tmp_path):
     assert "there is no such folder" in refused("generate", tmp_path / "none")
-    assert "is no exported model" in refused("generate", tmp_path)
+    assert "is not an exported model" in refused("generate", tmp_path)
 
 
 def test_folder_that_cannot_be_written(run, tmp_path):

@@ -231,7 +231,7 @@ def pipe(folder: Path) -> None:
 
 FAULTS = {
     "no such folder": (shutil.rmtree, "there is no such folder"),
-    "no config": (lambda f: (f / "config.json").unlink(), "is no exported model"),
+    "no config": (lambda f: (f / "config.json").unlink(), "is not an exported model"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), r"model\.safetensors: the file is missing"),
     "config is no JSON": (lambda f: (f / "config.json").write_text("{"), r"config\.json: cannot be read as JSON"),
     "config is binary": (
@@ -244,7 +244,7 @@ FAULTS = {
     ),
     "config is foreign": (
         lambda f: (f / "config.json").write_text('{"model_type": "llama"}'),
-        "is no exported STAR model",
+        "is not an exported STAR model",
     ),
     "config is huge": (lambda f: (f / "config.json").write_text(" " * 3_000_000), "too large"),
     "another version": (lambda f: change_config(f, version=9), "version 9 is not supported"),
@@ -258,7 +258,7 @@ FAULTS = {
     "genome is text": (lambda f: change_config(f, genome="1-9"), r"config\.json: genome"),
     "genome of others": (
         lambda f: change_config(f, genome=star.genome.to_json(EVERY_CLASS)),
-        "weights of another architecture",
+        "weights belong to another architecture",
     ),
     "genome does not fit": (
         lambda f: change_config(f, genome=star.genome.to_json(SHARED) | {"d_model": 60}),
@@ -273,7 +273,7 @@ FAULTS = {
         lambda f: (f / "model.safetensors").write_text("hello"),
         r"model\.safetensors: is missing, damaged",
     ),
-    "weights changed": (flip_a_bit, "is not what was exported"),
+    "weights changed": (flip_a_bit, "has changed since the export"),
     "tensor missing": (lambda f: change_tensors(f, lambda t: t.pop("final_norm")), "tensor final_norm is missing"),
     "tensor too many": (
         lambda f: change_tensors(f, lambda t: t.update(x=torch.ones(1))),
@@ -285,10 +285,10 @@ FAULTS = {
     ),
     "tensor of integers": (
         lambda f: change_tensors(f, lambda t: t.update(final_norm=torch.ones(64, dtype=torch.int64))),
-        "all must be of one type",
+        "all must have the same dtype",
     ),
-    "link out of the folder": (link_out, "must be a plain file inside"),
-    "pipe": (pipe, "must be a plain file inside"),
+    "link out of the folder": (link_out, "must be a regular file inside"),
+    "pipe": (pipe, "must be a regular file inside"),
 }
 
 
