@@ -1,14 +1,15 @@
-"""How well does the surrogate rank architectures that were never trained, and does it know how well?
+"""How well the surrogate ranks architectures that were not trained, and how honest its uncertainty is.
 
     python benchmarks/search/surrogate.py                  # 20 seeds, both tables; some minutes on one core
 
 Tables of real trainings: `star` (benchmarks/search/make_table.py, our genomes, final validation loss) and `hwgpt`
-(10,000 GPT-S architectures of HW-GPT-Bench, Sukthanker et al., 2024, log perplexity). For each seed n architectures are
-drawn and fitted, and up to 1,000 others predicted. Models: `gp`, what searches use
+(10,000 GPT-S architectures of HW-GPT-Bench, Sukthanker et al., 2024, log perplexity). For each seed, n architectures
+chosen at random are fitted and up to 1,000 others predicted. Models: `gp`, as in a search
 (star/surrogate/gaussian_process.py); `gp, one scale`, the same with a single length scale; ridge regression
-(leave-one-out penalty) and the 5 nearest neighbours on the same inputs; and the proxies that need no training, size
-alone. Columns: Spearman with the truth; coverage of the central 50, 80 and 90 % intervals; regret of the best of the 10
-that are predicted best, in standard deviations of the table. Means over seeds with their 95 % bootstrap interval.
+(leave-one-out penalty) and the 5 nearest neighbours on the same inputs; and size alone, which needs no training.
+Columns: Spearman correlation with the measured loss; coverage of the central 50, 80 and 90 % intervals; regret of the
+best among the 10 with the best predictions, in standard deviations of the table. Means over seeds with 95 % bootstrap
+intervals. `botorch_comparison.py` compares the model with BoTorch.
 """
 
 from __future__ import annotations
@@ -68,9 +69,7 @@ def hwgpt_table(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndar
 
 
 def gp(X, y, groups, Xs, *_):
-    model = fit(X, y, groups)
-    mean, covariance = model.predict(Xs)
-    return mean, np.sqrt(np.maximum(np.diag(covariance), 0.0) + model.noise)
+    return fit(X, y, groups).predict(Xs)
 
 
 def gp_one_scale(X, y, groups, Xs, *_):

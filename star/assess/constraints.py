@@ -1,7 +1,7 @@
-"""Upper bounds on objectives: which are known before training, and how far a trained candidate is beyond the others.
+"""Upper bounds on objectives: which are checked before training, and by how much a trained candidate breaks the others.
 
-A bound is a setting `objectives.max_NAME` above 0. One on a cheap objective is checked before anything is trained; one
-on an objective that must be measured first (`max_mad`) only afterwards, so that breaking it costs the training.
+A bound is a setting `objectives.max_NAME` above 0. A bound on a cheap objective is checked before training. One on a
+measured objective (`max_mad`) can be checked only afterwards, so a candidate that breaks it costs a training.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from star.config import ObjectivesConfig
 
 
 def bounds(config: ObjectivesConfig) -> dict[str, float]:
-    """Objective -> its upper bound, in the order of the settings."""
+    """{objective: upper bound}, in the order of the settings."""
     names = [
         f.name.removeprefix("max_") for f in fields(config) if f.name.startswith("max_") and getattr(config, f.name)
     ]
@@ -20,7 +20,7 @@ def bounds(config: ObjectivesConfig) -> dict[str, float]:
 
 
 def measured_bounds(config: ObjectivesConfig) -> dict[str, float]:
-    """Bounds that can be checked only after training."""
+    """{objective: upper bound} of the bounds that can be checked only after training."""
     found = bounds(config)
     return {
         o.name: found[o.name] for o in load_objectives(tuple(found) or ("loss",)) if not o.cheap and o.name in found
@@ -28,9 +28,9 @@ def measured_bounds(config: ObjectivesConfig) -> dict[str, float]:
 
 
 def measured_violations(metrics: Mapping[str, float], config: ObjectivesConfig) -> dict[str, float]:
-    """How far beyond each bound of `measured_bounds`, in units of the bound; broken where above 0.
+    """{objective: value / bound - 1} for each of `measured_bounds`; above 0 the bound is broken.
 
-    0 where nothing was measured: a candidate that failed is infeasible for that reason already.
+    0 if nothing was measured: a candidate that failed is infeasible anyway.
     """
     limits = measured_bounds(config)
     values = {o.name: o.measure(metrics) for o in load_objectives(tuple(limits) or ("loss",)) if o.name in limits}

@@ -1,10 +1,10 @@
-"""How much of a measured fitness is luck, and which members of a front stay on it with fresh seeds.
+"""How much of a measured objective is luck, and which members of a front stay on it with new random seeds.
 
     noise_sd({"a": [2.31, 2.33], "b": [2.40, 2.37, 2.41]})      # pooled within genomes, with its interval
     rescored(F, {3: {0: [2.34, 2.36]}}, sd={0: 0.02})           # mean, se, probability of being non-dominated
 
-The loss that put a genome on the front is the best of many noisy ones, so it is too good on average (the winner's
-curse); only fresh seeds tell by how much. Pure functions of numbers. All objectives are scaled: smaller is better.
+A genome is on the front because its loss was the best of many noisy ones, so that loss is too good on average (the
+winner's curse). Only training with new seeds shows by how much. All objectives are scaled: smaller is better.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,12 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import chdtri  # scipy.stats takes a second to import
 
+from star.assess.pareto import dominates
+
 DRAWS = 2000
 
 
 @dataclass(frozen=True)
 class Noise:
-    """Standard deviation between seeds of one genome (unit of the values), degrees of freedom, 95 % interval."""
+    """Standard deviation between seeds of one genome in the unit of the values, degrees of freedom, and interval."""
 
     sd: float
     degrees: int
@@ -28,11 +30,11 @@ class Noise:
 
 @dataclass(frozen=True)
 class Rescored:
-    """One objective vector from fresh seeds.
+    """The objectives of one front member, measured again with new seeds.
 
-    mean, se [m]: of the fresh measurements; se 0 where the objective is exact. n: how many of them (the fewest, of the
-    noisy objectives). luck [m]: fresh mean minus what the search measured; above 0 where the search's measurement was
-    lucky. non_dominated: by the fresh means. probability: that it is non-dominated, given the noise.
+    mean, se [m]: of the new measurements; se is 0 for an exact objective. n: number of new measurements (the smallest
+    among the noisy objectives). luck [m]: new mean minus the search's measurement, above 0 if that was lucky.
+    non_dominated: by the new means. probability: of being non-dominated, given the noise.
     """
 
     mean: np.ndarray
@@ -46,13 +48,11 @@ class Rescored:
 def noise_sd(
     repeats: Mapping[str, Sequence[float]] | Sequence[Sequence[float]], confidence: float = 0.95
 ) -> Noise | None:
-    """Pooled over genomes, of which each has values of several seeds; None if no genome has two.
+    """Noise pooled over genomes, each with the values of several seeds; None if no genome has two finite values.
 
-    Assumes the same normal noise for all genomes; the interval is the chi-square one of a variance.
+    Assumes equal normal noise for all genomes. The interval is the chi-square interval of a variance.
     """
-    groups = [
-        np.asarray(values, dtype=float) for values in (repeats.values() if isinstance(repeats, Mapping) else repeats)
-    ]
+    groups = [np.asarray(v, dtype=float) for v in (repeats.values() if isinstance(repeats, Mapping) else repeats)]
     groups = [values[np.isfinite(values)] for values in groups]
     degrees = sum(len(values) - 1 for values in groups if len(values) > 1)
     if not degrees:
@@ -69,12 +69,12 @@ def rescored(
     seed: int = 0,
     draws: int = DRAWS,
 ) -> list[Rescored]:
-    """Front members F [n, m], as the search measured them, with fresh[i][k]: new values of objective k of member i.
+    """Front members F [n, m], as the search measured them, with new values fresh[i][k] of objective k of member i.
 
-    sd: noise of the objectives that have any, {k: sd}; by default pooled from `fresh`. A member or objective without
-    fresh values keeps the search's; where its objective is noisy, that has the error of one measurement. The
-    probability is the share of draws from normal distributions around the means in which no other member dominates it:
-    a flat prior, so it is a little hard on whoever was measured least.
+    sd: {k: sd}, the noise of each noisy objective; by default pooled from `fresh`. Without new values a member keeps
+    the search's value, with the error of a single measurement if the objective is noisy. The probability is the share
+    of `draws` from normal distributions around the means in which no other member dominates this one. That is a flat
+    prior, which is slightly unfavourable for members with few measurements.
     """
     F = np.asarray(F, dtype=float)
     n, m = F.shape
@@ -95,20 +95,13 @@ def rescored(
     probability = (~_dominated(samples)).mean(axis=0)
     stays = ~_dominated(mean[None])[0]
     noisy = sorted(sd)
+    fewest = counts[:, noisy].min(axis=1) if noisy else np.zeros(n, int)
     return [
-        Rescored(
-            mean[i],
-            se[i],
-            int(counts[i, noisy].min()) if noisy else 0,
-            mean[i] - F[i],
-            bool(stays[i]),
-            float(probability[i]),
-        )
+        Rescored(mean[i], se[i], int(fewest[i]), mean[i] - F[i], bool(stays[i]), float(probability[i]))
         for i in range(n)
     ]
 
 
 def _dominated(samples: np.ndarray) -> np.ndarray:
-    """[draws, n, m] -> bool [draws, n]: whether another one is as good in everything and better in something."""
-    a, b = samples[:, :, None], samples[:, None]  # is column b beaten by row a
-    return np.any(np.all(a <= b, axis=-1) & np.any(a < b, axis=-1), axis=1)
+    """[draws, n, m] -> bool [draws, n]: whether another member dominates it."""
+    return np.any(dominates(samples[:, :, None], samples[:, None]), axis=1)

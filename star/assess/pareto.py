@@ -1,4 +1,4 @@
-"""Dominance between candidates: the front of all of them, and the volume that it covers."""
+"""Dominance between candidates, the non-dominated front, and its hypervolume."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,10 @@ from star.assess.objectives import Objective
 
 
 class Front:
-    """The non-dominated ones of all candidates added so far (all objectives minimised, as `Objective.scaled`)."""
+    """The non-dominated among all candidates added so far; objectives are minimised, as `Objective.scaled` has them.
+
+    ids: of the members; F [k, m]: their scaled objectives.
+    """
 
     def __init__(self, objectives: Sequence[Objective]):
         self.objectives = tuple(objectives)
@@ -17,30 +20,31 @@ class Front:
         self.F = np.empty((0, len(self.objectives)))
 
     def scaled(self, values: Mapping[str, float]) -> np.ndarray:
-        """Scaled objectives in the order of `objectives`."""
+        """Scaled objectives [m] in the order of `objectives`."""
         return np.array([objective.scaled(values[objective.name]) for objective in self.objectives])
 
     def add(self, id: str, values: Mapping[str, float]) -> bool:
-        """Add a candidate; returns whether it joins the front. Dominated members are dropped, equal ones stay."""
+        """Add a candidate; returns whether it joins the front. Members that it dominates leave, equal ones stay."""
         new = self.scaled(values)
-        if not np.isfinite(new).all() or _dominates(self.F, new).any():
+        if not np.isfinite(new).all() or dominates(self.F, new).any():
             return False
-        stay = ~_dominates(new, self.F)
+        stay = ~dominates(new, self.F)
         self.ids = [old for old, keep in zip(self.ids, stay, strict=True) if keep] + [id]
         self.F = np.vstack([self.F[stay], new])
         return True
 
 
-def _dominates(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def dominates(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Whether a [..., m] is at least as good as b [..., m] in all objectives and better in one; broadcasts to [...]."""
     return np.all(a <= b, axis=-1) & np.any(a < b, axis=-1)
 
 
 @dataclass(frozen=True)
 class Frame:
-    """The box in which a run measures hypervolume, fixed by its first generation and never moved.
+    """The box in which a run measures hypervolume, fixed by its first generation.
 
-    reference, ideal: scaled objectives by name. The hypervolume is in units of that box, so 1.0 is what a single
-    candidate would cover that is as good as the first generation's best in every objective.
+    reference, ideal: scaled objectives by name. The hypervolume is in units of the box: a single candidate that equals
+    the best of the first generation in every objective has a hypervolume of 1.0.
     """
 
     reference: dict[str, float]
@@ -48,7 +52,7 @@ class Frame:
 
     @staticmethod
     def of(values: Sequence[Mapping[str, float]], objectives: Sequence[Objective]) -> "Frame":
-        """Reference: the worst of these candidates plus a tenth of their range."""
+        """The box of these candidates. The reference is their worst value plus a tenth of their range."""
         reference, ideal = {}, {}
         for objective in objectives:
             column = [objective.scaled(v[objective.name]) for v in values]
@@ -58,7 +62,7 @@ class Frame:
         return Frame(reference, ideal)
 
     def hypervolume(self, front: Front) -> float:
-        """Points beyond the reference count for nothing."""
+        """Hypervolume of a front, in units of the box. Members beyond the reference add nothing."""
         from pymoo.indicators.hv import HV  # here: readers that only list candidates need not import pymoo
 
         names = [objective.name for objective in front.objectives]

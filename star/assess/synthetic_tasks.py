@@ -1,9 +1,8 @@
-"""How well an architecture learns the six synthetic tasks of `star.data.synthetic`: a cheap second opinion beside the
-corpus loss.
+"""How well an architecture learns the six synthetic tasks of `star.data.synthetic`: a cheap complement to the loss.
 
     scores = measure(genome, tokens=200_000, seed=0)       # {"recall": accuracy, ..., "mean": ...}
 
-Each task trains a model of its own from scratch, at the genome's pattern and at most `WIDTH` wide.
+For each task a new model with the genome's pattern, at most `WIDTH` wide, is trained from scratch.
 """
 
 import time
@@ -35,7 +34,10 @@ def measure(
     device: str = "cpu",
     deadline: float | None = None,
 ) -> dict[str, float] | None:
-    """Accuracy on unseen sequences by task, and their mean; None past the deadline. tokens: for each task."""
+    """{task: accuracy on held-out sequences} and their "mean"; None past the deadline (as of time.monotonic).
+
+    tokens: training tokens for each task.
+    """
     genome = genome.scaled(d_model=WIDTH) if genome.d_model > WIDTH else genome
     scores = {}
     for number, task in enumerate(tasks.values()):
@@ -49,7 +51,7 @@ def measure(
 def train_task(
     genome: Genome, task: Task, tokens: int, seed: int, device: str = "cpu", deadline: float | None = None
 ) -> float | None:
-    """Train a model of this genome on one task; its accuracy on unseen sequences, None past the deadline."""
+    """Train a model of this genome on one task; its accuracy on held-out sequences, None past the deadline."""
     model = build(genome, vocab_size=task.vocab_size, seed=seed).to(device).train()
     reader = _Reader(task, genome.d_model, seed).to(device) if task.from_last else None
     optimizer = build_optimizer(model, RECIPE)
@@ -63,9 +65,8 @@ def train_task(
         if deadline is not None and time.monotonic() > deadline:
             return None
         inputs, targets = (part.to(device) for part in task.batch(batch_size, rng))
-        loss = F.cross_entropy(
-            _answers(model, reader, inputs).float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE
-        )
+        logits = _answers(model, reader, inputs).float()
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
         loss.backward()
         nn.utils.clip_grad_norm_(params, RECIPE.clip)
         optimizer.set(learning_rate_factor(RECIPE.schedule, step + 0.5, steps, RECIPE.warmup))
@@ -78,15 +79,13 @@ def train_task(
 
 
 def accuracy(logits: Tensor, targets: Tensor) -> float:
-    """Share of the targets [B, T] with the largest logit of [B, T, V]; ignored targets do not count."""
+    """Share of the targets [B, T] that have the largest of the logits [B, T, V]; ignored targets do not count."""
     asked = targets != IGNORE
     return (logits.argmax(-1) == targets)[asked].double().mean().item()
 
 
 class _Reader(nn.Module):
-    """Reads a whole sequence off one state: an MLP asked for each position in turn, so that the model must put all of
-    it there.
-    """
+    """Reads a whole sequence from one state, by an MLP over state and position, so the state must hold it all."""
 
     def __init__(self, task: Task, width: int, seed: int):
         super().__init__()
@@ -98,10 +97,8 @@ class _Reader(nn.Module):
     def forward(self, state: Tensor) -> Tensor:
         """state [B, D] -> logits [B, T, V]."""
         state = F.rms_norm(state, state.shape[-1:])
-        both = torch.cat(
-            [state[:, None].expand(-1, len(self.positions), -1), self.positions.expand(len(state), -1, -1)], dim=-1
-        )
-        return self.mlp(both)
+        states = state[:, None].expand(-1, len(self.positions), -1)
+        return self.mlp(torch.cat([states, self.positions.expand(len(state), -1, -1)], dim=-1))
 
 
 def _answers(model: LanguageModel, reader: _Reader | None, inputs: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
-"""The value of a measurement: expected improvement, gain in hypervolume, and the rate of gain of a cheap trial.
+"""Acquisition functions: the value of a measurement before it is made.
 
-    expected_gain(points, sd, first, front)        # a search chooses offspring by it
-    log_ei(mean, sd, best)                         # the rest is for refinements, in logarithms, which do not underflow
-    log_rate(log_gain, mean, sd, moves, cost, full)
+    expected_gain(points, sd, first, front)            # gain in hypervolume; a search chooses offspring by it
+    log_hypervolume_gain(points, sd, first, front)     # its logarithm, which does not underflow; for refinements
+    log_ei(mean, sd, best)                             # log expected improvement
+    log_rate(log_gain, mean, sd, moves, cost, full)    # log gain per cost of a cheap trial and what may follow it
 
-Losses: smaller is better. Costs are in full trainings. Everything is exact on a finite pool.
+Objectives are minimised. Costs are in full trainings. All values are closed forms or quadratures, without sampling.
 """
 
 import math
@@ -16,15 +17,18 @@ import torch
 from scipy.special import ndtr
 from torch import Tensor
 
-NOTHING = -700.0  # log value of a trial that cannot lead to anything
-FAR = -30.0  # standard deviations from which on the asymptotic series of the expected improvement is exact to rounding
+NOTHING = -700.0  # log value of a trial that cannot gain anything
+FAR = -30.0  # standard deviations below which the asymptotic series of the expected improvement is exact to rounding
+
+LogGain = Callable[[Tensor, Tensor], Tensor]
+"""Mean and sd, [P] or [P, nodes] -> log expected gain of that shape."""
 
 
 @lru_cache
 def quadrature(n: int = 20) -> tuple[Tensor, Tensor]:
-    """Nodes and weights of a standard normal: the trapezoidal rule, because the integrands have kinks.
+    """Nodes [n] and weights [n] for the mean over a standard normal, by the trapezoidal rule.
 
-    At these 8 Gauss-Hermite nodes were measured to be 20 % off, and 20 of these a few per cent.
+    The integrands have kinks: 8 Gauss-Hermite nodes were measured to be 20 % off, 20 trapezoidal ones a few per cent.
     """
     nodes = torch.linspace(-4.5, 4.5, n, dtype=torch.float64)
     weights = torch.exp(-0.5 * nodes**2)
@@ -32,13 +36,14 @@ def quadrature(n: int = 20) -> tuple[Tensor, Tensor]:
 
 
 def log_excess(u: Tensor) -> Tensor:
-    """log of E[max(0, u + z)], z standard normal: log(phi(u) + u Phi(u)), without underflow (Ament et al., 2023, arXiv
-    2310.20708).
+    """log E[max(0, u + z)] = log(phi(u) + u Phi(u)) for z standard normal, of any shape, without underflow.
+
+    Ament et al., 2023, arXiv 2310.20708.
     """
     log_phi = -0.5 * u * u - 0.5 * math.log(2 * math.pi)
     near = u.clamp(min=-1.0)
     above = (torch.exp(-0.5 * near * near) / math.sqrt(2 * math.pi) + near * torch.special.ndtr(near)).log()
-    a = (-u).clamp(1.0, -FAR)  # phi(u) (1 - a R(a)), R the Mills ratio
+    a = (-u).clamp(1.0, -FAR)  # phi(u) (1 - a R(a)), where R is the Mills ratio
     middle = log_phi + torch.log1p(-a * math.sqrt(math.pi / 2) * torch.special.erfcx(a / math.sqrt(2)))
     q = 1.0 / u.clamp(max=FAR) ** 2
     below = log_phi + torch.log(q) + torch.log1p(q * (-3 + q * (15 - q * 105)))
@@ -46,15 +51,16 @@ def log_excess(u: Tensor) -> Tensor:
 
 
 def log_ei(mean: Tensor, sd: Tensor, best: Tensor) -> Tensor:
-    """Log expected improvement [..., P] below best [...], which should be the lowest posterior mean, not the luckiest
-    observation.
+    """Log expected improvement [..., P] below best [...] of a normal mean and sd [..., P].
+
+    best should be the lowest posterior mean. The lowest observation was probably lucky.
     """
     sd = sd.clamp(min=1e-12)
     return sd.log() + log_excess((best[..., None] - mean) / sd)
 
 
 def log_rate(
-    log_gain: Callable[[Tensor, Tensor], Tensor],
+    log_gain: LogGain,
     mean: Tensor,
     sd: Tensor,
     moves: Tensor,
@@ -63,14 +69,13 @@ def log_rate(
     n: int = 20,
     rounds: int = 6,
 ) -> Tensor:
-    """Log of the best expected gain per expected cost [..., P] of a trial and, if the gain expected then is worth it,
-    the full one after it.
+    """Log of the highest expected gain per expected cost [..., P] of a cheap trial, followed by the full training of
+    the same candidate if the result makes that worthwhile.
 
-    mean, sd [..., P]: of each action's candidate at full fidelity. moves [..., P]: sd of how the trial changes that
-    mean. cost, full [..., P]: of the trial, and of the full training of its candidate. log_gain(mean, sd): log expected
-    gain of a full training. The rate r solves E[(gain' - r full)+] = r cost, gain' being what will be expected after
-    the trial: a Gittins index of two stages, with opportunity priced at r itself. By Dinkelbach's iteration, which
-    converges from below.
+    log_gain: of a full training. mean, sd [..., P]: of the candidate at full fidelity. moves [..., P]: sd of the change
+    that the trial makes to that mean. cost, full [..., P]: of the trial, and of the full training. n: quadrature nodes.
+    The rate r solves E[max(0, gain' - r full)] = r cost, where gain' is the expected gain after the trial. It is a
+    two-stage Gittins index, found by `rounds` of Dinkelbach's iteration, which converges from below.
     """
     after = (sd * sd - moves * moves).clamp(min=0.0).sqrt()[..., None]
     z, w = quadrature(n)
@@ -80,7 +85,7 @@ def log_rate(
     gain = (log - top).exp()
     rate = (gain * w).sum(dim=-1) / (cost + full)
     for _ in range(rounds):
-        go = (gain > (rate * full)[..., None]).to(w.dtype) * w
+        go = (gain > (rate * full)[..., None]).to(w.dtype) * w  # outcomes after which the full training follows
         rate = (gain * go).sum(dim=-1) / (cost + full * go.sum(dim=-1))
     return top[..., 0] + rate.clamp(min=1e-300).log()
 
@@ -88,12 +93,10 @@ def log_rate(
 def log_hypervolume_gain(
     points: np.ndarray, sd: np.ndarray, first: int, front: np.ndarray, reference: float = 1.1
 ) -> np.ndarray:
-    """Log expected gain in hypervolume [n]: of points [n, m], normal in objective `first` with sd [n], exact in the
-    others; front [k, m].
+    """Logarithm [n] of `expected_gain`, which takes the same arguments; -inf where no outcome gains anything.
 
-    The gain is a sum over front members of the area they are the first to cover times an expected improvement below
-    their value, all terms positive, so it has a logarithm where the gain itself underflows. -inf where no outcome gains
-    anything.
+    The gain is a sum over front members: the area that each is the first to cover, times the expected improvement below
+    its value. All terms are positive, so the logarithm exists where the gain itself underflows.
     """
     area, steps = first_covered(points, first, front, reference)  # [n, k + 1], [k + 1]
     sd = np.maximum(sd, 1e-12)
@@ -104,8 +107,9 @@ def log_hypervolume_gain(
 
 
 def reduction(covariance: np.ndarray, noise: float, targets: np.ndarray) -> np.ndarray:
-    """By how much trying action a moves the mean of its own target [P]: the sd of that change, which is what a cheap
-    trial can tell.
+    """Sd [P] of the change that each trial makes to the mean of its target: how much a cheap trial can teach.
+
+    covariance [P, P] and noise variance of the trials; targets [P]: index of the full training of the same candidate.
     """
     own = np.arange(len(covariance))
     return np.abs(covariance[targets, own]) / np.sqrt(np.maximum(np.diag(covariance) + noise, 1e-18))
@@ -114,20 +118,19 @@ def reduction(covariance: np.ndarray, noise: float, targets: np.ndarray) -> np.n
 def expected_gain(
     points: np.ndarray, sd: np.ndarray, first: int, front: np.ndarray, reference: float = 1.1
 ) -> np.ndarray:
-    """Expected gain in hypervolume [n] of points [n, m], normal in objective `first` with these sd [n], exact in the
-    others.
+    """Expected gain in hypervolume [n] of points [n, m], normal in objective `first` with sd [n], exact in the others.
 
-    front [k, m]: non-dominated points. The volume that a point with value t gains is the integral from t to the
-    reference of A(s), the area in the other objectives that the point covers and no front member with a value up to s
-    does. A is a step function, so the expectation is a sum over its steps of A times the integral of P(value < s).
-    Exact for any number of objectives.
+    front [k, m]: non-dominated points; reference: of the hypervolume, in every objective. A point of value t gains the
+    integral from t to the reference of A(s): the area in the other objectives that it covers and that no front member
+    with a value up to s covers. A is a step function, so the expectation is a sum over its steps of A times the
+    integral of P(value < s). Exact for any number of objectives (Emmerich et al., 2006).
     """
     by_member, edges = first_covered(points, first, front, reference)
     area = np.cumsum(by_member[:, ::-1], axis=1)[:, ::-1]  # [n, k + 1] what the first i members leave open
     steps = np.append(-np.inf, edges)
     mean = points[:, first]
     total = np.zeros(len(points))
-    for i in range(len(edges)):  # between steps i and i + 1 the first i members count
+    for i in range(len(edges)):  # between steps i and i + 1 the first i members cover their areas
         total += area[:, i] * (_integral(steps[i + 1], mean, sd) - _integral(steps[i], mean, sd))
     return total
 
@@ -135,11 +138,11 @@ def expected_gain(
 def first_covered(
     points: np.ndarray, first: int, front: np.ndarray, reference: float = 1.1
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of the area that each point [n, m] covers in all objectives but `first`: how much of it each front member is the
-    first to cover.
+    """The area that each point [n, m] covers in all objectives but `first`, divided among front members [k, m].
 
-    Areas [n, k + 1], members in the order of their value in `first`, the last for what none of them covers; and these
-    values, the last being the reference [k + 1]. Members beyond the reference are left out.
+    Returns areas [n, k + 1] and values [k + 1]. Members are ordered by their value in `first`; each gets the area that
+    it is the first to cover, and the last column is the area that no member covers, with the reference as its value.
+    Members beyond the reference are left out, so that k may be smaller than the size of the front.
     """
     n, m = points.shape
     others = [k for k in range(m) if k != first]
@@ -150,11 +153,9 @@ def first_covered(
     shape = [len(edge) for edge in edges]
     covered = np.full(shape, len(front))
     for i in range(len(front) - 1, -1, -1):
-        covered[
-            tuple(slice(int(np.searchsorted(edge, front[i, k])), None) for edge, k in zip(edges, others, strict=True))
-        ] = i
-    # Cell j of an edge lies between its entries j and j + 1; everything before the first entry is one more cell,
-    # covered by none.
+        corner = [int(np.searchsorted(edge, front[i, k])) for edge, k in zip(edges, others, strict=True)]
+        covered[tuple(slice(start, None) for start in corner)] = i
+    # Cell j of an edge lies between its entries j and j + 1. One more cell, before the first entry, is never covered.
     covered = np.pad(covered, [(1, 0)] * len(others), constant_values=len(front)) if others else covered.reshape(1)
     weights = np.ones((n, 1))
     for edge, k in zip(edges, others, strict=True):
@@ -162,25 +163,20 @@ def first_covered(
         low = np.maximum(bounds[:-1][None], points[:, k : k + 1])
         width = np.clip(np.minimum(bounds[1:][None], reference) - low, 0.0, None)  # [n, cells]
         weights = (weights[:, :, None] * width[:, None, :]).reshape(n, -1)
-    by_member = weights @ (
-        covered.ravel()[:, None] == np.arange(len(front) + 1)
-    )  # [n, k + 1] area that each member takes first
+    by_member = weights @ (covered.ravel()[:, None] == np.arange(len(front) + 1))
     return by_member, np.append(front[:, first], reference)
 
 
 def _integral(t: float, mean: np.ndarray, sd: np.ndarray) -> np.ndarray:
-    """The integral of P(value < s) over s up to t, for normal values."""
+    """The integral of P(value < s) over s up to t, for normal values with mean [n] and sd [n]."""
     if t == -np.inf:
         return np.zeros_like(mean)
     z = (t - mean) / sd
     return sd * (z * ndtr(z) + np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi))
 
 
-LogGain = Callable[[Tensor, Tensor], Tensor]
-
-
 def improvement(offset: np.ndarray, best: float) -> LogGain:
-    """Log expected improvement below best + offset [P], as a function of mean and sd, [P] or [P, nodes]."""
+    """Log expected improvement below best + offset [P], as a function of mean and sd."""
 
     def gain(mean: Tensor, sd: Tensor) -> Tensor:
         beaten = torch.as_tensor(offset).view(-1, *[1] * (mean.dim() - 1))
@@ -190,8 +186,9 @@ def improvement(offset: np.ndarray, best: float) -> LogGain:
 
 
 def thresholds(front: np.ndarray, exact: np.ndarray) -> np.ndarray:
-    """Loss [n] to beat at exact objectives [n, m]: the lowest of the front [k, 1 + m] that is as small; else the
-    highest.
+    """Loss [n] to beat at exact objectives [n, m]: the lowest on the front [k, 1 + m] among members as small as that.
+
+    The first column of the front is the loss. Where no member is as small, the highest loss on the front.
     """
     as_small = (front[None, :, 1:] <= exact[:, None, :] + 1e-12).all(axis=2)  # [n, k]
     lowest = np.where(as_small, front[None, :, 0], np.inf).min(axis=1)
@@ -199,7 +196,10 @@ def thresholds(front: np.ndarray, exact: np.ndarray) -> np.ndarray:
 
 
 def hypervolume_gain(front: np.ndarray, exact: np.ndarray) -> LogGain:
-    """Log expected gain in hypervolume over front [k, 1 + m] as a function of mean and sd; exact objectives [P, m]."""
+    """Log expected gain in hypervolume over front [k, 1 + m], the loss first, as a function of mean and sd of the loss.
+
+    exact [P, m]: the other objectives of the candidates. Objectives are scaled by their range on the front.
+    """
     low, high = front.min(axis=0), front.max(axis=0)
     span = np.where(high > low, high - low, 1.0)
     scaled, others = np.unique((front - low) / span, axis=0), (exact - low[1:]) / span[1:]

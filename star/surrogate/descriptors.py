@@ -1,7 +1,7 @@
-"""What a surrogate sees of a genome: numbers that say which operators, in which order, how large, and what is shared.
+"""Genomes as vectors for the surrogates: which operators, in which order, how large, and what is shared.
 
-A description must let similar architectures be near each other. Class ids do not: SA-1 and SA-2 are two ids and nearly
-one operator. So each LIV is described by the integers of its operator, which also covers operators that evolved.
+Similar architectures must have similar vectors. Class ids do not allow that: SA-1 and SA-2 have different ids and are
+nearly the same operator. So each LIV is described by the integers of its operator, which also covers evolved operators.
 """
 
 import math
@@ -19,7 +19,7 @@ GROUPS = ("composition", "order", "size", "sharing")
 
 
 def describe(genomes: Sequence[Genome], costs: Sequence[Costs]) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs [n, p] for a Gaussian process, and the index into `GROUPS` of each [p]."""
+    """Inputs [n, p] for a Gaussian process, and the index of each input [p] in `GROUPS`."""
     parts = [_parts(genome, cost) for genome, cost in zip(genomes, costs, strict=True)]
     blocks = [np.array([part[g] for part in parts], dtype=float).reshape(len(parts), -1) for g in range(len(GROUPS))]
     return np.concatenate(blocks, axis=1), np.repeat(np.arange(len(GROUPS)), [block.shape[1] for block in blocks])
@@ -42,10 +42,8 @@ def _parts(genome: Genome, cost: Costs) -> tuple[list[float], ...]:
     np.add.at(pairs, (kinds[:-1], kinds[1:]), 1.0)
     order += list(pairs.ravel())
 
-    size = [depth, math.log(depth), math.log(genome.d_model)]
-    size += [
-        math.log10(1.0 + value) for value in (cost.backbone_parameters, cost.cache_bytes, cost.train_flops_per_token)
-    ]
+    amounts = (cost.backbone_parameters, cost.cache_bytes, cost.train_flops_per_token)
+    size = [depth, math.log(depth), math.log(genome.d_model), *(math.log10(1.0 + amount) for amount in amounts)]
 
     weights = [gene.featurizer_group for gene in genes if gene.shares_weights]
     features = [gene.feature_group for gene in genes if gene.shares_features]
@@ -65,7 +63,7 @@ def _parts(genome: Genome, cost: Costs) -> tuple[list[float], ...]:
 
 @lru_cache(maxsize=4096)
 def _attributes(operator: Operator) -> tuple[float, ...]:
-    """Of one LIV: its family, and the integers in which its family's members differ; sizes on log scales."""
+    """Attributes [a] of one LIV: its family, and the integers that differ within a family; sizes on a log scale."""
     rows = dict(operator.features)
     repeat, expansion = (
         max((math.log2(max(1, getattr(row, name))) for row in rows.values()), default=0.0)
@@ -79,8 +77,7 @@ def _attributes(operator: Operator) -> tuple[float, ...]:
     return (*family, float(operator.differential), repeat, expansion, float(filtered), window, *optional, *nonlinear)
 
 
-FAMILY_NAMES = tuple(sorted(FAMILIES))
-# For refinements: fewer inputs. Each with its least span; smaller differences are not stretched to all of [0, 1].
+# Inputs of a refinement, each with its smallest range: smaller differences are not stretched to all of [0, 1].
 SUMMARY = {
     "log2 parameters": 1.0,
     "log2 cache": 2.0,
@@ -98,10 +95,10 @@ SUMMARY = {
 
 
 def summarise(genome: Genome, cost: Costs) -> list[float]:
-    """`SUMMARY` of a genome in their own units: sizes, families, and what is shared.
+    """The inputs named in `SUMMARY`, in their own units: sizes, families, and what is shared.
 
-    Fewer than `describe` has, because a refinement has a length scale for each. "first
-    mixer" is the place of the first LIV that mixes tokens, as a share of the depth.
+    They are fewer than in `describe`, because a refinement fits a length scale for each. "first mixer" is the position
+    of the first LIV that mixes tokens, as a share of the depth.
     """
     genes = genome.canonical().backbone
     operators = [genome.operator(gene) for gene in genes]

@@ -1,13 +1,16 @@
-"""An exact Gaussian process for tens to hundreds of trials: small, deterministic, numpy and scipy alone.
+"""An exact Gaussian process for tens to hundreds of trials: deterministic, and needs only numpy and scipy.
 
     y(x) = c + linear(x) + smooth(x) + noise
+    model = fit(X, y, groups)                     # X [n, p], y [n], groups [p]
+    mean, sd = model.predict(Xs)                  # of a measurement at each row of Xs [m, p]
+    mean, covariance, noise = model.joint(Xs)     # of the function without noise
 
-There is one such process in the project, and two sets of assumptions about it. A search fits architectures, described
-by some sixty numbers: these fall into groups (composition, order, size, ...) with one length scale each, since with n
-observations a scale for every input would be fitted to noise, and one for all would let the least useful group blur the
+Search and refinement use the same process with different assumptions. A search fits architectures, described by about
+sixty numbers in a few groups (composition, order, size, sharing). Each group has one length scale: with few
+observations, one for each input would fit noise, and one for all inputs would let the least useful group blur the
 others. A refinement fits recipes, described by a dozen numbers in [0, 1], each with its own length scale.
-Hyperparameters are the maximum of the posterior (L-BFGS-B, exact gradients) under log-normal priors;
-`star.surrogate.posterior` averages over them.
+Hyperparameters maximise the posterior under log-normal priors (L-BFGS-B, exact gradients); `star.surrogate.posterior`
+averages over them. Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006.
 """
 
 from dataclasses import dataclass, replace
@@ -21,25 +24,23 @@ ROOT5 = np.sqrt(5.0)
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What is believed before any observation. Priors are log-normal, as (median, sd of the log); sd 0: fixed at the
-    median.
-    """
+    """Kernel and priors. A prior is log-normal, given as (median, sd of its log); an sd of 0 fixes it."""
 
     kernel: str  # matern (5/2) or rbf
     standardised: bool  # inputs are standardised first; otherwise they lie in [0, 1]
-    # The first is of the squared length scale for each input: the median grows with the root of the number of inputs,
-    # as distances do (Hvarfner et al., 2024, arXiv 2402.02229).
+    # Median of the squared length scale for each input: the length scale grows with the square root of the number of
+    # inputs, as distances do (Hvarfner et al., 2024, arXiv 2402.02229).
     scale: tuple[float, float]
     amplitude: tuple[float, float]
     linear: tuple[float, float]
     noise: tuple[float, float]
     least_scale: float = 0.0
     least_noise: float = 0.0  # variance, of standardised outputs
-    starts: tuple[float, ...] = (1.0,)  # L-BFGS begins from the medians, with length scales times these
+    starts: tuple[float, ...] = (1.0,)  # L-BFGS-B starts from the medians, with length scales times these
 
 
 SEARCH = Assumptions("matern", True, scale=(2.0, 1.0), amplitude=(1.0, 1.0), linear=(1.0, 1.0), noise=(0.02, 1.5))
-# The priors that BoTorch has by default since 0.12, from the same paper; unit output scale.
+# The default priors of BoTorch since 0.12, from the same paper; unit output scale.
 REFINE = Assumptions(
     "rbf",
     False,
@@ -51,61 +52,71 @@ REFINE = Assumptions(
     least_noise=1e-4,
     starts=(1.0, 0.15),
 )
-# For averages, the output scale is free, and wider: four losses tell little about how far the others spread.
+# The average has a free and wider output scale: four losses say little about the spread of the others.
 AVERAGE = replace(REFINE, amplitude=(2.0, 0.7), starts=(1.0,))
 
 
 @dataclass(frozen=True)
 class GaussianProcess:
-    """A fitted posterior. Make one by `fit`."""
+    """A fitted process, made by `fit`."""
 
-    X: np.ndarray  # [n, p] inputs, standardised if so assumed
+    X: np.ndarray  # [n, p] inputs, standardised if the assumptions say so
     groups: np.ndarray  # [p] group of each input
-    center: tuple[np.ndarray, np.ndarray]  # of inputs: what was subtracted, and what was divided by
-    level: tuple[float, float]  # of outputs: mean and sd
+    center: tuple[np.ndarray, np.ndarray]  # [p], [p]: inputs are standardised by subtracting one, dividing by the other
+    level: tuple[float, float]  # mean and sd of the outputs
     theta: np.ndarray  # log hyperparameters: length scale of each group, amplitude, linear, noise
     factor: np.ndarray  # lower Cholesky factor of the covariance [n, n]
     alpha: np.ndarray  # [n]
     kernel: str = "matern"
 
     def predict(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean [m] and covariance [m, m] of the noise-free function at X [m, p], in units of y."""
-        Z = (X - self.center[0]) / self.center[1]
-        cross = _kernel(Z, self.X, self.groups, self.theta, self.kernel)
-        half = solve_triangular(self.factor, cross.T, lower=True)
+        """Mean [m] and sd [m] of a measurement, noise included, at each row of X [m, p], in units of y."""
+        mean, variance = self.marginals(X)
+        return mean, np.sqrt(variance + self.noise)
+
+    def joint(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+        """Mean [m] and covariance [m, m] of the function without noise at X [m, p], and the variance of the noise."""
+        Z, mean, half = self._solve(X)
         covariance = _kernel(Z, Z, self.groups, self.theta, self.kernel) - half.T @ half
-        return self.level[0] + self.level[1] * (cross @ self.alpha), self.level[1] ** 2 * covariance
+        return mean, self.level[1] ** 2 * covariance, self.noise
 
     def marginals(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean [m] and variance [m] of the noise-free function, without the covariance between points."""
-        Z = (X - self.center[0]) / self.center[1]
-        cross = _kernel(Z, self.X, self.groups, self.theta, self.kernel)
-        half = solve_triangular(self.factor, cross.T, lower=True)
+        """Mean [m] and variance [m] of the function without noise at X [m, p]; cheaper than `joint`."""
+        Z, mean, half = self._solve(X)
         n_groups = len(self.theta) - 3
         own = np.exp(self.theta[n_groups]) + np.exp(self.theta[n_groups + 1]) * (Z * Z).sum(axis=1) / max(1, Z.shape[1])
         variance = np.maximum(own - (half * half).sum(axis=0), 0.0)
-        return self.level[0] + self.level[1] * (cross @ self.alpha), self.level[1] ** 2 * variance
+        return mean, self.level[1] ** 2 * variance
 
-    def leave_one_out(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean [n] and sd [n], noise included, of each observation given all the others, hyperparameters as they are.
+    def leave_one_out(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Mean [n] and sd [n], noise included, of each observation given all others; and the observations y [n].
 
-        Closed form (Rasmussen and Williams, 2006, equations 5.10-5.12): the sd is a little too small, since the
-        hyperparameters have seen all.
+        In closed form with the hyperparameters unchanged (Rasmussen and Williams, equations 5.10 to 5.12). These were
+        fitted to all observations, so the sd is slightly too small.
         """
         inverse = cho_solve((self.factor, True), np.eye(len(self.alpha)))
         y = self.factor @ (self.factor.T @ self.alpha)
         variance = 1.0 / np.diag(inverse)
-        return self.level[0] + self.level[1] * (y - self.alpha * variance), self.level[1] * np.sqrt(variance)
+        level, sd = self.level
+        return level + sd * (y - self.alpha * variance), sd * np.sqrt(variance), level + sd * y
 
     @property
     def noise(self) -> float:
         """Variance of the noise, in units of y squared."""
         return float(np.exp(self.theta[-1])) * self.level[1] ** 2
 
+    def _solve(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Standardised inputs [m, p], mean [m], and the factor's solution [n, m] whose square reduces the variance."""
+        Z = (X - self.center[0]) / self.center[1]
+        cross = _kernel(Z, self.X, self.groups, self.theta, self.kernel)
+        mean = self.level[0] + self.level[1] * (cross @ self.alpha)
+        return Z, mean, solve_triangular(self.factor, cross.T, lower=True)
+
 
 class Posterior:
-    """The posterior of the log hyperparameters given y [n] at X [n, p]: of the free ones, which are those with a prior
-    sd above 0.
+    """The posterior of the log hyperparameters theta [G + 3] given y [n] at X [n, p], G the number of groups.
+
+    theta: length scale of each group, amplitude, linear term, noise. Those whose prior has an sd above 0 are free.
     """
 
     def __init__(
@@ -116,7 +127,7 @@ class Posterior:
         assumptions: Assumptions = SEARCH,
         scales: dict[int, tuple[float, float]] | None = None,
     ):
-        """scales: priors (median, sd of the log) of the length scales of some groups, other than the assumptions'."""
+        """groups [p]: 0, 1, ...; scales: {group: (median, sd of the log)}, priors that replace the assumed one."""
         varying = X.std(axis=0) > 1e-9
         if assumptions.standardised:
             self.center = X.mean(axis=0), np.where(varying, X.std(axis=0), 1.0)
@@ -146,14 +157,14 @@ class Posterior:
         self.linear = self.Z @ self.Z.T / max(1, varying.sum())
 
     def loss(self, theta: np.ndarray) -> tuple[float, np.ndarray]:
-        """Negative log posterior at theta [G + 3], up to a constant, and its gradient [G + 3] (0 for what is fixed)."""
+        """Negative log posterior at theta [G + 3], up to a constant, and its gradient [G + 3] (0 where fixed)."""
         scales, (amplitude, slope, noise) = np.exp(theta[: self.n_groups]), np.exp(theta[self.n_groups :])
         per_group = self.squares / scales[:, None, None] ** 2
         if self.assumptions.kernel == "matern":
             r = np.sqrt(per_group.sum(axis=0))
             decay = np.exp(-ROOT5 * r)
             smooth = (1 + ROOT5 * r + 5 / 3 * r * r) * decay
-            # DK/dlog scale_g = 5/3 a (1 + root5 r) e^-root5r d_g^2/l_g^2
+            # dK / dlog scale_g = 5/3 a (1 + sqrt(5) r) exp(-sqrt(5) r) d_g^2 / scale_g^2
             steepness = 5 / 3 * amplitude * (1 + ROOT5 * r) * decay
         else:
             smooth = np.exp(-0.5 * per_group.sum(axis=0))
@@ -164,32 +175,26 @@ class Posterior:
         except LinAlgError:
             return 1e10, np.zeros_like(theta)
         alpha, inverse = cho_solve(factor, self.z), cho_solve(factor, np.eye(len(self.z)))
-        off = (
-            np.where(self.free, theta - np.where(self.free, self.prior, 0.0), 0.0)
-            if not self.free.all()
-            else theta - self.prior
-        )
         spread = np.where(self.free, self.spread, 1.0)
+        # A fixed value may be -inf (no linear term), so the difference is taken only where both are finite
+        off = np.where(self.free, theta, 0.0) - np.where(self.free, self.prior, 0.0)
         off = off / spread
         value = 0.5 * self.z @ alpha + np.log(np.diag(factor[0])).sum() + 0.5 * off @ off
         W = inverse - np.outer(alpha, alpha)
         steep = W * steepness
         gradient = [0.5 * (steep * part).sum() for part in per_group]
-        gradient += [0.5 * (W * part).sum() for part in (amplitude * smooth, slope * self.linear)] + [
-            0.5 * noise * np.trace(W)
-        ]
+        gradient += [0.5 * (W * part).sum() for part in (amplitude * smooth, slope * self.linear)]
+        gradient += [0.5 * noise * np.trace(W)]
         return float(value), np.where(self.free, np.array(gradient) + off / spread, 0.0)
 
     def mode(self, start: np.ndarray | None = None) -> np.ndarray:
-        """theta [G + 3] of the highest posterior found from the starts, or from one given."""
-        a, free = self.assumptions, self.free
-        if start is None or len(start) != len(self.prior):
-            begins = [
-                np.where(np.arange(len(self.prior)) < self.n_groups, self.prior + np.log(s), self.prior)
-                for s in a.starts
-            ]
+        """theta [G + 3] of the highest posterior found from `start` [G + 3], by default from the assumed starts."""
+        free = self.free
+        if start is not None and len(start) == len(self.prior):
+            starts = [start]
         else:
-            begins = [start]
+            is_scale = np.arange(len(self.prior)) < self.n_groups
+            starts = [np.where(is_scale, self.prior + np.log(s), self.prior) for s in self.assumptions.starts]
 
         def loss(part: np.ndarray) -> tuple[float, np.ndarray]:
             theta = self.prior.copy()
@@ -198,7 +203,7 @@ class Posterior:
             return value, gradient[free]
 
         bounds = list(zip(self.low[free], self.high[free], strict=True))
-        clipped = [np.clip(begin[free], self.low[free], self.high[free]) for begin in begins]
+        clipped = [np.clip(begin[free], self.low[free], self.high[free]) for begin in starts]
         found = [
             minimize(loss, begin, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 60})
             for begin in clipped
@@ -209,26 +214,23 @@ class Posterior:
 
     def process(self, theta: np.ndarray) -> GaussianProcess:
         """The Gaussian process with these hyperparameters."""
-        K = _kernel(self.Z, self.Z, self.groups, theta, self.assumptions.kernel) + np.exp(theta[-1]) * np.eye(
-            len(self.z)
-        )
-        factor = np.linalg.cholesky(K + 1e-8 * np.eye(len(self.z)))
+        kernel, eye = self.assumptions.kernel, np.eye(len(self.z))
+        K = _kernel(self.Z, self.Z, self.groups, theta, kernel) + np.exp(theta[-1]) * eye
+        factor = np.linalg.cholesky(K + 1e-8 * eye)
         alpha = cho_solve((factor, True), self.z)
-        return GaussianProcess(
-            self.Z, self.groups, self.center, self.level, theta, factor, alpha, self.assumptions.kernel
-        )
+        return GaussianProcess(self.Z, self.groups, self.center, self.level, theta, factor, alpha, kernel)
 
 
 def fit(
     X: np.ndarray, y: np.ndarray, groups: np.ndarray, start: np.ndarray | None = None, assumptions: Assumptions = SEARCH
 ) -> GaussianProcess:
-    """Posterior given y [n] at X [n, p]. groups [p]: 0, 1, ...; start: `theta` of an earlier fit, to begin from."""
+    """Fit y [n] at X [n, p]. groups [p]: 0, 1, ...; start: `theta` of an earlier fit, from which to optimise."""
     posterior = Posterior(X, y, groups, assumptions)
     return posterior.process(posterior.mode(start))
 
 
 def with_noise(assumptions: Assumptions, variance: float) -> Assumptions:
-    """The same with a known part of the noise (variance of standardised outputs) as a floor below the prior."""
+    """The same assumptions with a known part of the noise (variance of standardised outputs) as a lower bound."""
     floor = max(assumptions.least_noise, variance)
     return replace(assumptions, least_noise=floor, noise=(max(assumptions.noise[0], floor), assumptions.noise[1]))
 
@@ -239,7 +241,7 @@ def _squares(A: np.ndarray, B: np.ndarray) -> np.ndarray:
 
 
 def _kernel(A: np.ndarray, B: np.ndarray, groups: np.ndarray, theta: np.ndarray, kernel: str = "matern") -> np.ndarray:
-    """Covariance [a, b] of the noise-free function."""
+    """Covariance [a, b] of the function without noise."""
     n_groups = int(groups.max()) + 1
     if kernel == "matern":
         r = np.sqrt(sum(_squares(A[:, groups == g], B[:, groups == g]) / np.exp(2 * theta[g]) for g in range(n_groups)))

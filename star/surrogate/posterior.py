@@ -1,8 +1,12 @@
-"""What the results say about candidates that were not tried: a Gaussian process, and its average over hyperparameters.
+"""Gaussian processes averaged over their hyperparameters: what a refinement knows about trials that were not run.
 
-The process with the most probable hyperparameters proposes; the average reports, since a single one is overconfident
-with few observations: along runs on four tables its 90 % intervals held 59 % of what came, the average's 83 %, the rest
-being choices whose promise was luck; `star.surrogate.calibration.inflation` sees to those.
+    posterior = fit(Observations(X, y), fidelity=True)
+    mean, sd = posterior.predict(Xs)
+
+The process with the most probable hyperparameters proposes trials. The average reports predictions, because one process
+is overconfident with few observations: in runs on four tables its 90 % intervals held 59 % of the measured losses, the
+average's 83 %. The rest were proposals that only looked good by luck, which `star.surrogate.calibration.inflation`
+corrects for.
 """
 
 from collections.abc import Callable
@@ -13,68 +17,55 @@ import numpy as np
 from star.surrogate.gaussian_process import AVERAGE, REFINE, GaussianProcess, Posterior, with_noise
 
 SAMPLES = 24
-# Length scale of the input that tells tasks apart: median, sd of the log; 1.5 is a correlation of 0.8
+# Prior of the length scale of the input that tells tasks apart: median, sd of the log; 1.5 is a correlation of 0.8
 RELATED = (1.5, 1.0)
-# Of the log posterior: a direction that the data say nothing about is explored to two units of the log
+# Lower bound on the curvature of the log posterior: where the data say nothing, the draws have an sd of two log units
 LEAST_CURVATURE = 0.25
 
 
 @dataclass(frozen=True)
 class Observations:
-    """What has been tried so far, as rows of a pool (this one or earlier ones), in order."""
+    """The trials so far, in order. With several fidelities the last input is the fidelity, 1 for a full training."""
 
-    X: np.ndarray  # [m, d or d + 1]
+    X: np.ndarray  # [m, d]
     y: np.ndarray  # [m] losses in nats; not finite: failed or diverged
-    pending: np.ndarray = None  # type: ignore[assignment]  # [q, d or d + 1] trials that still run; default: none
+    pending: np.ndarray = None  # type: ignore[assignment]  # [q, d] trials that still run; default: none
     seed_sd: float = 0.0  # standard deviation of the loss between seeds, in nats, where it is known
-    # How many columns (the last, before the fidelity) tell rows of related tasks apart
-    related: int = 0
-    # Rows [m, d] -> losses [m] expected before any observation, nats; default: none
-    prior: Callable[[np.ndarray], np.ndarray] | None = None
+    related: int = 0  # number of columns (the last ones before the fidelity) that tell related tasks apart
+    prior: Callable[[np.ndarray], np.ndarray] | None = None  # rows [m, d] -> losses [m] in nats, a mean function
 
     def __post_init__(self):
         X = np.atleast_2d(np.asarray(self.X, float))
         object.__setattr__(self, "X", X)
         object.__setattr__(self, "y", np.asarray(self.y, float).reshape(len(X)))
-        pending = (
-            np.zeros((0, X.shape[1]))
-            if self.pending is None
-            else np.asarray(self.pending, float).reshape(-1, X.shape[1])
-        )
-        object.__setattr__(self, "pending", pending)
+        pending = [] if self.pending is None else self.pending
+        object.__setattr__(self, "pending", np.asarray(pending, float).reshape(-1, X.shape[1]))
 
 
 @dataclass(frozen=True)
 class Averaged:
-    """Processes with several hyperparameters. Make one by `fit`.
+    """Processes with different hyperparameters, made by `fit`; losses in nats.
 
-    The first has the most probable ones, at unit output scale: it proposes. It has no weight in the average, whose
-    output scale is free.
+    The first process has the most probable hyperparameters at unit output scale. It proposes, and has no weight in the
+    average unless it is alone.
     """
 
     processes: tuple[GaussianProcess, ...]
-    weights: np.ndarray  # [s] of the average
-    slope: (
-        float  # nats per unit of the last input, which was taken out before the fit: what more tokens bring on average
-    )
-    cap: float  # nats: losses above this, and failures, were set to it
-    # Nats: lowest mean of the most probable process over what was observed at full fidelity; if nothing was, its
-    # average
-    best: float
-    # Losses that were expected before any observation: taken out before the fit too
-    prior: Callable[[np.ndarray], np.ndarray] | None = None
+    weights: np.ndarray  # [s] of the processes in the average
+    slope: float  # average change of the loss per unit of fidelity, removed before the fit
+    best: float  # lowest mean of the first process over the full trainings so far; its average if there are none
+    prior: Callable[[np.ndarray], np.ndarray] | None = None  # mean function, removed before the fit
 
     def joint(self, X: np.ndarray, sample: int = 0) -> tuple[np.ndarray, np.ndarray, float]:
-        """Mean [m], covariance [m, m] of the noise-free loss at X [m, d], and variance of the noise, of one process."""
-        process = self.processes[sample]
-        mean, covariance = process.predict(X)
-        return mean + self._trend(X), covariance, process.noise
+        """Mean [m] and covariance [m, m] of the loss without noise at X [m, d], and the noise variance, of one process.
+
+        sample: index of the process.
+        """
+        mean, covariance, noise = self.processes[sample].joint(X)
+        return mean + self._trend(X), covariance, noise
 
     def predict(self, X: np.ndarray, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-        """Mean [m] and sd [m] of what a trial at X [m, d] would measure, noise included: the average of all processes.
-
-        scale: factor on the sd.
-        """
+        """Mean [m] and sd [m], times `scale`, of the loss measured at X [m, d], noise included, by the average."""
         means, variances = zip(*(process.marginals(X) for process in self.processes), strict=True)
         means, w = np.array(means), self.weights[:, None]
         mean = (w * means).sum(axis=0)
@@ -83,32 +74,29 @@ class Averaged:
         return mean + self._trend(X), scale * np.sqrt(variance)
 
     def leave_one_out(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Mean, sd and truth [n] of every observation given the others, by the average without a refit."""
-        means, sds = (np.array(part) for part in zip(*(p.leave_one_out() for p in self.processes), strict=True))
-        w, first = self.weights[:, None], self.processes[0]
+        """Mean [n] and sd [n] of each observation given all others, and the observations [n]; without a refit."""
+        means, sds, truths = (np.array(part) for part in zip(*(p.leave_one_out() for p in self.processes), strict=True))
+        w = self.weights[:, None]
         mean = (w * means).sum(axis=0)
         sd = np.sqrt((w * (sds**2 + (means - mean) ** 2)).sum(axis=0))
-        truth = first.level[0] + first.level[1] * (first.factor @ (first.factor.T @ first.alpha))
-        trend = self._trend(first.X)
-        return mean + trend, sd, truth + trend
+        trend = self._trend(self.processes[0].X)
+        return mean + trend, sd, truths[0] + trend
 
     def _trend(self, X: np.ndarray) -> np.ndarray:
         return self.slope * (X[:, -1] - 1.0) + (self.prior(X) if self.prior else 0.0)
 
 
 def fit(seen: Observations, fidelity: bool, seed: int = 0, samples: int = SAMPLES) -> Averaged:
-    """The posterior given what was seen (at least one row). fidelity: the last input is one, of which the loss falls
-    linearly on average.
+    """Fit at least one observation. fidelity: the last input is a fidelity, along which the loss falls linearly.
 
-    Deterministic given seed. With samples = 0 the most probable hyperparameters alone.
+    samples: hyperparameters drawn for the average; 0 uses the most probable ones alone. Deterministic given `seed`.
     """
     expected = seen.prior(seen.X) if seen.prior else 0.0
-    y, cap = winsorised(seen.y - expected)
+    y, _ = winsorised(seen.y - expected)
     slope = 0.0
     if fidelity and np.ptp(seen.X[:, -1]) > 0:
-        y = _winsorised_within(
-            seen.y - expected, seen.X[:, -1]
-        )  # few cheap losses among many full ones are no outliers
+        # For each fidelity alone: a few cheap losses among many full ones are no outliers
+        y = _winsorised_within(seen.y - expected, seen.X[:, -1])
         slope = min(0.0, _slope(seen.X, y))
         y, _ = winsorised(y - slope * (seen.X[:, -1] - 1.0))
     noise, d = (seen.seed_sd / (float(y.std()) or 1.0)) ** 2, seen.X.shape[1]
@@ -124,16 +112,15 @@ def fit(seen: Observations, fidelity: bool, seed: int = 0, samples: int = SAMPLE
         weights = np.append(0.0, weights)
     at = seen.X[(seen.X[:, -1] >= 1.0) if fidelity else slice(None)]
     at = at[(at[:, d - fidelity - seen.related : d - fidelity] == 0).all(axis=1)]  # of this task
-    best = processes[0].marginals(at)[0] + (seen.prior(at) if seen.prior else 0.0)
-    return Averaged(
-        tuple(processes), weights, slope, cap, float(best.min()) if len(at) else processes[0].level[0], seen.prior
-    )
+    means = processes[0].marginals(at)[0] + (seen.prior(at) if seen.prior else 0.0)
+    best = float(means.min()) if len(at) else processes[0].level[0]
+    return Averaged(tuple(processes), weights, slope, best, seen.prior)
 
 
 def winsorised(y: np.ndarray) -> tuple[np.ndarray, float]:
-    """y with everything above Q3 + 1.5 IQR of the finite values set to that, failures too; and that cap.
+    """y [n] with failures and all above Q3 + 1.5 IQR of the finite values set to that cap, and the cap.
 
-    One divergence among ten results would otherwise be all that a Gaussian process sees. Without a finite value: zeros.
+    Otherwise one diverged training among ten results would dominate the fit. Zeros if no value is finite.
     """
     finite = y[np.isfinite(y)]
     if not len(finite):
@@ -145,11 +132,9 @@ def winsorised(y: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def _slope(X: np.ndarray, y: np.ndarray) -> float:
-    """Of y [n] on the last input: within candidates that were measured at several fidelities, where there are any; over
-    all otherwise.
+    """Slope of y [n] on the last input of X [n, d], within candidates measured at several fidelities if there are any.
 
-    What is tried cheaply is not what is trained in full: over all, the slope would also be how much better the latter
-    are.
+    Otherwise over all observations, which overstates it: candidates trained in full are also the better ones.
     """
     _, group = np.unique(X[:, :-1], axis=0, return_inverse=True)
     group = group.ravel()
@@ -161,25 +146,23 @@ def _slope(X: np.ndarray, y: np.ndarray) -> float:
 
 
 def _winsorised_within(y: np.ndarray, level: np.ndarray) -> np.ndarray:
-    """Each group of equal level winsorised for itself; a group of failures alone is set to the largest value of the
-    others.
-    """
-    told = np.full_like(y, np.nan)
+    """y [n] winsorised separately for each level [n]; failures alone get the largest value of the others."""
+    capped = np.full_like(y, np.nan)
     for value in np.unique(level):
         rows = level == value
         if np.isfinite(y[rows]).any():
-            told[rows] = winsorised(y[rows])[0]
-    most = np.nanmax(told) if np.isfinite(told).any() else 0.0
-    return np.where(np.isnan(told), most, told)
+            capped[rows] = winsorised(y[rows])[0]
+    most = np.nanmax(capped) if np.isfinite(capped).any() else 0.0
+    return np.where(np.isnan(capped), most, capped)
 
 
 def laplace(
     posterior: Posterior, mode: np.ndarray, samples: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Hyperparameters [1 + samples, G + 3], the mode first, and their weights: draws from the normal approximation at
-    the mode.
+    """Log hyperparameters [1 + samples, G + 3], the mode first, and their weights [1 + samples], which sum to 1.
 
-    Weights are the square roots of posterior over proposal: importance weights proper are too unequal for so few draws.
+    Drawn from the normal approximation at the mode. A weight is the square root of posterior over proposal density,
+    because proper importance weights are too unequal with so few draws.
     """
     free = np.flatnonzero(posterior.free)
     if not samples:
@@ -198,8 +181,9 @@ def laplace(
 
 
 def hessian(posterior: Posterior, theta: np.ndarray, step: float = 1e-4) -> np.ndarray:
-    """Second derivatives [f, f] of the negative log posterior in the free log hyperparameters: differences of exact
-    gradients.
+    """Second derivatives [f, f] of the negative log posterior in the f free entries of theta [G + 3].
+
+    Central differences of the exact gradient.
     """
     free = np.flatnonzero(posterior.free)
     rows = []
@@ -212,17 +196,21 @@ def hessian(posterior: Posterior, theta: np.ndarray, step: float = 1e-4) -> np.n
 
 
 def update(mean: np.ndarray, covariance: np.ndarray, noise: float, a: int, y: float) -> tuple[np.ndarray, np.ndarray]:
-    """Mean [m] and covariance [m, m] after y was measured at point a; equals a refit with the same hyperparameters."""
+    """Mean [m] and covariance [m, m] after y was measured at point a, as a refit at equal hyperparameters gives them.
+
+    noise: its variance.
+    """
     root = np.sqrt(covariance[a, a] + noise)
     gain = covariance[:, a] / root
     return mean + gain * (y - mean[a]) / root, covariance - np.outer(gain, gain)
 
 
-def condition(process_rows: np.ndarray, posterior: Averaged, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """Joint of `rows` [m, d] as if every trial still pending, at process_rows [q, d], had the predicted result: only
-    the covariance shrinks.
+def condition(pending: np.ndarray, posterior: Averaged, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """`Averaged.joint` of rows [m, d], assuming that each pending trial [q, d] will measure its predicted mean.
+
+    The means stay the same, the covariance shrinks.
     """
-    mean, covariance, noise = posterior.joint(np.vstack([rows, process_rows]))
+    mean, covariance, noise = posterior.joint(np.vstack([rows, pending]))
     for a in range(len(rows), len(mean)):
         mean, covariance = update(mean, covariance, noise, a, mean[a])
     m = len(rows)
@@ -230,9 +218,7 @@ def condition(process_rows: np.ndarray, posterior: Averaged, rows: np.ndarray) -
 
 
 def whitened(rows: np.ndarray, posterior: Averaged, sample: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean [m] and a root R [m, m] of the covariance, R R' = C, of one process: a world is mean + R z with z standard
-    normal.
-    """
+    """Mean [m] of one process at rows [m, d] and R [m, m] with R R' = covariance: mean + R z samples it, z normal."""
     mean, covariance, _ = posterior.joint(rows, sample)
     values, vectors = np.linalg.eigh(covariance)
     return mean, vectors * np.sqrt(np.maximum(values, 0.0))

@@ -1,8 +1,7 @@
-"""A model of the objectives that cost training, which looks over offspring before any is trained.
+"""Which offspring of a search are worth training, by a model of the objectives that need training.
 
-Many offspring are proposed for each one trained. The ones chosen are those from which most is expected: the expected
-gain in hypervolume (Emmerich et al., 2006), of which the cheap objectives, being exact, take no part in the
-uncertainty.
+Many offspring are proposed for each one that is trained. Those with the highest expected gain in hypervolume are chosen
+(`star.surrogate.acquisition.expected_gain`). Cheap objectives are exact, so only the others are uncertain.
 """
 
 import math
@@ -11,6 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from star.assess import Objective, load_objectives
+from star.assess.pareto import dominates
 from star.config import RunConfig
 from star.cost import costs as costs_of
 from star.genome import Genome
@@ -18,37 +18,37 @@ from star.surrogate.acquisition import expected_gain
 from star.surrogate.descriptors import describe
 from star.surrogate.gaussian_process import GaussianProcess, fit
 
-LEAST = 8  # full results before predictions are used
+LEAST = 8  # finished trainings before predictions are used
 MOST = 400  # results that are fitted: the latest, and the front
-EXPLORE = 0.1  # share of candidates chosen at random, to try what the model cannot see
+EXPLORE = 0.1  # share of candidates chosen at random, to try what the model misjudges
 
 Describe = Callable[[Sequence], tuple[np.ndarray, np.ndarray, np.ndarray]]
 """Genomes -> inputs [n, p], group of each input [p], scaled objectives [n, m], NaN where training is needed."""
 
 
 class Surrogate:
-    """Gaussian processes over the results told so far, one for each objective that costs training."""
+    """Gaussian processes over the results so far, one for each objective that needs training."""
 
     def __init__(self, objectives: Sequence[Objective], describe: Describe):
         self.modelled = [k for k, objective in enumerate(objectives) if not objective.cheap]
         self.names = [objective.name for objective in objectives]
         self.describe = describe
-        self.seen = len(self.names)  # objectives, from the first on, in which a gain counts
+        self.seen = len(self.names)  # a gain counts in the first `seen` objectives
         self.X: list[np.ndarray] = []
         self.F: list[np.ndarray] = []
         self.groups = np.zeros(0, int)
         self.models: dict[int, GaussianProcess] = {}
         self.curves: dict[int, Curves] = {}  # by rung
         self.stopped: list[tuple[int, np.ndarray, np.ndarray]] = []  # rung, inputs, values there
-        self.fresh = False  # whether the models have seen all results
+        self.fresh = False  # whether the models are fitted to all results
 
     def tell(
         self, genomes: Sequence, F: np.ndarray, good: np.ndarray, rungs: Sequence[Sequence[Sequence[float]]] = ()
     ) -> None:
-        """Results F [n, m], scaled. good [n]: trained to the end and within all bounds.
+        """Add results F [n, m], scaled. good [n]: whether trained to the end and within all bounds.
 
-        rungs: of each, the objectives at the rungs that it reached [r, m]. Stopped candidates teach
-        their predicted end, judging by those that continued. All other failures teach nothing.
+        rungs: for each genome, the objectives [r, m] at the rungs that it reached. A candidate that was stopped at a
+        rung counts with its predicted final value, according to those that continued. Other failures are ignored.
         """
         if not len(genomes):
             return
@@ -70,39 +70,34 @@ class Surrogate:
         return len(self.X) >= LEAST and bool(self.modelled) and self.modelled[0] < self.seen
 
     def predict(self, genomes: Sequence) -> tuple[np.ndarray, dict[int, np.ndarray]]:
-        """Scaled objectives [n, m], means where they are modelled, and the covariance [n, n] of each modelled one."""
+        """Scaled objectives [n, m], means if they are modelled, and the covariance [n, n] of each modelled one."""
         self._fit()
         X, _, F = self.describe(genomes)
         covariances = {}
         for k, model in self.models.items():
-            F[:, k], covariances[k] = model.predict(X)
+            F[:, k], covariances[k], _ = model.joint(X)
         return F, covariances
 
     def choose(
         self, genomes: Sequence, n: int, rng: np.random.Generator
     ) -> tuple[list[int], list[dict[str, list[float]]]]:
-        """Indices of n genomes to train, and what is predicted of each: {objective: [mean, sd]}, scaled, noise
-        included.
-        """
+        """Indices of n genomes to train, and a prediction for each: {objective: [mean, sd]}, scaled, noise included."""
         F, covariances = self.predict(genomes)
-        told = np.array(self.F)[:, : self.seen]
-        low, high = told.min(axis=0), told.max(axis=0)
-        span = np.where(high > low, high - low, 1.0)
-        front = (_non_dominated(told) - low) / span
+        low, span, front = self._front()
         points, first = (F[:, : self.seen] - low) / span, self.modelled[0]
         covariance = covariances[first] / span[first] ** 2
         open, chosen = np.ones(len(genomes), bool), []
-        for lottery in rng.random(n):
-            if lottery < EXPLORE:
+        for draw in rng.random(n):
+            if draw < EXPLORE:
                 pick = int(rng.choice(np.flatnonzero(open)))
             else:
                 sd = np.sqrt(np.maximum(np.diag(covariance), 1e-12))
                 gain = np.where(open, expected_gain(points, sd, first, front), -1.0)
-                # Where nothing is expected of anything, what is least known
+                # If no genome is expected to gain anything, the most uncertain one
                 pick = int(gain.argmax()) if gain.max() > 1e-12 else int(np.where(open, sd, -1.0).argmax())
             chosen.append(pick)
             open[pick] = False
-            front = _non_dominated(np.vstack([front, points[pick]]))  # with the predicted result (Kriging believer)
+            front = _non_dominated(np.vstack([front, points[pick]]))  # assumes the predicted result (Kriging believer)
             column = covariance[:, pick]
             covariance = covariance - np.outer(column, column) / (column[pick] + 1e-9)
         predictions = []
@@ -112,22 +107,22 @@ class Surrogate:
         return chosen, predictions
 
     def promising(self, genomes: Sequence, F: np.ndarray, rung: int) -> np.ndarray | None:
-        """Expected gain [n] of training these to the end, given their objectives F [n, m] at a rung; None: too early to
-        tell.
-        """
+        """Expected gain [n] of training to the end, given objectives F [n, m] at a rung; None with too few results."""
         curves = self.curves.get(rung)
         if curves is None or not curves.ready or not self.ready:
             return None
         X, groups, exact = self.describe(genomes)
         mean, sd = curves.predict(X, F, groups)
-        points = np.where(np.isnan(exact), mean, exact)[:, : self.seen]
-        told = np.array(self.F)[:, : self.seen]
-        low, high = told.min(axis=0), told.max(axis=0)
+        points, first = np.where(np.isnan(exact), mean, exact)[:, : self.seen], self.modelled[0]
+        low, span, front = self._front()
+        return expected_gain((points - low) / span, sd[:, first] / span[first], first, front)
+
+    def _front(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Lowest value and range [m] of the results so far, and their front [k, m] in these units."""
+        F = np.array(self.F)[:, : self.seen]
+        low, high = F.min(axis=0), F.max(axis=0)
         span = np.where(high > low, high - low, 1.0)
-        first = self.modelled[0]
-        return expected_gain(
-            (points - low) / span, sd[:, first] / span[first], first, (_non_dominated(told) - low) / span
-        )
+        return low, span, (_non_dominated(F) - low) / span
 
     def _fit(self) -> None:
         if self.fresh:
@@ -139,7 +134,7 @@ class Surrogate:
                 inputs, values = (np.array(part) for part in zip(*mine, strict=True))
                 X, F = np.vstack([X, inputs]), np.vstack([F, curves.predict(inputs, values, self.groups)[0]])
         if len(X) > MOST:
-            on_front = [i for i in range(len(F)) if not _dominated(F, F[i])]
+            on_front = [i for i in range(len(F)) if not dominates(F, F[i]).any()]
             keep = sorted({*on_front[-MOST // 2 :], *range(len(X) - MOST // 2, len(X))})
             X, F = X[keep], F[keep]
         for k in self.modelled:
@@ -149,9 +144,7 @@ class Surrogate:
 
 
 class Curves:
-    """What a candidate comes to in the end, given what it had at a rung: a process whose inputs include the value
-    there.
-    """
+    """Predicts the final objectives of a candidate from those at one rung, which is an input of the process."""
 
     def __init__(self, modelled: Sequence[int]):
         self.modelled = modelled
@@ -161,7 +154,7 @@ class Curves:
         self.models: dict[int, GaussianProcess] | None = None
 
     def add(self, x: np.ndarray, at: np.ndarray, end: np.ndarray) -> None:
-        """Take in the rungs of one candidate."""
+        """Add one candidate: inputs x [p], objectives at the rung [m] and at the end [m]."""
         self.X.append(x)
         self.at.append(at)
         self.end.append(end)
@@ -169,14 +162,14 @@ class Curves:
 
     @property
     def ready(self) -> bool:
-        """Whether there are enough curves."""
+        """Whether there are enough candidates to fit a model."""
         return len(self.X) >= LEAST
 
     def predict(self, X: np.ndarray, at: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and sd [n, m] at the end; objectives that are not modelled stay as they are, with sd 0.
+        """Mean and sd [n, m] at the end, given inputs X [n, p] and objectives `at` [n, m] at the rung.
 
-        The model is of the change from the rung to the end, which is similar for all but the quick starters and the
-        late.
+        The process models the change from the rung to the end, which is similar for most candidates. Objectives that
+        are not modelled keep their value, with sd 0.
         """
         wider = np.append(groups, groups.max() + 1)
         if self.models is None:
@@ -187,14 +180,14 @@ class Curves:
             }
         mean, sd = np.array(at, float), np.zeros(np.shape(at))
         for k, model in self.models.items():
-            change, covariance = model.predict(np.column_stack([X, mean[:, k]]))
+            change, covariance, noise = model.joint(np.column_stack([X, mean[:, k]]))
             mean[:, k] += change
-            sd[:, k] = np.sqrt(np.maximum(np.diag(covariance), 0.0) + model.noise)
+            sd[:, k] = np.sqrt(np.maximum(np.diag(covariance), 0.0) + noise)
         return mean, sd
 
 
 def make_surrogate(config: RunConfig, vocab_size: int) -> Surrogate | None:
-    """The surrogate of a search over genomes, if the configuration asks for one."""
+    """The surrogate of a search over genomes; None unless screening is on and an objective needs training."""
     objectives = load_objectives(config.objectives.names)
     if config.search.screen <= 1 or all(objective.cheap for objective in objectives):
         return None
@@ -207,15 +200,11 @@ def make_surrogate(config: RunConfig, vocab_size: int) -> Surrogate | None:
     return Surrogate(objectives, describe_genomes)
 
 
-def _dominated(F: np.ndarray, row: np.ndarray) -> bool:
-    return bool(((F <= row).all(axis=1) & (F < row).any(axis=1)).any())
-
-
 def _non_dominated(F: np.ndarray) -> np.ndarray:
-    return np.unique(F[[not _dominated(F, row) for row in F]], axis=0)
+    return np.unique(F[[not dominates(F, row).any() for row in F]], axis=0)
 
 
 def _winsorised(y: np.ndarray) -> np.ndarray:
-    """Values far above the rest pulled in: a model that nearly diverged must not bend the whole surrogate."""
+    """y [n] with values far above the rest reduced: one training that nearly diverged must not distort the fit."""
     middle = np.median(y)
     return np.minimum(y, middle + 4.0 * max(middle - np.quantile(y, 0.1), 1e-9))

@@ -9,9 +9,8 @@ from star.assess.noise import noise_sd, rescored
 
 def test_pooled_noise_against_its_definition():
     noise = noise_sd({"a": [1.0, 3.0], "b": [10.0, 10.0, 13.0], "c": [5.0]})
-    assert (
-        noise.sd == pytest.approx(np.sqrt((2.0 + 6.0) / 3)) and noise.degrees == 3 and noise.low < noise.sd < noise.high
-    )
+    assert noise.sd == pytest.approx(np.sqrt((2.0 + 6.0) / 3)) and noise.degrees == 3
+    assert noise.low < noise.sd < noise.high
     assert noise_sd({"a": [1.0], "b": []}) is None
     assert noise_sd([[1.0, 3.0, float("nan")]]).sd == pytest.approx(np.sqrt(2))
 
@@ -26,10 +25,9 @@ def test_the_interval_holds_the_truth_as_often_as_it_says():
 
 
 def test_probability_of_two_members_is_that_of_a_normal_difference():
-    """Equal in the exact objective, so one dominates the other: the one with the lower loss."""
-    (a, b) = rescored(
-        np.array([[2.0, 5.0], [2.0, 5.0]]), {0: {0: [2.0] * 4}, 1: {0: [2.1] * 4}}, sd={0: 0.1}, draws=20_000
-    )
+    """Both are equal in the exact objective, so the one with the lower loss dominates the other."""
+    F, fresh = np.array([[2.0, 5.0], [2.0, 5.0]]), {0: {0: [2.0] * 4}, 1: {0: [2.1] * 4}}
+    (a, b) = rescored(F, fresh, sd={0: 0.1}, draws=20_000)
     expected = norm.cdf(0.1 / (0.1 / 2 * np.sqrt(2)))
     assert a.probability == pytest.approx(expected, abs=0.01) and b.probability == pytest.approx(1 - expected, abs=0.01)
     assert a.non_dominated and not b.non_dominated
@@ -47,18 +45,12 @@ def test_a_lucky_member_is_seen_and_a_real_trade_off_stays():
 def test_without_fresh_values_a_member_has_the_error_of_one_measurement():
     F = np.array([[2.0, 5.0], [2.1, 5.0]])
     measured, unmeasured = rescored(F, {0: {0: [2.0, 2.2]}})
-    assert (
-        unmeasured.n == 0
-        and unmeasured.se[0] == pytest.approx(np.sqrt(0.02))
-        and unmeasured.mean == pytest.approx(F[1])
-    )
+    assert unmeasured.n == 0 and unmeasured.mean == pytest.approx(F[1])
+    assert unmeasured.se[0] == pytest.approx(np.sqrt(0.02))
     assert measured.n == 2 and measured.mean[0] == pytest.approx(2.1)
 
 
 def test_exact_objectives_alone_have_nothing_to_doubt():
     rows = rescored(np.array([[1.0, 2.0], [2.0, 1.0], [2.0, 2.0]]), {})
-    assert [row.probability for row in rows] == [1.0, 1.0, 0.0] and [row.non_dominated for row in rows] == [
-        True,
-        True,
-        False,
-    ]
+    assert [row.probability for row in rows] == [1.0, 1.0, 0.0]
+    assert [row.non_dominated for row in rows] == [True, True, False]

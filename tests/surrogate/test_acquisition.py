@@ -1,4 +1,4 @@
-"""Acquisition values against quadrature, enumeration and arbitrary precision; trust regions."""
+"""Acquisition functions against quadrature, enumeration and arbitrary precision."""
 
 import mpmath
 import numpy as np
@@ -93,7 +93,7 @@ def rate(mean: float, sd: float, moves: float, cost: float, best: float = 0.0) -
 
 
 def test_rate_of_a_cheap_trial_against_enumeration():
-    """Over thresholds of what must still be promised: the highest expected gain per expected cost."""
+    """The highest expected gain per expected cost over thresholds that the result of the cheap trial must pass."""
     z = np.linspace(-8, 8, 200_001)
     w = norm.pdf(z) / norm.pdf(z).sum()
     for mean, sd, moves, cost in ((0.3, 0.5, 0.4, 0.1), (0.0, 0.3, 0.1, 0.2), (1.0, 0.6, 0.5, 0.02)):

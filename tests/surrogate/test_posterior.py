@@ -75,12 +75,11 @@ def test_rank_one_equals_a_refit():
     theta = theta_of([0.5, 0.8, 2.0, 2.0], 0.02)
     rows = np.random.default_rng(3).random((6, 4))
     few = Posterior(X, y, np.arange(4), REFINE)
-    mean, covariance = few.process(theta).predict(rows)
-    noise = few.process(theta).noise
+    mean, covariance, noise = few.process(theta).joint(rows)
     mean, covariance = update(mean, covariance, noise, 2, 0.7)
     more = Posterior(np.vstack([X, rows[2]]), np.append(y, 0.7), np.arange(4), REFINE)
     more.level, more.z = few.level, (np.append(y, 0.7) - few.level[0]) / few.level[1]  # the same units
-    refitted = more.process(theta).predict(rows)
+    refitted = more.process(theta).joint(rows)
     assert mean == pytest.approx(refitted[0], abs=1e-6) and covariance == pytest.approx(refitted[1], abs=1e-6)
 
 
@@ -88,24 +87,24 @@ def test_leave_one_out_equals_leaving_one_out():
     X, y = data(12)
     theta = theta_of([0.5, 0.8, 2.0, 2.0], 0.02)
     whole = Posterior(X, y, np.arange(4), REFINE)
-    mean, sd = whole.process(theta).leave_one_out()
+    mean, sd, truth = whole.process(theta).leave_one_out()
+    assert truth == pytest.approx(y, abs=1e-6)
     for i in range(12):
         rest = Posterior(np.delete(X, i, 0), np.delete(y, i), np.arange(4), REFINE)
         rest.level, rest.z = whole.level, np.delete(whole.z, i)
         process = rest.process(theta)
-        m, v = process.marginals(X[i : i + 1])
-        assert mean[i] == pytest.approx(m[0], abs=1e-5) and sd[i] == pytest.approx(
-            np.sqrt(v[0] + process.noise), rel=1e-4
-        )
+        (m,), (s,) = process.predict(X[i : i + 1])
+        assert mean[i] == pytest.approx(m, abs=1e-5) and sd[i] == pytest.approx(s, rel=1e-4)
 
 
 def test_marginals_are_the_diagonal():
     for assumptions in (SEARCH, REFINE):
         X, y = data()
         process = fit_mode(X, y, np.arange(4), assumptions=assumptions)
-        mean, covariance = process.predict(X[:5] + 0.01)
+        mean, covariance, noise = process.joint(X[:5] + 0.01)
         assert process.marginals(X[:5] + 0.01)[0] == pytest.approx(mean)
         assert process.marginals(X[:5] + 0.01)[1] == pytest.approx(np.diag(covariance), abs=1e-12)
+        assert process.predict(X[:5] + 0.01)[1] == pytest.approx(np.sqrt(np.diag(covariance) + noise))
 
 
 def test_known_seed_noise_is_a_floor():
@@ -153,14 +152,12 @@ def test_mixture_moments():
     X, y = data(8)
     found: Averaged = fit(Observations(X, y), False)
     rng, row = np.random.default_rng(0), X[:1] + 0.2
-    own = [(process.marginals(row), process.noise) for process in found.processes]
-    mean, sd = np.array([(m[0], np.sqrt(v[0] + noise)) for (m, v), noise in own]).T
+    mean, sd = np.array([process.predict(row) for process in found.processes])[:, :, 0].T
     which = rng.choice(26, size=40000, p=found.weights)
     draws = mean[which] + sd[which] * rng.standard_normal(40000)
-    mean, sd = found.predict(X[:1] + 0.2)
-    assert mean[0] == pytest.approx(np.mean(draws), abs=4 * np.std(draws) / 200) and sd[0] == pytest.approx(
-        np.std(draws), rel=0.02
-    )
+    (mean,), (sd,) = found.predict(X[:1] + 0.2)
+    assert mean == pytest.approx(np.mean(draws), abs=4 * np.std(draws) / 200)
+    assert sd == pytest.approx(np.std(draws), rel=0.02)
 
 
 def test_laplace_draws_stay_within_bounds():
@@ -168,16 +165,13 @@ def test_laplace_draws_stay_within_bounds():
     posterior = Posterior(X, y, np.arange(4), REFINE)
     thetas, weights = laplace(posterior, posterior.mode(), 24, np.random.default_rng(0))
     free = posterior.free
-    assert (thetas[:, free] >= posterior.low[free] - 1e-12).all() and (
-        thetas[:, free] <= posterior.high[free] + 1e-12
-    ).all()
+    assert (thetas[:, free] >= posterior.low[free] - 1e-12).all()
+    assert (thetas[:, free] <= posterior.high[free] + 1e-12).all()
     assert (thetas[:, ~free] == thetas[0, ~free]).all() and (weights > 0).all()
 
 
 def test_more_tokens_lower_the_loss_on_average():
-    """A trend over the fidelity is taken out and put back: seen at low fidelity alone near its optimum, predicted in
-    full.
-    """
+    """The trend over the fidelity is removed and restored, so cheap results predict full trainings."""
     rng = np.random.default_rng(0)
     X = np.column_stack([rng.random((30, 2)), rng.choice([0.0, 0.5, 1.0], size=30)])
     y = 3.0 + (X[:, 0] - 0.5) ** 2 - 0.4 * X[:, 2]

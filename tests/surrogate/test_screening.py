@@ -68,7 +68,7 @@ def test_it_learns_a_smooth_function_and_finds_its_noise():
     X, groups = rng.normal(size=(120, 4)), np.array([0, 0, 1, 2])  # the last input does nothing
     model = fit(X, 3.0 + 5.0 * (smooth(X) + 0.1 * rng.normal(size=120)), groups)
     Xs = rng.normal(size=(300, 4))
-    mean, covariance = model.predict(Xs)
+    mean, covariance, _ = model.joint(Xs)
     truth = 3.0 + 5.0 * smooth(Xs)
     assert np.corrcoef(mean, truth)[0, 1] > 0.98
     assert np.sqrt(model.noise) == pytest.approx(0.5, rel=0.3)
@@ -82,9 +82,9 @@ def test_units_and_order_change_nothing():
     rng = np.random.default_rng(1)
     X, groups = rng.normal(size=(60, 3)), np.array([0, 0, 1])
     y, Xs = smooth(X), rng.normal(size=(20, 3))
-    mean, covariance = fit(X, y, groups).predict(Xs)
+    mean, covariance, _ = fit(X, y, groups).joint(Xs)
     other = fit(X * [1000, 0.01, 3] + 5, 7.0 - 2.0 * y, groups)
-    mirrored, scaled = other.predict(Xs * [1000, 0.01, 3] + 5)
+    mirrored, scaled, _ = other.joint(Xs * [1000, 0.01, 3] + 5)
     assert mirrored == pytest.approx(7.0 - 2.0 * mean, abs=1e-3) and scaled == pytest.approx(4.0 * covariance, abs=1e-3)
     order = rng.permutation(60)
     assert fit(X[order], y[order], groups).predict(Xs)[0] == pytest.approx(mean, abs=1e-3)
@@ -94,10 +94,10 @@ def test_units_and_order_change_nothing():
 def test_few_or_equal_observations_do_no_harm(n):
     X, groups = np.random.default_rng(n).normal(size=(n, 5)), np.zeros(5, int)
     for y in (np.ones(n), np.arange(n, dtype=float)):
-        mean, covariance = fit(X, y, groups).predict(X)
+        mean, covariance, _ = fit(X, y, groups).joint(X)
         assert np.isfinite(mean).all() and np.isfinite(covariance).all()
-    mean, covariance = fit(np.ones((n, 5)), np.arange(n, dtype=float), groups).predict(np.ones((1, 5)))
-    assert mean[0] == pytest.approx((n - 1) / 2, abs=0.3) and np.isfinite(covariance).all()
+    mean, sd = fit(np.ones((n, 5)), np.arange(n, dtype=float), groups).predict(np.ones((1, 5)))
+    assert mean[0] == pytest.approx((n - 1) / 2, abs=0.3) and np.isfinite(sd).all()
 
 
 # ---- expected gain in hypervolume

@@ -1,18 +1,17 @@
 """Ways to measure a candidate: each file here is known by its name and defines two functions.
 
-    prepare(config) -> {"name", "fingerprint", "vocab_size", "baselines"}      once, in the coordinator
-    assess(job, report) -> result                                              for each candidate, where an engine runs
-        it
+    prepare(config) -> {"name", "fingerprint", "vocab_size", "baselines"}     once, in the coordinator
+    assess(job, report) -> result                                             for each candidate, in a worker
 
     job    {"id", "attempt", "seed", "genome": JSON, "costs": {cheap objective: value}, "corpus", "fingerprint",
-            "recipe": {...}, "threads", "timeout": seconds or None, "directory": path or None, "keep_weights",
-            of a run with rungs "rung": number, "stop_tokens": int or None for the whole budget, "checkpoint": path or
-            None} if synthetic tasks are asked for "tasks": tokens to train on for each
+            "recipe": {...}, "threads", "timeout": seconds or None, "directory": path or None, "keep_weights"};
+            with rungs also "rung": number, "stop_tokens": int or None (whole budget), "checkpoint": path or None;
+            with synthetic tasks also "tasks": training tokens for each
     report called with {"step", "steps", "tokens", "loss", "val_loss", "tokens_per_second", "eta"}
     result {"status": "ok" | "diverged" | "timeout", "reason", "metrics": {name: number}, "curve": [point, ...]}
 
-metrics["tokens"] counts all tokens trained so far, those of earlier rungs included. A result may have further keys;
-they are not recorded.
+metrics["tokens"] counts all training tokens so far, including earlier rungs. A result may have further keys, which are
+not recorded.
 """
 
 import importlib
@@ -23,7 +22,7 @@ from star.errors import UserError
 
 
 def load_evaluation(name: str) -> ModuleType:
-    """Raises UserError for an unknown name. `module.__name__ + ":assess"` is what an engine runs."""
+    """The module of an evaluation; an engine runs `module.__name__ + ":assess"`. Raises UserError if it is unknown."""
     legal = sorted(module.name for module in pkgutil.iter_modules(__path__))
     if name not in legal:
         raise UserError(f"evaluation is {name!r}; it must be one of {', '.join(legal)}")

@@ -6,18 +6,18 @@ import math
 from star.engine.protocol import Report
 
 LOSS_AT_START = 5.5  # of a learning curve, about a uniform guess over bytes
-RANK_NOISE = 0.6  # how far the start of a curve may be from what its end predicts
+RANK_NOISE = 0.6  # how far the start of a curve may be from the value that its end suggests
 
 
 def prepare(config) -> dict:
-    """There is no corpus: facts as of one with bytes."""
+    """There is no corpus; the facts are those of a corpus of bytes."""
     return {"name": "none", "fingerprint": "", "vocab_size": 256, "baselines": {}}
 
 
 def assess(job: dict, report: Report) -> dict:
-    """Larger models and caches are better on the whole; the hash of the genome decides between equals.
+    """The loss from the costs and the hash of the genome: larger models and caches tend to be better.
 
-    At a rung, a point of a learning curve that ends at that value and whose beginning ranks genomes badly.
+    At a rung, a point of a learning curve that ends at this loss, and whose beginning ranks genomes badly.
     """
     report({"step": 1, "steps": 1, "loss": final_loss(job)})
     total = job.get("recipe", {}).get("tokens", 0)
@@ -30,16 +30,14 @@ def assess(job: dict, report: Report) -> dict:
 
 
 def final_loss(job: dict) -> float:
-    """The loss that a genome has at the end of its training, from its id alone."""
+    """The loss of a genome at the end of training."""
     luck = int(job["id"], 16) / 16 ** len(job["id"])  # uniform in [0, 1)
     scale = sum(math.log10(1.0 + value) for value in job["costs"].values())
     return 4.0 - 0.1 * scale + 0.5 * luck
 
 
 def loss_at(job: dict, share: float) -> float:
-    """After this share of the budget: a power law down to the final loss, and an error of the genome's own that dies
-    out.
-    """
+    """The loss after this share of the budget: a power law down to the final loss, plus an error that decays to 0."""
     left = share**-0.3 - 1.0  # 0 at the end
     error = 2.0 * uniform("early", job) - 1.0
     end = final_loss(job)
@@ -47,5 +45,5 @@ def loss_at(job: dict, share: float) -> float:
 
 
 def uniform(purpose: str, job: dict) -> float:
-    """In [0, 1), from the genome and a word."""
+    """A number in [0, 1) from the hash of the genome and a purpose."""
     return int.from_bytes(hashlib.sha256(f"{purpose}/{job['id']}".encode()).digest()[:8], "big") / 2**64

@@ -1,4 +1,4 @@
-"""The real thing: build the genome's model, train it on the corpus, and measure it on held-out text."""
+"""Build the model of a genome, train it on the corpus, and measure its loss on held-out text."""
 
 import contextlib
 import json
@@ -13,7 +13,7 @@ from star.store.files import RESULT, WEIGHTS, write_atomically, write_json
 
 
 def prepare(config) -> dict:
-    """Opens the corpus, building it if this machine has not seen it, so that no worker has to."""
+    """Opens the corpus, and builds it if needed, so that no worker has to. Returns its facts."""
     from star.data import open_corpus
 
     corpus = open_corpus(config.data.corpus)
@@ -23,13 +23,12 @@ def prepare(config) -> dict:
 
 
 def assess(job: dict, report: Report) -> dict:
-    """Trains one candidate to the end or to a rung. Writes its weights (at the end), then result.json, each whole or
-    not at all.
+    """Trains one candidate to the end or to a rung. Writes its weights (at the end) and then result.json, atomically.
 
-    result.json survives a coordinator that dies before it receives the result. A rung continues the checkpoint of
-    the one before; without a checkpoint it trains from the start, to the same result.
+    The result file remains if the coordinator dies before it receives the result. A rung resumes from the checkpoint of
+    the previous one; without a checkpoint it trains from the start, with the same result.
     """
-    import torch  # here, so that the coordinator, which only names this function, need not pay for the import
+    import torch  # here: the coordinator only names this function, and should not wait for the import
 
     from star.genome import from_json
     from star.model import build
@@ -38,7 +37,7 @@ def assess(job: dict, report: Report) -> dict:
     torch.set_num_threads(job["threads"])
     corpus = _corpus(job["corpus"])
     if corpus.fingerprint != job["fingerprint"]:
-        raise UserError(f"the text of {job['corpus']} is not what it was when the run began")
+        raise UserError(f"the text of {job['corpus']} has changed since the run started; restore it or start a new run")
     deadline = time.monotonic() + job["timeout"] if job["timeout"] else None
     last = job.get("stop_tokens") is None
     checkpoint = job.get("checkpoint") and Path(job["checkpoint"])
@@ -51,7 +50,7 @@ def assess(job: dict, report: Report) -> dict:
 
     try:
         model, trained = attempt()
-    except CheckpointError:  # of another attempt, or damaged: all it can save is time
+    except CheckpointError:  # damaged, or of another attempt: train from the start
         Path(job["checkpoint"]).unlink(missing_ok=True)
         model, trained = attempt()
     metrics = asdict(trained)
@@ -61,9 +60,8 @@ def assess(job: dict, report: Report) -> dict:
         if scores is None:
             status, reason = "timeout", "out of time on the synthetic tasks"
         else:
-            metrics |= {f"task {name}": score for name, score in scores.items() if name != "mean"} | {
-                "mad": 1.0 - scores["mean"]
-            }
+            mean = scores.pop("mean")
+            metrics |= {f"task {name}": score for name, score in scores.items()} | {"mad": 1.0 - mean}
     result = {"status": status, "reason": reason, "metrics": metrics, "curve": curve}
     if job["directory"]:
         directory = Path(job["directory"])
@@ -82,7 +80,7 @@ def assess(job: dict, report: Report) -> dict:
 
 
 def _tasks(job: dict, deadline: float | None) -> dict[str, float] | None:
-    """Accuracies on the synthetic tasks; with rungs they are measured at the first and kept for the others."""
+    """Accuracies on the synthetic tasks; with rungs they are measured at the first rung and reused at the others."""
     from star.assess.synthetic_tasks import measure
     from star.genome import from_json
     from star.training.device import resolve_device
@@ -112,8 +110,8 @@ def _corpus(spec: str):
 
 
 def _save(model, path: Path) -> None:
-    """Every parameter once; a shared one under the name of its owner, as `star.export` reads it."""
+    """Every parameter once, a shared one under the name of its owner, as `star.export` reads them."""
     from safetensors.torch import save
 
     tensors = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}
-    path.write_bytes(save(tensors))  # not save_file: it makes files that only their owner may read
+    path.write_bytes(save(tensors))  # save_file would make files that only their owner may read

@@ -1,6 +1,6 @@
-"""Objectives: each file here defines one, as `OBJECTIVE`, and is known by its file name.
+"""Objectives: each file here defines one, as `OBJECTIVE`, and its name is the file name.
 
-An objective of your own needs no file here: name it "module:NAME", for an `Objective` NAME in an importable module.
+Your own objective needs no file here: name it "module:NAME", where NAME is an `Objective` in an importable module.
 """
 
 import importlib
@@ -15,11 +15,11 @@ from star.errors import UserError
 
 @dataclass(frozen=True)
 class Objective:
-    """A number that candidates are compared by.
+    """A number by which candidates are compared.
 
-    measure: reads it from a `star.cost.Costs` if cheap, else from the metrics of a trained candidate.
-    cheap: exact, and known from the plan alone. log_scale: spans orders of magnitude, so algorithms and the
-        hypervolume see log10(1 + value).
+    measure: reads it from `star.cost.Costs` if cheap, else from the metrics of a trained candidate.
+    direction: "min" or "max". cheap: exact, and known before training.
+    log_scale: spans orders of magnitude, so algorithms and the hypervolume use log10(1 + value).
     """
 
     name: str
