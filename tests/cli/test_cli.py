@@ -22,7 +22,7 @@ from star.run import Run
 from star.store.database import disk_full
 
 ROOT = Path(star.__file__).parents[1]
-VERBS = ("evolve", "status", "front", "show", "plot", "train", "export", "generate")
+VERBS = ("evolve", "status", "front", "refine", "rescore", "show", "plot", "train", "export", "generate")
 
 
 def call(*arguments: object):
@@ -36,7 +36,7 @@ def ok(*arguments: object) -> str:
 
 
 def refused(*arguments: object, code: int = 2) -> str:
-    """The one sentence on which a command ends."""
+    """The one sentence that a command fails with."""
     result = call(*arguments)
     assert result.exit_code == code, result.output or result.exception
     lines = [line for line in result.output.splitlines() if line.startswith("star: ")]
@@ -47,9 +47,8 @@ def refused(*arguments: object, code: int = 2) -> str:
 def process(*arguments: object, **options) -> subprocess.Popen:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "star", *map(str, arguments)]
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, env=environment, text=True, **pipes | options)
 
 
 @pytest.fixture(scope="module")
@@ -63,14 +62,8 @@ def text(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def settings(text) -> list:
-    tiny = (
-        "search.population=3",
-        "search.offspring=3",
-        "search.generations=2",
-        "engine.kind=inprocess",
-        "training.tokens=1024",
-        "training.eval_tokens=512",
-    )
+    tiny = "search.population=3 search.offspring=3 search.generations=2 engine.kind=inprocess".split()
+    tiny += ["training.tokens=1024", "training.eval_tokens=512"]
     return ["--preset", "smoke", "--data", text, *(word for setting in tiny for word in ("--set", setting))]
 
 
@@ -86,20 +79,15 @@ def run(evolved) -> Path:
     return evolved[0]
 
 
-# The road.
+# Every verb on a real run.
 
 
 def test_evolve_prints_the_front_and_writes_plots_and_the_knee(evolved):
     run, output = evolved
     opened = Run(run)
-    for word in (
-        "candidates to train",
-        "initial population done",
-        "generation 1 of 1 done",
-        "left)",
-        "All 7 candidates are done.",
-    ):
-        assert word in output
+    for words in ("candidates to train", "initial population done", "generation 1 of 1 done", "left)"):
+        assert words in output
+    assert "All 7 candidates are done." in output
     assert all(member.id in output for member in opened.front()) and "<- knee" in output
     for word in ("byte unigram", "byte bigram", "hypervolume: initial population", "beaten by"):
         assert word in output
@@ -135,7 +123,18 @@ def test_status_as_text_and_json(run):
     assert json.loads(ok("status", run, "--json"))["done"] == 7
 
 
-def test_plot_writes_where_it_is_told(run, tmp_path):
+def test_rescore_says_that_one_seed_measures_no_noise(run, tmp_path):
+    path = Path(shutil.copytree(run, tmp_path / "run"))
+    output = ok("rescore", path, "knee", "--seeds", 1)
+    assert "training 1 candidate of" in output and "1 fresh seed each" in output
+    assert "noise of loss between seeds: unknown" in output and "+-" not in output
+    rows = json.loads(ok("rescore", path, "knee", "--seeds", 2, "--json"))
+    assert [row["seeds"] for row in rows] == [2] and rows[0]["failed"] == 0
+    assert "+-" in ok("rescore", path, "knee", "--seeds", 2)
+    assert "no candidate with an id that begins with 'zzz'" in refused("rescore", path, "zzz")
+
+
+def test_plot_writes_to_the_given_folder(run, tmp_path):
     output = ok("plot", run, "--out", tmp_path / "plots")
     assert str(tmp_path / "plots" / "report.html") in output
     assert len(list((tmp_path / "plots").glob("*.svg"))) == 4
@@ -173,20 +172,16 @@ def test_export_and_generate(run, tmp_path):
     assert first == second and first.startswith("def ") and len(first) > 20
     assert ok("generate", tmp_path / "model", "--tokens", 20, "--temperature", 0)
     config = json.loads((tmp_path / "model" / "config.json").read_text())
-    assert (
-        config["source"]["run"] == str(run)
-        and config["trained"]
-        and config["metrics"]["loss"] == Run(run).knee().objectives["loss"]
-    )
+    assert config["source"]["run"] == str(run) and config["trained"]
+    assert config["metrics"]["loss"] == Run(run).knee().objectives["loss"]
     assert "holds an exported model already" in refused("export", f"{run}:knee", "--out", tmp_path / "model")
     ok("export", f"{run}:knee", "--out", tmp_path / "model", "--overwrite")
 
 
 def test_export_of_an_untrained_genome_is_asked_for(tmp_path):
-    assert "--untrained" in refused(
-        "export", "transformer++", "--d-model", 32, "--depth", 2, "--out", tmp_path / "model"
-    )
-    ok("export", "transformer++", "--d-model", 32, "--depth", 2, "--untrained", "--out", tmp_path / "model")
+    command = ("export", "transformer++", "--d-model", 32, "--depth", 2, "--out", tmp_path / "model")
+    assert "--untrained" in refused(*command)
+    ok(*command, "--untrained")
     assert star.genome.load_genome("transformer++", 32, 2) == star.export.load(tmp_path / "model").genome
 
 
@@ -196,24 +191,11 @@ def test_weights_that_were_not_kept_are_missed(run):
 
 
 def test_train_one_architecture(text, tmp_path):
-    options = (
-        "--preset",
-        "smoke",
-        "--data",
-        text,
-        "--tokens",
-        "1_024",
-        "--set",
-        "eval_tokens=512",
-        "--out",
-        tmp_path / "model",
-    )
+    options = (*"--preset smoke --tokens 1_024 --set eval_tokens=512 --data".split(), text, "--out", tmp_path / "model")
     output = ok("train", "transformer++", "--d-model", 32, "--depth", 2, *options)
     assert re.search(r"validation loss \d\.\d+ \+- ", output) and "byte bigram" in output
     assert ok("generate", tmp_path / "model", "--tokens", 10)
-    assert "holds an exported model already" in refused(
-        "train", "transformer++", "--d-model", 32, "--depth", 2, *options
-    )
+    assert "holds an exported model already" in refused("train", "1-9", *options)
 
 
 def test_train_a_scaled_backbone_with_every_technique(text, tmp_path):
@@ -223,8 +205,8 @@ def test_train_a_scaled_backbone_with_every_technique(text, tmp_path):
     output = ok("train", "1-9", "--d-model", 32, *options, *(word for s in settings for word in ("--set", s)))
     assert "muon, linear, accumulation adapts up to 16, rates x 0.5^(l/L), attention sparsified (tau 0.5)" in output
     assert "sparsification saves" in output
-    told = json.loads((out / "training.json").read_text())
-    assert told["curve"][-1]["tokens"] == 4096 and told["recipe"]["optimizer"] == "muon"
+    stored = json.loads((out / "training.json").read_text())
+    assert stored["curve"][-1]["tokens"] == 4096 and stored["recipe"]["optimizer"] == "muon"
     config = json.loads((out / "config.json").read_text())
     assert config["genome"]["d_model"] == 64 and len(config["genome"]["backbone"].split("-")) == 4
     assert ok("generate", out, "--tokens", 10)
@@ -240,21 +222,8 @@ def test_train_a_scaled_backbone_with_every_technique(text, tmp_path):
 
 def test_what_a_refinement_made_is_shown_exported_and_trained_longer(run, text, tmp_path):
     path = Path(shutil.copytree(run, tmp_path / "run"))
-    output = ok(
-        "refine",
-        path,
-        "--members",
-        "knee",
-        "--budget",
-        10,
-        "--seeds",
-        1,
-        "--change",
-        "recipes",
-        "--no-policy",
-        "--range",
-        "optimizer=muon",
-    )
+    options = "--members knee --budget 10 --seeds 1 --change recipes --no-policy --range optimizer=muon".split()
+    output = ok("refine", path, *options)
     assert "full trainings" in output and "plots:" in output
     refined = Run(path).refinement()
     made = next(c for c in refined.candidates() if c.recipe.optimizer == "muon" and c.metrics["fresh"])
@@ -262,48 +231,18 @@ def test_what_a_refinement_made_is_shown_exported_and_trained_longer(run, text, 
     out = tmp_path / "longer"
     output = ok("train", f"{path}:{made.id}", "--data", text, "--tokens", 2_048, "--out", out)
     assert "muon" in output and ok("generate", out, "--tokens", 10)
-    told = json.loads((out / "training.json").read_text())["recipe"]
-    assert (
-        told["learning_rate"] == made.recipe.learning_rate
-        and told["tokens"] == 2_048
-        and told["betas"] == list(made.recipe.betas)
-    )
-    other = ok(
-        "train",
-        f"{path}:{made.id}",
-        "--data",
-        text,
-        "--preset",
-        "smoke",
-        "--tokens",
-        1_024,
-        "--set",
-        "eval_tokens=512",
-        "--out",
-        tmp_path / "plain",
-    )
-    assert "muon" not in other
-    assert "exported" in ok("export", f"{path}:{made.id}", "--out", tmp_path / "exported") and ok(
-        "generate", tmp_path / "exported", "--tokens", 10
-    )
+    stored = json.loads((out / "training.json").read_text())["recipe"]
+    assert stored["learning_rate"] == made.recipe.learning_rate and stored["betas"] == list(made.recipe.betas)
+    assert stored["tokens"] == 2_048
+    options = "--preset smoke --tokens 1_024 --set eval_tokens=512 --data".split()
+    assert "muon" not in ok("train", f"{path}:{made.id}", *options, text, "--out", tmp_path / "plain")
+    assert "exported" in ok("export", f"{path}:{made.id}", "--out", tmp_path / "exported")
+    assert ok("generate", tmp_path / "exported", "--tokens", 10)
 
 
-def test_train_goes_on_where_it_was_stopped(text, tmp_path):
-    options = (
-        "--preset",
-        "smoke",
-        "--data",
-        text,
-        "--d-model",
-        32,
-        "--depth",
-        2,
-        "--set",
-        "eval_tokens=512",
-        "--set",
-        "device=cpu",
-        "--tokens",
-    )
+def test_train_resumes_where_it_was_stopped(text, tmp_path):
+    options = "--preset smoke --d-model 32 --depth 2 --set eval_tokens=512 --set device=cpu".split()
+    options += ["--data", text, "--tokens"]
     ok("train", "transformer++", *options, 40_960, "--out", tmp_path / "whole")
     stopped = process("train", "transformer++", *options, 40_960, "--out", tmp_path / "model")
     checkpoint = tmp_path / "model.checkpoint.safetensors"
@@ -500,30 +439,16 @@ def test_work_that_fails_is_exit_code_1(tmp_path, monkeypatch):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
 def test_full_disk_under_the_output(run):
     with open("/dev/full", "w") as full:
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        result = subprocess.run(
-            [sys.executable, "-m", "star", "front", str(run), "--json"],
-            env=environment,
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-    assert (
-        result.returncode == 1
-        and result.stderr.startswith("star: the disk is full")
-        and "Traceback" not in result.stderr
-    )
+        child = process("front", run, "--json", stdout=full)
+        errors = child.communicate()[1]
+    assert child.returncode == 1 and errors.startswith("star: the disk is full") and "Traceback" not in errors
 
 
 def test_errors_go_to_standard_error_and_a_closed_pipe_is_quiet(run):
     child = process("status", "nowhere")
     output, errors = child.communicate()
-    assert (
-        child.returncode == 2
-        and output == ""
-        and errors.startswith("star: there is no run at nowhere")
-        and errors.count("\n") == 1
-    )
+    assert child.returncode == 2 and output == ""
+    assert errors.startswith("star: there is no run at nowhere") and errors.count("\n") == 1
     child = process("show", "--genes")
     child.stdout.close()
     assert child.stderr.read() == "" and child.wait() == 1

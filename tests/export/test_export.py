@@ -179,7 +179,7 @@ def test_a_failed_replacement_leaves_the_old_export(exported, monkeypatch):
     assert [path.name for path in exported.parent.iterdir()] == ["model"]
 
 
-def test_folders_of_other_people_are_left_alone(exported, tmp_path):
+def test_folders_with_other_files_are_left_alone(exported, tmp_path):
     model = built(SHARED)
     with pytest.raises(UserError, match="holds an exported model already"):
         export_model(model, SHARED, exported)
