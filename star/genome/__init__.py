@@ -1,6 +1,6 @@
-"""Genomes: integers that describe backbones made of LIV operators, and the plan that they resolve to.
+"""Genomes: integers that describe a backbone made of LIV operators, and the plan that a genome resolves to.
 
-Imports `star.liv` and `star.errors` only. Read `genome.py`, then `plan.py`.
+Imports only `star.liv` and `star.errors`. Read `genome.py`, then `plan.py`.
 """
 
 from star.genome.classes import PAPER_CLASSES, POOL, PoolClass, operator, register_family

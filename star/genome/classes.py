@@ -1,7 +1,7 @@
 """The pool of operator classes that a backbone gene can name.
 
-Class ids 1-17 are the paper's (STAR, arXiv 2411.17800, appendix); the rest are extensions. Ids are part of stored
-genomes, so rows are only ever appended. Class 0 is "no operator". Each row is data: the integers of one operator.
+Class ids 1 to 17 are the paper's (STAR, arXiv 2411.17800, appendix); the others are extensions. Class 0 is "no
+operator". Each row is data: the integers of one operator. Ids are part of stored genomes, so rows are only appended.
 """
 
 from __future__ import annotations
@@ -15,28 +15,18 @@ import numpy as np
 from star.errors import UserError
 from star.liv import ABSENT, FAMILIES, Family, FeatureGenes, LIVConfig, Operator, OperatorGenes
 
-# Which family of feature groups a featurizer class (first gene of the operator genome) has.
-FEATURIZERS = {
-    1: "attention",
-    2: "attention",
-    3: "attention",
-    4: "attention",
-    5: "recurrence",
-    6: "recurrence",
-    7: "convolution",
-    8: "convolution",
-    9: "memoryless",
-    10: "elementwise",
-}
+# The family of each featurizer class (the first gene of the operator genome).
+FEATURIZERS = dict.fromkeys(range(1, 5), "attention") | dict.fromkeys((5, 6), "recurrence")
+FEATURIZERS |= dict.fromkeys((7, 8), "convolution") | {9: "memoryless", 10: "elementwise"}
 
 
 def register_family(featurizer: int, family: Family) -> None:
-    """Register a family of operators from outside the package. featurizer: first gene of its operators, 11 or more.
+    """Registers a family of operators from outside the package. featurizer: first gene of its operators, 11 or more.
 
-    Raises UserError if the number or the name is taken by another family.
+    Raises UserError if another family has this number or name.
     """
     if FEATURIZERS.get(featurizer, family.name) != family.name or featurizer < 1:
-        raise UserError(f"featurizer {featurizer} is that of {FEATURIZERS.get(featurizer)}; choose a number above 10")
+        raise UserError(f"featurizer {featurizer} belongs to {FEATURIZERS.get(featurizer)}; choose a number above 10")
     if family.name in FAMILIES and FAMILIES[family.name] is not family and family.name not in FEATURIZERS.values():
         raise UserError(f"there is a family {family.name!r} already; choose another name")
     FAMILIES[family.name], FEATURIZERS[featurizer] = family, family.name
@@ -58,7 +48,10 @@ class PoolClass:
 
 
 def operator(genes: str | OperatorGenes | tuple[int, ...], differential: bool = False, **features: Any) -> Operator:
-    """An operator from its integers: five digits such as "12123", and four integers for each feature group."""
+    """An operator from its integers: five digits such as "12123", and four integers for each feature group.
+
+    Raises UserError if they are not legal.
+    """
     if isinstance(genes, str):
         genes = tuple(int(digit) for digit in (genes.split(".") if "." in genes else genes))
     if len(genes) != 5:
@@ -86,7 +79,7 @@ def operator(genes: str | OperatorGenes | tuple[int, ...], differential: bool = 
 
 
 def random_operator(rng: np.random.Generator, families: Iterable[str] = tuple(FAMILIES)) -> Operator:
-    """A legal operator, drawn uniformly over families, then over the values of every gene, conflicts drawn again."""
+    """A random legal operator: a family chosen uniformly, then every gene; conflicting genes are drawn again."""
     family = FAMILIES[sorted(families)[int(rng.integers(len(tuple(families))))]]
     featurizers = [f for f, name in FEATURIZERS.items() if name == family.name]
     return family.sample(featurizers[int(rng.integers(len(featurizers)))], rng)
@@ -113,7 +106,7 @@ def recurrence(
     gate: bool = False,
     norm: str = "",
 ) -> Operator:
-    """`shared`: one b and c for all heads. `norm`: "heads" or "groups" (see `star.liv.readout`)."""
+    """A class of recurrence. shared: all heads share b and c. norm: "heads" or "groups" (see `star.liv.readout`)."""
     token = 3 if filtered else 1
     bc = (token, 2, state_size, 0 if shared else 1)
     options: dict[str, Any] = {
@@ -162,7 +155,7 @@ POOL: tuple[PoolClass, ...] = (
     *_BASE,
     PoolClass("GMemless", memoryless("91142", twelfths=32)),
     *_DIFFERENTIAL,
-    # Beyond the paper: what LFM2 (arXiv 2511.23404), Llama 3 and Griffin are made of.
+    # 18-24: beyond the paper, the operators of LFM2 (arXiv 2511.23404), Llama 3 and Griffin.
     PoolClass("GQA-2-QKN", attention("42123", repeat=2, norm=True)),
     PoolClass("GQA-3-QKN", attention("42123", repeat=3, norm=True)),
     PoolClass("GQA-4-QKN", attention("32123", repeat=4, norm=True)),
@@ -170,7 +163,7 @@ POOL: tuple[PoolClass, ...] = (
     PoolClass("SwiGLU-4.5", memoryless("91142", twelfths=54)),
     PoolClass("SwiGLU-5.25", memoryless("91142", twelfths=63)),
     PoolClass("ReLU2-4", memoryless("91132", twelfths=48, gated=False)),
-    # 25-28: more ways to share keys. Qwen3 has QK-norm (arXiv 2505.09388), Griffin one key head (arXiv 2402.19427).
+    # 25-28: more ways to share keys. Qwen3 has QK-norm (arXiv 2505.09388), Griffin has one key head (arXiv 2402.19427).
     PoolClass("MHA-QKN", attention("12123", norm=True)),
     PoolClass("GQA-8-QKN", attention("32123", repeat=8, norm=True)),
     PoolClass("GQA-8", attention("32123", repeat=8)),
@@ -184,7 +177,7 @@ POOL: tuple[PoolClass, ...] = (
     PoolClass("SWA-64-MQA", attention("32423", repeat=0)),
     PoolClass("SWA-1024-MQA", attention("32823", repeat=0)),
     # 36-42: matrix states. Linear attention with the norm of RetNet (arXiv 2307.08621), gated linear attention
-    # (2312.06635), delta networks (2406.06484; gated 2412.06464), Mamba-2 as published but for its biases (2405.21060).
+    # (2312.06635), delta networks (2406.06484; gated 2412.06464), Mamba-2 without its biases (2405.21060); and RG-LRU.
     PoolClass("LinAttn", recurrence("52111", 64, filtered=False, decay="none", norm="heads")),
     PoolClass("GLA", recurrence("54111", 64, filtered=False, decay="vector", gate=True, norm="heads")),
     PoolClass("DeltaNet", recurrence("54141", 64, decay="none", delta=True, norm="heads")),

@@ -1,7 +1,7 @@
-"""Genomes as text and as JSON. Both are data: parsed, bounded and validated, never executed.
+"""Genomes as text and as JSON. Both are only data: parsed, bounded and validated, never executed.
 
-Text: one segment per LIV, joined by dashes: five digits as in the paper (`21211`), five integers joined by dots where
-one needs two digits (`12.1.2.0.0`), or the class alone (`9`) for a LIV that shares nothing.
+Text is one segment per LIV, joined by dashes. A segment is five digits as in the paper (`21211`), five integers joined
+by dots if one has two digits (`12.1.2.0.0`), or the class alone (`9`) for a LIV that shares nothing.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from star.genome.genome import Gene, Genome
 FORMAT = "star-genome"
 VERSION = 1
 SIZE_LIMIT = 1_000_000  # bytes of a genome file
+NUMBERS = {"d_model": int, "head_dim": int, "norm": int, "residual": int, "rope_theta": float}
+KEYS = {"format", "version", "name", "description", "vocab_size", "evidence", *NUMBERS, "backbone", "pool", "evolved"}
 
 
 @dataclass(frozen=True)
 class NamedGenome:
-    """A genome with what a file says about it."""
+    """A genome and what its file says about it."""
 
     genome: Genome
     name: str = ""
@@ -33,7 +35,7 @@ class NamedGenome:
 
 
 def parse_text(text: str) -> tuple[Gene, ...]:
-    """The genes of a text genome; raises UserError naming the segment that is malformed."""
+    """The genes of a text genome. Raises UserError naming the malformed segment."""
     genes = []
     for index, segment in enumerate(text.strip().split("-"), start=1):
         if re.fullmatch(r"\d{5}", segment):
@@ -52,14 +54,14 @@ def parse_text(text: str) -> tuple[Gene, ...]:
 
 
 def looks_like_text(text: str) -> bool:
-    """Whether this may be genome text and not a name or a path."""
+    """Whether this may be genome text rather than a name or a path."""
     return re.fullmatch(r"[\d.\-]+", text.strip()) is not None
 
 
 def to_json(genome: Genome, **about: Any) -> dict[str, Any]:
-    """A JSON-able dictionary; `from_json` gives an equal genome. `about`: name, description, vocab_size, evidence."""
+    """A dictionary for JSON, which `from_json` reads back. about: name, description, vocab_size, evidence."""
     data: dict[str, Any] = {"format": FORMAT, "version": VERSION} | {k: v for k, v in about.items() if v}
-    data |= {key: getattr(genome, key) for key in ("d_model", "head_dim", "norm", "residual", "rope_theta")}
+    data |= {key: getattr(genome, key) for key in NUMBERS}
     data["backbone"] = genome.text
     if genome.pool[: len(POOL)] == POOL:
         own = genome.pool[len(POOL) :]
@@ -77,39 +79,23 @@ def _class_to_json(c: PoolClass) -> dict[str, Any]:
 
 
 def from_json(data: Any, where: str = "genome") -> Genome:
-    """Raises UserError naming the key, its value and what is legal."""
+    """The genome of a dictionary. Raises UserError naming the key, its value and the legal values."""
     return read_json(data, where).genome
 
 
 def read_json(data: Any, where: str = "genome") -> NamedGenome:
-    """The genome of a JSON file. Raises UserError."""
+    """The genome of a dictionary with its name, description and so on. Raises UserError as `from_json` does."""
     if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise UserError(f'{where}: this is no genome; a genome file is a JSON object with "format": "{FORMAT}"')
+        raise UserError(f'{where}: this is not a genome; a genome file is a JSON object with "format": "{FORMAT}"')
     if data.get("version") != VERSION:
         raise UserError(
             f"{where}: genome version {data.get('version')!r} is not supported; this program reads version {VERSION}"
         )
-    legal = {
-        "format",
-        "version",
-        "name",
-        "description",
-        "vocab_size",
-        "evidence",
-        "d_model",
-        "head_dim",
-        "norm",
-        "residual",
-        "rope_theta",
-        "backbone",
-        "pool",
-        "evolved",
-    }
-    unknown = sorted(set(data) - legal)
+    unknown = sorted(set(data) - KEYS)
     if unknown:
-        raise UserError(f"{where}: unknown key '{unknown[0]}'; legal keys are {', '.join(sorted(legal))}")
+        raise UserError(f"{where}: unknown key '{unknown[0]}'; legal keys are {', '.join(sorted(KEYS))}")
     numbers: dict[str, Any] = {}
-    for key, kind in (("d_model", int), ("head_dim", int), ("norm", int), ("residual", int), ("rope_theta", float)):
+    for key, kind in NUMBERS.items():
         if key in data:
             value = data[key]
             if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else int):
@@ -127,9 +113,12 @@ def read_json(data: Any, where: str = "genome") -> NamedGenome:
     vocab_size = data.get("vocab_size")
     if vocab_size is not None and (not isinstance(vocab_size, int) or not 2 <= vocab_size <= 10_000_000):
         raise UserError(f"{where}: 'vocab_size' is {vocab_size!r}; it must be an integer from 2 to 10,000,000")
-    return NamedGenome(
-        genome, str(data.get("name", "")), str(data.get("description", "")), vocab_size, data.get("evidence")
-    )
+    name, description = str(data.get("name", "")), str(data.get("description", ""))
+    return NamedGenome(genome, name, description, vocab_size, data.get("evidence"))
+
+
+def _are_integers(row: Any) -> bool:
+    return isinstance(row, list) and not any(isinstance(n, bool) or not isinstance(n, int) for n in row)
 
 
 def _backbone(value: Any, where: str) -> tuple[Gene, ...]:
@@ -141,11 +130,7 @@ def _backbone(value: Any, where: str) -> tuple[Gene, ...]:
             "integers per LIV"
         )
     for index, row in enumerate(value, start=1):
-        if (
-            not isinstance(row, list)
-            or len(row) != 5
-            or any(isinstance(n, bool) or not isinstance(n, int) for n in row)
-        ):
+        if not _are_integers(row) or len(row) != 5:
             raise UserError(
                 f"{where}: LIV {index} is {row!r:.60}; it takes five integers: class, featurizer group and "
                 "strategy, feature group and strategy"
@@ -164,23 +149,18 @@ def _pool(value: Any, where: str) -> tuple[PoolClass, ...]:
         if not isinstance(row, dict) or set(row) != {"name", "operator", "features", "differential"}:
             raise UserError(f"{at} must have exactly the keys name, operator, features, differential")
         integers = [row["operator"], *(row["features"].values() if isinstance(row["features"], dict) else [None])]
-        if any(
-            not isinstance(r, list) or any(isinstance(n, bool) or not isinstance(n, int) for n in r) for r in integers
-        ):
+        if not all(map(_are_integers, integers)):
             raise UserError(f"{at}: operator and features must be lists of integers")
         try:
-            pool.append(
-                PoolClass(
-                    str(row["name"]), operator(tuple(row["operator"]), row["differential"] is True, **row["features"])
-                )
-            )
+            made = operator(tuple(row["operator"]), row["differential"] is True, **row["features"])
+            pool.append(PoolClass(str(row["name"]), made))
         except UserError as error:
             raise UserError(f"{at}: {error}") from None
     return tuple(pool)
 
 
 def read_file(path: Path) -> NamedGenome:
-    """A named genome from a JSON file. Raises UserError."""
+    """A named genome from a JSON file. Raises UserError naming the file."""
     try:
         if path.stat().st_size > SIZE_LIMIT:
             raise UserError(
@@ -192,5 +172,5 @@ def read_file(path: Path) -> NamedGenome:
             f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}); give a readable genome file"
         ) from None
     except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); mend the file or export the genome again") from None
+        raise UserError(f"{path}: not valid JSON ({error}); repair the file or export the genome again") from None
     return read_json(data, str(path))

@@ -1,4 +1,4 @@
-"""Edits that make another genome out of a genome: what training or refinement has learned, written back as genes."""
+"""Writes what training or refinement has learned back into a genome."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ SPARSITY_GENES = {WINDOW_UNIT * 2 ** (code - 2): code for code in SPARSITY if co
 def edited_genome(genome: Genome, windows: Mapping[int, int | None]) -> Genome:
     """The genome with shorter attention windows: the same weights and a smaller cache.
 
-    windows: keys that an attention LIV needs, by its position among the LIVs (from 0); None, or no entry, is all that
-    it sees. LIVs that share features or weights must have one window, so they get the largest that one of them needs. A
-    window is never made longer. An operator is named by its class where the pool has it; else the pool gets one of its
-    own ("evolved" in a file). Where nothing gets shorter the genome itself is returned.
+    windows: how many keys an attention LIV needs, by its position among the LIVs (from 0); None or no entry: as many as
+    now. LIVs that share features or weights must have one window, so they get the largest that any of them needs. No
+    window gets longer. If the pool has no class for an operator, one is added ("evolved" in a file). If no window gets
+    shorter, the genome itself is returned.
     """
     operators = [genome.operator(gene) for gene in genome.canonical().backbone]
     edited = list(operators)
@@ -38,9 +38,7 @@ def edited_genome(genome: Genome, windows: Mapping[int, int | None]) -> Genome:
 
 
 def together(genome: Genome) -> list[list[int]]:
-    """Positions of LIVs that must agree in their window: LIVs that share features or weights, directly or through
-    others.
-    """
+    """Sets of LIVs that must have one window, as positions: they share features or weights, directly or via others."""
     genes = genome.canonical().backbone
     group = list(range(len(genes)))
     for name, active in (("feature_group", "shares_features"), ("featurizer_group", "shares_weights")):
@@ -53,7 +51,7 @@ def together(genome: Genome) -> list[list[int]]:
 
 
 def with_operators(genome: Genome, operators: Sequence[Operator]) -> Genome:
-    """The canonical genome with these operators, one per LIV. Raises UserError if LIVs that share no longer can."""
+    """The canonical genome with these operators, one per LIV. Raises UserError if LIVs can no longer share."""
     genes, pool = [], list(genome.pool)
     for gene, op in zip(genome.canonical().backbone, operators, strict=True):
         known = next((n for n, c in enumerate(pool, start=1) if c.operator == op), None)

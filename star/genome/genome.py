@@ -1,9 +1,9 @@
-"""The genome of a language-model backbone: five integers for each LIV, the pool they name, and the numbers around them.
+"""The genome of a language-model backbone: five integers per LIV, the pool that they index, and a few global numbers.
 
     1 class | 2 featurizer group | 3 featurizer strategy | 4 feature group | 5 feature strategy
 
-LIVs with the same featurizer group (strategy 2) use the same featurizer *weights*, each on its own input. LIVs with the
-same feature group use the same computed *tensors*: the first of them provides, the others consume (STAR, section 3.3).
+LIVs in one featurizer group (strategy 2) use the same featurizer *weights*, each on its own input. LIVs in one feature
+group use the same computed *tensors*: the first LIV provides them, the others consume them (STAR, section 3.3).
 """
 
 from __future__ import annotations
@@ -35,24 +35,25 @@ class Gene(NamedTuple):
 
     @property
     def shares_weights(self) -> bool:
-        """Whether it shares featurizer weights."""
+        """Whether this LIV shares featurizer weights."""
         return self.class_id > 0 and self.featurizer_group > 0 and self.featurizer_strategy == 2
 
     @property
     def shares_features(self) -> bool:
-        """Whether it shares computed features."""
+        """Whether this LIV shares computed features."""
         return self.class_id > 0 and self.feature_group > 0 and self.feature_strategy > 1
 
 
 @dataclass(frozen=True)
 class Genome:
-    """An architecture. Equality and hashing are on the canonical form, so renamed sharing groups are the same genome.
+    """An architecture. Genomes are equal if their canonical forms are, so names of sharing groups do not matter.
 
     Args:
         backbone: one `Gene` per slot, class 0 for an empty slot.
         d_model: width of the residual stream. head_dim: width of an attention or recurrence head.
         norm, residual: block scheme, keys of `NORMS` and `RESIDUALS`. rope_theta: base of the rotary embedding.
         pool: class id c > 0 is `pool[c - 1]`.
+    Raises: UserError naming the gene, its value and the legal values.
     """
 
     backbone: tuple[Gene, ...]
@@ -68,14 +69,15 @@ class Genome:
             if not low <= value <= high:
                 raise UserError(f"{gene} is {value}; legal is {low} to {high}")
         if self.head_dim % 2:
-            raise UserError(f"head_dim is {self.head_dim}; the rotary embedding turns pairs of channels, make it even")
+            raise UserError(
+                f"head_dim is {self.head_dim}; the rotary embedding rotates pairs of channels, make it even"
+            )
         if not 1.0 <= self.rope_theta <= 1e9:
             raise UserError(f"rope_theta is {self.rope_theta}; legal is 1 to 1e9")
         for gene, value, legal in (("norm", self.norm, NORMS), ("residual", self.residual, RESIDUALS)):
             if value not in legal:
-                raise UserError(
-                    f"gene '{gene}' is {value}; legal is " + ", ".join(f"{k} ({v})" for k, v in legal.items())
-                )
+                choices = ", ".join(f"{k} ({v})" for k, v in legal.items())
+                raise UserError(f"gene '{gene}' is {value}; legal is {choices}")
         if len(self.backbone) > MAX_DEPTH:
             raise UserError(f"the backbone has {len(self.backbone)} LIVs; at most {MAX_DEPTH} are allowed")
         for index, liv in enumerate(self.backbone, start=1):
@@ -108,14 +110,12 @@ class Genome:
         return FAMILIES[self.operator(gene).family]
 
     def canonical(self) -> Genome:
-        """Empty slots dropped, groups renumbered by first use, sharing that does nothing zeroed."""
+        """The genome without empty slots and without ineffective sharing, its groups renumbered by first use."""
         return replace(self, backbone=canonical_genes(self.backbone))
 
     @property
     def text(self) -> str:
-        """The canonical backbone as text, `21200-30012-21200-30012`; classes of two digits stand alone (`18`) or dotted
-        (`12.1.2.0.0`).
-        """
+        """The canonical backbone as text (see `star.genome.codec`), such as `21200-30012-21200-30012`."""
         return "-".join(_segment(gene) for gene in canonical_genes(self.backbone))
 
     @property
@@ -130,19 +130,12 @@ class Genome:
 
     @cached_property
     def key(self) -> str:
-        """What makes two genomes the same architecture, as text: the integers of the operators, not their names."""
+        """Text that is equal for equal architectures: the integers of the operators, not their names."""
         head = [self.d_model, self.head_dim, self.norm, self.residual, self.rope_theta]
         livs = []
         for gene in canonical_genes(self.backbone):
             operator = self.operator(gene)
-            livs.append(
-                [
-                    list(operator.genes),
-                    [[g, list(row)] for g, row in operator.features],
-                    operator.differential,
-                    list(gene[1:]),
-                ]
-            )
+            livs.append([operator.genes, operator.features, operator.differential, gene[1:]])  # tuples become lists
         return json.dumps([head, livs], separators=(",", ":"))
 
     @cached_property
@@ -157,25 +150,17 @@ class Genome:
         return hash(self.key)
 
     def scaled(self, d_model: int | None = None, depth: int | None = None, head_dim: int | None = None) -> Genome:
-        """The same pattern at another size: LIVs beyond `depth` are cut, or the pattern is repeated to reach it.
+        """The same pattern at another size: cut to `depth` LIVs, or repeated to reach it.
 
-        Repeats are separate: a copy of a sharing group is a group of its own. Without `head_dim` the head width is kept
-        where it fits the new width, else halved until every class fits.
+        Every repeat has sharing groups of its own. Without `head_dim` the head width stays if it fits the new width,
+        else it is halved until every class fits.
         """
         genes = canonical_genes(self.backbone)
         if depth is not None:
             if not 1 <= depth <= MAX_DEPTH:
                 raise UserError(f"depth is {depth}; legal is 1 to {MAX_DEPTH}")
-            offset = len(genes) + 1
-            copies = [
-                gene._replace(
-                    featurizer_group=gene.featurizer_group and gene.featurizer_group + n * offset,
-                    feature_group=gene.feature_group and gene.feature_group + n * offset,
-                )
-                for n in range(-(-depth // len(genes)))
-                for gene in genes
-            ]
-            genes = canonical_genes(tuple(copies[:depth]))
+            repeats = range(-(-depth // len(genes)))
+            genes = canonical_genes(tuple(copy_gene(gene, n, genes) for n in repeats for gene in genes)[:depth])
         width = d_model or self.d_model
         scaled = replace(self, backbone=genes, d_model=width, head_dim=head_dim or self.head_dim)
         while head_dim is None and scaled.head_dim > 8 and not scaled.fits:
@@ -185,13 +170,18 @@ class Genome:
     @property
     def fits(self) -> bool:
         """Whether every class can be built at this width."""
+        return not self.misfit
+
+    @property
+    def misfit(self) -> str:
+        """Why the first class that cannot be built at this width cannot; "" if all can."""
         try:
             for gene in self.backbone:
                 if gene.class_id:
                     self.pool[gene.class_id - 1].config(self.d_model, self.head_dim, self.rope_theta)
-        except UserError:
-            return False
-        return True
+        except UserError as error:
+            return str(error)
+        return ""
 
 
 def _segment(gene: Gene) -> str:
@@ -200,8 +190,17 @@ def _segment(gene: Gene) -> str:
     return ".".join(map(str, gene)) if any(gene[1:]) or gene.class_id > 99 else str(gene.class_id)
 
 
+def copy_gene(gene: Gene, n: int, genes: tuple[Gene, ...]) -> Gene:
+    """Copy n of a gene of canonical `genes`: the copies with one n share with each other, and with no other copy."""
+    featurizer_groups, feature_groups = (max(group) for group in list(zip(*genes))[1:4:2])
+    return gene._replace(
+        featurizer_group=gene.featurizer_group and gene.featurizer_group + n * featurizer_groups,
+        feature_group=gene.feature_group and gene.feature_group + n * feature_groups,
+    )
+
+
 def canonical_genes(genes: tuple[Gene, ...]) -> tuple[Gene, ...]:
-    """Canonical form of the integers: `21211-31112-21221-32112` becomes `21200-30012-21200-30012`."""
+    """The canonical form of a backbone: `21211-31112-21221-32112` becomes `21200-30012-21200-30012`."""
     genes = tuple(g for g in genes if g.class_id)
     weight_members = [g.featurizer_group for g in genes if g.shares_weights]
     feature_members = [g.feature_group for g in genes if g.shares_features]

@@ -1,4 +1,4 @@
-"""Genomes by name, file or text: what every command that takes a GENOME understands."""
+"""Genomes by name, file or text: the ways to write the GENOME argument of every command."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from star.genome.genome import Genome
 
 
 def genome_folder() -> Path:
-    """The shipped genomes: `genomes/` of a checkout, the same files inside an installed package."""
+    """The folder of the shipped genomes: `genomes/` of a checkout, or the same files in an installed package."""
     installed = Path(str(resources.files("star"))) / "genomes"
     return installed if installed.is_dir() else Path(__file__).parents[2] / "genomes"
 
@@ -23,7 +23,7 @@ def list_genomes() -> list[str]:
 
 
 def find_genome(source: str | Path) -> NamedGenome:
-    """By shipped name, path of a JSON file, or text such as `21211-31112`. Raises UserError with the nearest name."""
+    """A genome by shipped name, path of a JSON file, or text such as `21211-31112`. Raises UserError."""
     text = str(source)
     if text in list_genomes():
         return read_file(genome_folder() / f"{text}.json")
@@ -35,13 +35,13 @@ def find_genome(source: str | Path) -> NamedGenome:
     near = difflib.get_close_matches(text, list_genomes(), n=1, cutoff=0.4)
     hint = f"did you mean '{near[0]}'? " if near else ""
     raise UserError(
-        f"genome '{text}' is no shipped name, no file and no genome text; {hint}shipped are {', '.join(list_genomes())}"
+        f"'{text}' is not a known genome, file or genome string; {hint}available: {', '.join(list_genomes())}"
     )
 
 
 def load_genome(
     source: str | Path, d_model: int | None = None, depth: int | None = None, head_dim: int | None = None
 ) -> Genome:
-    """`find_genome`, at another width or depth if asked (see `Genome.scaled`)."""
+    """The genome of `find_genome`, optionally at another width or depth (see `Genome.scaled`)."""
     genome = find_genome(source).genome
     return genome if d_model is depth is head_dim is None else genome.scaled(d_model, depth, head_dim)

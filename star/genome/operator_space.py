@@ -1,14 +1,12 @@
-"""The operator level of search: the pool evolves with the genome (STAR, section 3, the hierarchy of genomes).
+"""The operator level of search: operators evolve together with the backbone (STAR, section 3, hierarchy of genomes).
 
     [ header | operator 1 | ... | operator K | LIV 1 | ... | LIV n_slots ]
+    operator: featurizer, token, sparsity, nonlinearity, channel, differential, four integers for each feature group
 
-    operator: featurizer, token, sparsity, nonlinearity, channel, differential, then four integers for each feature
-        group
-
-A LIV names a class of the fixed pool, or one of the K operators that the vector itself defines. Sections are as wide as
-the widest family needs; what a family does not have is 0. In canonical form operators that no LIV names are zeroed, the
-others are in order of first use, and one equal to a class of the pool becomes that class, so equal architectures are
-equal rows here too.
+A LIV names a class of the fixed pool, or one of the K operators that the vector itself defines. A section is as long as
+the largest family needs, with zeros for what a smaller family does not have. In canonical form unused operators are
+zero, the others are in order of first use, and an operator that equals a class of the pool becomes that class. So equal
+architectures are equal rows here too.
 """
 
 from __future__ import annotations
@@ -30,14 +28,12 @@ from star.liv import ABSENT, FAMILIES, FeatureGenes, Operator, OperatorGenes
 MOST_GROUPS = max(len(family.groups) for family in FAMILIES.values())
 OPERATOR = ("featurizer", "token", "sparsity", "nonlinearity", "channel", "differential")
 WIDTH = len(OPERATOR) + len(FeatureGenes._fields) * MOST_GROUPS
-MOST_DRAWS = 1000  # of random operators until one fits the width
+MOST_DRAWS = 1000  # random operators to try until one fits the width
 
 
 @dataclass(frozen=True)
 class OperatorSpace(Space):
-    """A `Space` in which `evolved` operators are part of the genome. classes: the fixed ones that LIVs may name
-    besides.
-    """
+    """A `Space` with `evolved` operators as part of the genome. classes: the fixed classes that LIVs may also name."""
 
     evolved: int = 4
 
@@ -45,7 +41,7 @@ class OperatorSpace(Space):
         if not 1 <= self.evolved <= 64:
             raise UserError(f"evolved is {self.evolved}; legal is 1 to 64 operators")
         if self.classes == (0,):
-            object.__setattr__(self, "classes", (0, 1))  # checked like any other; `slot_classes` leaves it out
+            object.__setattr__(self, "classes", (0, 1))  # the checks of `Space` need one class
             super().__post_init__()
             object.__setattr__(self, "classes", (0,))
         else:
@@ -64,23 +60,23 @@ class OperatorSpace(Space):
 
     @property
     def evolved_classes(self) -> tuple[int, ...]:
-        """Class ids by which LIVs name the evolving operators."""
+        """The class ids by which LIVs name the evolving operators."""
         return tuple(range(len(POOL) + 1, len(POOL) + 1 + self.evolved))
 
     @property
     def slot_classes(self) -> tuple[int, ...]:
-        """Class numbers that a slot may hold: the fixed ones, then the evolving operators."""
+        """Class ids that a slot may hold: the fixed classes, then the evolving operators."""
         return (*self.classes, *self.evolved_classes)
 
     @cached_property
     def names(self) -> list[str]:
-        """Names of the positions of a vector."""
+        """The name of each position."""
         genes = [*OPERATOR, *(f"group{g + 1}.{gene}" for g in range(MOST_GROUPS) for gene in FeatureGenes._fields)]
         return [*HEADER, *(f"operator{k + 1}.{gene}" for k in range(self.evolved) for gene in genes), *self._slot_names]
 
     @cached_property
     def values(self) -> list[np.ndarray]:
-        """Legal values of each position; `star.liv.genes` says which combinations are legal."""
+        """Legal values of each position. Not every combination is legal: see `star.liv.genes`."""
         families = FAMILIES.values()
         section: list[set[int]] = [{0, *FEATURIZERS}]
         section += [{0}.union(*(getattr(family, gene) for family in families)) for gene in OPERATOR[1:5]] + [{0, 1}]
@@ -118,9 +114,7 @@ class OperatorSpace(Space):
                 f"genome {genome.id} has {len(own)} operators beyond the fixed classes and the space holds "
                 f"{self.evolved}; raise evolved"
             )
-        plain = self._plain.encode(
-            replace(genome, backbone=(Gene(1),) * len(genes))
-        )  # refuses other widths, schemes and depths
+        plain = self._plain.encode(replace(genome, backbone=(Gene(1),) * len(genes)))  # checks width, scheme, depth
         x = np.zeros(self.n_var, dtype=np.int64)
         x[: len(HEADER)] = plain[: len(HEADER)]
         x[self.offset :][: len(GENES) * len(genes)] = [n for g in genes for n in g]
@@ -129,7 +123,7 @@ class OperatorSpace(Space):
         return x
 
     def decode(self, x: np.ndarray) -> Genome:
-        """The genome of a vector whose operators are valid, as `repair` leaves them; sharing may still need it."""
+        """The genome of a vector with valid operators, as `repair` returns it; its sharing may still need `repair`."""
         operators = {
             c: from_integers(x[section])
             for c, section in zip(self.evolved_classes, self.sections, strict=True)
@@ -155,22 +149,14 @@ class OperatorSpace(Space):
 
     @cached_property
     def _plain(self) -> Space:
-        """The backbone level, to encode everything but operators."""
-        return Space(
-            self.n_slots,
-            self.d_models,
-            self.head_dim,
-            (0, 1),
-            self.norms,
-            self.residuals,
-            self.rope_theta,
-            self.max_groups,
-        )
+        """The space of the backbone level, to encode everything except operators."""
+        names = ("n_slots", "d_models", "head_dim", "norms", "residuals", "rope_theta", "max_groups")
+        return Space(classes=(0, 1), **{name: getattr(self, name) for name in names})
 
     # Valid vectors.
 
     def sample(self, rng: np.random.Generator, n: int) -> np.ndarray:
-        """As in `Space`, with random operators; half of the LIVs name one of them."""
+        """As in `Space`, with random operators, which half of the LIVs name."""
         X = np.stack([rng.choice(values, size=n) for values in self.values], axis=1)
         fixed = [c for c in self.classes if c]
         least = -(-self.n_slots // 2) if 0 in self.classes else self.n_slots
@@ -185,9 +171,7 @@ class OperatorSpace(Space):
     def repair(self, X: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         rows, flags = [], []
         for row in np.asarray(X):
-            fixed = np.array(
-                [v[np.argmin(np.abs(v - x))] for v, x in zip(self.values, row, strict=True)], dtype=np.int64
-            )
+            fixed = self._nearest(row)
             changed = bool((fixed != row).any())
             if not fixed[self.offset :: len(GENES)].any():
                 fixed[self.offset], changed = rng.choice([c for c in self.slot_classes if c]), True
@@ -202,7 +186,7 @@ class OperatorSpace(Space):
         return np.array(rows, dtype=np.int64).reshape(-1, self.n_var), np.array(flags, dtype=bool)
 
     def _mended(self, integers: np.ndarray, rng: np.random.Generator) -> Operator:
-        """The operator of these integers; genes that its family does not have are drawn again, then `Family.mend`."""
+        """The operator of a section; genes that are illegal in its family are drawn again, then `Family.mend`."""
         featurizer = int(integers[0])
         if featurizer == 0:
             return self._random(rng)
@@ -218,18 +202,11 @@ class OperatorSpace(Space):
             if spec.optional and not row[0]:
                 continue  # the first integer says whether an optional group is there
             legal = [spec.values(gene) for gene in FeatureGenes._fields]
-            rows.append(
-                (
-                    name,
-                    FeatureGenes(
-                        *(v if v in choice else int(rng.choice(choice)) for v, choice in zip(row, legal, strict=True))
-                    ),
-                )
-            )
+            row = [v if v in choice else int(rng.choice(choice)) for v, choice in zip(row, legal, strict=True)]
+            rows.append((name, FeatureGenes(*row)))
         differential = bool(numbers[5]) and family.differentiable_branches
-        mended = family.mend(
-            Operator(family.name, OperatorGenes(featurizer, *genes), tuple(sorted(rows)), differential), rng
-        )
+        changed = Operator(family.name, OperatorGenes(featurizer, *genes), tuple(sorted(rows)), differential)
+        mended = family.mend(changed, rng)
         return mended if self._fits(mended) else self._random(rng)
 
     def _random(self, rng: np.random.Generator) -> Operator:
@@ -242,7 +219,7 @@ class OperatorSpace(Space):
         )
 
     def _fits(self, op: Operator) -> bool:
-        """Whether it can be built at every width of the space."""
+        """Whether the operator can be built at every width of the space."""
         try:
             for d_model in self.d_models:
                 FAMILIES[op.family].validate(op)
@@ -253,7 +230,7 @@ class OperatorSpace(Space):
 
 
 def to_integers(op: Operator) -> list[int]:
-    """WIDTH integers; a group that the operator does not have is four zeros."""
+    """The section of an operator: `WIDTH` integers, four zeros for each group that it does not have."""
     groups = list(FAMILIES[op.family].groups)
     rows = [n for name in groups for n in op.feature(name)]
     rows += [0] * (len(FeatureGenes._fields) * MOST_GROUPS - len(rows))
@@ -261,7 +238,7 @@ def to_integers(op: Operator) -> list[int]:
 
 
 def from_integers(integers: np.ndarray) -> Operator:
-    """The operator of integers that `to_integers` gave."""
+    """The operator of a section that `to_integers` wrote."""
     numbers = [int(n) for n in integers]
     family = FAMILIES[FEATURIZERS[numbers[0]]]
     rows = []
@@ -273,7 +250,7 @@ def from_integers(integers: np.ndarray) -> Operator:
 
 
 def space_from_json(data: dict[str, Any]) -> Space:
-    """The space that `Space.to_json` wrote. The operator level has the key "evolved"."""
+    """The space that `to_json` wrote: of the operator level if there is a key "evolved"."""
     kind = OperatorSpace if "evolved" in data else Space
     fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
     return kind(**fields)

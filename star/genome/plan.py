@@ -1,8 +1,8 @@
-"""The plan: a genome resolved into concrete layers. The only place where sharing is understood.
+"""The plan: a genome resolved into concrete layers. This is the only place that interprets sharing.
 
 The model builder, the cost formulas, the plots and the exporter all read the plan. `Layer.given` are the feature groups
-that a layer takes from its provider: it has no weights, no compute and no state for them. `Layer.weights_from` names,
-for each feature group, the layer whose featurizer weights it uses on its own input.
+that a layer takes from its provider: it has no weights, no compute and no state for them. `Layer.weights_from` maps a
+feature group to the layer whose featurizer weights this one uses on its own input.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 
 from star.errors import UserError
 from star.genome.genome import Gene, Genome
-from star.liv import FAMILIES, LIVConfig
+from star.liv import LIVConfig
 from star.liv.base import StateEntry, Weight, constant
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One LIV of the plan, with who provides what to it."""
+    """One LIV of the plan, and the layers that it shares with."""
 
     index: int
     name: str
@@ -29,7 +29,7 @@ class Layer:
     provides: bool = False  # whether a later layer consumes features of this one
 
     def weights(self) -> dict[str, Weight]:
-        """The parameter tensors that this layer owns: each is counted once in the model."""
+        """The parameter tensors that this layer owns. Every parameter of a model has exactly one owner."""
         return {name: w for name, w in self.config.own_weights(self.given).items() if w.group not in self.weights_from}
 
     def state(self) -> dict[str, StateEntry]:
@@ -39,7 +39,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class BlockConfig:
-    """What stands around every LIV: where RMSNorm is, and how the branch is added. Keys of `NORMS` and `RESIDUALS`."""
+    """The block around every LIV: its norms and its residual, keys of `NORMS` and `RESIDUALS`."""
 
     d_model: int
     norm: int = 1
@@ -47,15 +47,14 @@ class BlockConfig:
 
     def weights(self) -> dict[str, Weight]:
         """Parameter tensors of a block besides its LIV."""
-        names = {1: ["norm_in"], 2: ["norm_in", "norm_out"], 3: ["norm_out"]}[self.norm] + (
-            ["gain"] if self.residual == 2 else []
-        )
+        names = {1: ["norm_in"], 2: ["norm_in", "norm_out"], 3: ["norm_out"]}[self.norm]
+        names = [*names, "gain"] if self.residual == 2 else names
         return {name: Weight((self.d_model,), "block", constant(1.0)) for name in names}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A backbone as concrete layers, with the numbers that all of them share."""
+    """A backbone as concrete layers."""
 
     d_model: int
     block: BlockConfig
@@ -63,12 +62,12 @@ class Plan:
 
     @property
     def backbone_parameters(self) -> int:
-        """Parameters of all LIVs, shared weights once; embedding and block norms excluded (the paper's size)."""
+        """Parameters of all LIVs, shared weights once, without embedding and block norms (the paper's size)."""
         return sum(math.prod(w.shape) for layer in self.layers for w in layer.weights().values())
 
 
 def resolve(genome: Genome) -> Plan:
-    """Genes to layers. Raises UserError if a class does not fit the width or a sharing group cannot be shared."""
+    """The plan of a genome. Raises UserError if a class does not fit the width or a group cannot be shared."""
     genes = genome.canonical().backbone
     configs = [genome.pool[g.class_id - 1].config(genome.d_model, genome.head_dim, genome.rope_theta) for g in genes]
     providers, given = _feature_links(genome, genes)
@@ -83,8 +82,7 @@ def resolve(genome: Genome) -> Plan:
                 names = genome.class_names
                 raise UserError(
                     f"LIVs {first + 1} ({names[first]}) and {index + 1} ({names[index]}) cannot share featurizer "
-                    f"group {gene.featurizer_group}: "
-                    "weights are shared within one class; give them groups of their own"
+                    f"group {gene.featurizer_group}: weights are shared within one class; give them groups of their own"
                 )
             groups = {w.group for w in config.own_weights(given[index]).values()} - {"out"}
             for group in sorted(groups):
@@ -114,10 +112,9 @@ def _feature_links(genome: Genome, genes: tuple[Gene, ...]) -> tuple[list[int | 
             names = genome.class_names
             raise UserError(
                 f"LIVs {provider + 1} ({names[provider]}) and {index + 1} ({names[index]}) cannot share features "
-                f"under strategy {strategy}: "
-                "family, differential form and the shape of every shared tensor must be equal; change the strategy "
-                "or the group"
+                f"under strategy {strategy}: family, differential form and the shape of every shared tensor must be "
+                "equal; change the strategy or the group"
             )
         providers[index] = provider
-        given[index] = FAMILIES[family.name].shared_groups(genome.operator(gene), strategy)
+        given[index] = family.shared_groups(genome.operator(gene), strategy)
     return providers, given

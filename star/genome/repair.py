@@ -1,8 +1,8 @@
-"""Validity and repair of sharing (STAR, section 4; the order is ours, the paper gives none).
+"""Repairs sharing after variation (STAR, section 4; the paper gives no order, so it is ours).
 
-After variation a sharing group may hold LIVs that cannot share. Repair, in order: split groups by compatibility;
-re-sample a feature strategy among those legal for all members; dissolve the group if there is none; drop groups of one;
-canonicalise. Idempotent: a repaired genome is left alone and draws no random numbers.
+Crossover and mutation may put LIVs that cannot share into one group. Repair splits groups by compatibility; draws a
+feature strategy again from the strategies that are legal for all members; dissolves the group if there is none; drops
+groups of one; and makes the genome canonical. Repairing a repaired genome changes nothing and draws no random numbers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from star.genome.genome import Gene, Genome, canonical_genes
 
 
 def repair(genome: Genome, rng: np.random.Generator) -> tuple[Genome, bool]:
-    """A valid canonical genome, and whether anything but names had to change."""
+    """A valid canonical genome, and whether more than the names of groups had to change."""
     genes = list(canonical_genes(genome.backbone))
     changed = _split(genes, genome, _weight_key, "featurizer_group", lambda g: g.shares_weights)
     changed |= _split(genes, genome, _feature_key, "feature_group", lambda g: g.shares_features)
@@ -25,17 +25,17 @@ def repair(genome: Genome, rng: np.random.Generator) -> tuple[Genome, bool]:
 
 
 def _weight_key(genome: Genome, gene: Gene) -> Hashable:
-    """Weights fit another LIV if it has the same integers."""
+    """LIVs can share weights if their operators are equal."""
     return genome.operator(gene)
 
 
 def _feature_key(genome: Genome, gene: Gene) -> Hashable:
-    """Features can only fit another LIV of the same family and differential form."""
+    """LIVs can only share features within one family and differential form."""
     return genome.operator(gene).family, genome.operator(gene).differential
 
 
 def _split(genes: list[Gene], genome: Genome, key: Callable, name: str, active: Callable[[Gene], bool]) -> bool:
-    """Give members of one group that are incompatible groups of their own, in place."""
+    """Moves members that are incompatible with the first of their group into new groups, in place."""
     groups: dict[tuple[int, Hashable], int] = {}
     first_key: dict[int, Hashable] = {}
     changed = False
@@ -56,7 +56,7 @@ def _split(genes: list[Gene], genome: Genome, key: Callable, name: str, active: 
 
 
 def _agree_on_strategy(genes: list[Gene], genome: Genome, rng: np.random.Generator) -> bool:
-    """One legal strategy for every feature group, or no group, in place."""
+    """Gives every feature group one legal strategy, or dissolves it, in place."""
     members: dict[int, list[int]] = {}
     for index, gene in enumerate(genes):
         if gene.shares_features:

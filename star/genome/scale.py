@@ -1,15 +1,13 @@
-"""An evolved backbone made larger: deeper by whole copies of itself, and wider.
+"""Makes an evolved backbone larger: deeper by whole copies, and wider.
 
-The paper evolves backbones of 24 LIVs at width 768 and trains one at 48 LIVs and width 2048 (STAR, arXiv 2411.17800,
-its 1B model). How the deeper one is put together it does not say; there are two ways to do it (both are compared in
-Composer, arXiv 2510.00379):
+The paper evolves backbones of 24 LIVs at width 768, and trains one of 48 LIVs at width 2048 (STAR, arXiv 2411.17800,
+the 1B model). It does not say how it makes the deeper one. There are two ways (compared in Composer, arXiv 2510.00379):
 
-    stack      ABC  ->  ABC ABC        the whole backbone again: motifs and their order stay (our default)
-    stretch    ABC  ->  AA BB CC       every LIV again in its place: early stays early, late stays late
+    stack      ABC  ->  ABC ABC        repeats the whole backbone: motifs and their order stay (our default)
+    stretch    ABC  ->  AA BB CC       repeats every LIV in place: early LIVs stay early, late ones late
 
-Sharing stays within a copy: where A shares with C, copy n of A shares with copy n of C. So every copy has the
-parameters and the cache of the original, no more and no less, and a provider still comes before those who use its
-features.
+Sharing stays within a copy: if A shares with C, copy n of A shares with copy n of C. So every copy has the parameters
+and the cache of the original, and a provider still comes before its consumers.
 """
 
 from __future__ import annotations
@@ -20,14 +18,14 @@ from fractions import Fraction
 from typing import Any
 
 from star.errors import UserError
-from star.genome.genome import MAX_DEPTH, MAX_WIDTH, Gene, Genome, canonical_genes
+from star.genome.genome import MAX_DEPTH, MAX_WIDTH, Gene, Genome, canonical_genes, copy_gene
 
 WAYS = ("stack", "stretch")
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How much larger: depth, how many copies of every LIV; width, a factor of `d_model`; way, one of `WAYS`."""
+    """How much larger. depth: copies of every LIV; width: factor of `d_model`; way: one of `WAYS`."""
 
     depth: int = 1
     width: Fraction = Fraction(1)
@@ -39,9 +37,7 @@ class Scale:
 
 
 def parse_scale(text: str) -> Scale:
-    """A scale as people write it: "2x-depth,2x-width", "8/3x-width", "2x-depth,stretch"; raises UserError naming the
-    part.
-    """
+    """The scale of a text such as "2x-depth,2x-width", "8/3x-width" or "2x-depth,stretch". Raises UserError."""
     found: dict[str, Any] = {}  # depth and width: Fraction; way: text
     for part in text.replace(" ", "").split(","):
         match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6}|/\d{1,6})?)x-(depth|width)", part)
@@ -63,10 +59,10 @@ def parse_scale(text: str) -> Scale:
 
 
 def scaled(genome: Genome, depth: int = 2, width: int | Fraction = Fraction(2), way: str = "stack") -> Genome:
-    """`genome` with `depth` copies of every LIV and a residual stream `width` times as wide; heads keep their width, so
-    there are more.
+    """`genome` with `depth` copies of every LIV and a residual stream `width` times as wide.
 
-    Raises UserError where the result is beyond the limits of a genome, or a class does not fit the new width.
+    Heads keep their width, so their number grows. Raises UserError if the result is beyond the limits of a genome, or a
+    class does not fit the new width.
     """
     if way not in WAYS:
         raise UserError(f"the way of scaling is '{way}'; it must be {' or '.join(WAYS)}")
@@ -84,34 +80,11 @@ def scaled(genome: Genome, depth: int = 2, width: int | Fraction = Fraction(2), 
         )
     result = replace(genome, backbone=copies(genes, depth, way), d_model=int(d_model))
     if not result.fits and genome.fits:
-        raise UserError(f"scale {width}x-width makes a width of {d_model}: {_misfit(result)}")
+        raise UserError(f"scale {width}x-width makes a width of {d_model}: {result.misfit}")
     return result
 
 
 def copies(genes: tuple[Gene, ...], n: int, way: str) -> tuple[Gene, ...]:
     """n copies of canonical genes, each with sharing groups of its own."""
-    n_weights, n_features = (
-        max(getattr(gene, name) for gene in genes) for name in ("featurizer_group", "feature_group")
-    )
-
-    def copy(gene: Gene, number: int) -> Gene:
-        return gene._replace(
-            featurizer_group=gene.featurizer_group and gene.featurizer_group + number * n_weights,
-            feature_group=gene.feature_group and gene.feature_group + number * n_features,
-        )
-
-    if way == "stack":
-        order = [copy(gene, number) for number in range(n) for gene in genes]
-    else:
-        order = [copy(gene, number) for gene in genes for number in range(n)]
-    return canonical_genes(tuple(order))
-
-
-def _misfit(genome: Genome) -> str:
-    """Why the first class that does not fit this width does not."""
-    for gene in genome.backbone:
-        try:
-            genome.pool[gene.class_id - 1].config(genome.d_model, genome.head_dim, genome.rope_theta)
-        except UserError as error:
-            return str(error)
-    raise AssertionError("every class fits")
+    by_copy = [[copy_gene(gene, number, genes) for gene in genes] for number in range(n)]
+    return canonical_genes(tuple(gene for row in (by_copy if way == "stack" else zip(*by_copy)) for gene in row))

@@ -1,8 +1,8 @@
-"""A search space: genomes of a fixed shape as fixed-width int64 vectors, for algorithms that evolve integers.
+"""A search space: genomes as int64 vectors of fixed length, for algorithms that evolve integers.
 
     [ width index, norm, residual | class, featurizer group, strategy, feature group, strategy | ... n_slots times ]
 
-Every position has its own list of legal values; class 0 leaves a slot empty, so one length holds any depth. The vectors
+Every position has its own list of legal values. Class 0 leaves a slot empty, so one length holds any depth. The vectors
 that `sample`, `repair` and `encode` return are valid and canonical, so equal architectures are equal rows.
 """
 
@@ -25,13 +25,13 @@ GENES = Gene._fields
 
 @dataclass(frozen=True)
 class Space:
-    """Which genomes a search may visit.
+    """The genomes that a search may visit.
 
     Args:
-        n_slots: LIV slots; the greatest depth. d_models: legal widths. head_dim: of every head.
-        classes: pool ids that a slot may hold (0 for empty); classes that do not fit every width are refused.
-        norms, residuals: legal block schemes. max_groups: sharing groups of each kind, by default half the slots;
-        0: nothing is shared.
+        n_slots: LIV slots, the greatest depth. d_models: legal widths. head_dim: width of every head.
+        classes: pool ids that a slot may hold (0 for empty). norms, residuals: legal block schemes.
+        max_groups: sharing groups of each kind, by default half the slots; with 0 nothing is shared.
+    Raises: UserError for illegal values, and for a class that does not fit every width.
     """
 
     n_slots: int
@@ -66,12 +66,12 @@ class Space:
 
     @property
     def offset(self) -> int:
-        """Where the slots begin."""
+        """The position of the first slot."""
         return len(HEADER)
 
     @cached_property
     def names(self) -> list[str]:
-        """Names of the positions of a vector."""
+        """The name of each position."""
         return list(HEADER) + self._slot_names
 
     @property
@@ -81,10 +81,8 @@ class Space:
     @cached_property
     def values(self) -> list[np.ndarray]:
         """Legal values of each position."""
-        return [
-            np.array(list(v), dtype=np.int64)
-            for v in [*self._header_values, *self._slot_values(self.classes) * self.n_slots]
-        ]
+        rows = [*self._header_values, *self._slot_values(self.classes) * self.n_slots]
+        return [np.array(list(v), dtype=np.int64) for v in rows]
 
     @property
     def _header_values(self) -> list:
@@ -97,8 +95,7 @@ class Space:
 
     @property
     def _n_strategies(self) -> int:
-        probe = Genome((Gene(1),))
-        return max(probe.family(Gene(c)).n_strategies for c in self.classes if c)
+        return max(self._strategies_of.values())
 
     @property
     def n_var(self) -> int:
@@ -127,7 +124,7 @@ class Space:
         return np.array([s.start for s in self.segments])
 
     def encode(self, genome: Genome) -> np.ndarray:
-        """int64 [n_var]; raises UserError if the genome is not of this space."""
+        """The vector int64 [n_var] of a genome. Raises UserError if the genome is not in this space."""
         genes = genome.canonical().backbone
         if len(genes) > self.n_slots:
             raise UserError(
@@ -150,7 +147,7 @@ class Space:
         return np.array(header + body + [0] * (self.n_var - len(header) - len(body)), dtype=np.int64)
 
     def decode(self, x: np.ndarray) -> Genome:
-        """The genome of a vector whose values are legal at every position; sharing may still need `repair`."""
+        """The genome of a vector with a legal value at every position; its sharing may still need `repair`."""
         numbers = [int(v) for v in x]
         width = len(GENES)
         body = numbers[len(HEADER) :]
@@ -171,12 +168,11 @@ class Space:
     # Valid vectors.
 
     def sample(self, rng: np.random.Generator, n: int) -> np.ndarray:
-        """[n, n_var]: depth uniform from half the slots to all, every other gene uniform over its legal values, then
-        repaired.
+        """Random genomes [n, n_var], repaired: depth uniform from half the slots to all, other genes over their values.
 
-        Drawing the depth first matters: with class 0 as likely as any other, nearly all genomes would be almost full;
-        and with depths from 1 a small population is all small models, from which a short search hardly climbs (measured
-        on the default run: hypervolume x 1.17 over the initial population, against x 1.7).
+        The depth is drawn first: if class 0 were as likely as any other, nearly all genomes would be almost full. And
+        with depths from 1, a small population is all small models, from which a short search improves little (measured
+        on the default run: hypervolume 1.17 times that of the initial population, against 1.7 times).
         """
         X = np.stack([rng.choice(values, size=n) for values in self.values], axis=1)
         operators = [c for c in self.classes if c]
@@ -187,7 +183,7 @@ class Space:
         return self.repair(X, rng)[0]
 
     def repair(self, X: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Valid canonical rows [n, n_var], and which rows needed more than renumbering, bool [n]. Idempotent."""
+        """Valid canonical rows [n, n_var], and bool [n]: which rows needed more than renumbering. Idempotent."""
         rows, flags = [], []
         for row in np.asarray(X):
             row, clamped = self._clamp(row, rng)
@@ -197,8 +193,8 @@ class Space:
         return np.array(rows, dtype=np.int64).reshape(-1, self.n_var), np.array(flags, dtype=bool)
 
     def _clamp(self, row: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
-        """The nearest legal value at every position, and at least one LIV."""
-        fixed = np.array([v[np.argmin(np.abs(v - x))] for v, x in zip(self.values, row)], dtype=np.int64)
+        """The nearest vector with legal values and at least one LIV, and whether it is another one."""
+        fixed = self._nearest(row)
         clamped = bool((fixed != row).any())
         classes = fixed[self.offset :: len(GENES)]
         if not classes.any():
@@ -206,12 +202,16 @@ class Space:
             clamped = True
         return fixed, clamped
 
+    def _nearest(self, row: np.ndarray) -> np.ndarray:
+        """The nearest legal value at every position."""
+        return np.array([v[np.argmin(np.abs(v - x))] for v, x in zip(self.values, row, strict=True)], dtype=np.int64)
+
     def to_json(self) -> dict[str, Any]:
-        """JSON-able, for `space_from_json`."""
+        """A dictionary for JSON, which `space_from_json` reads back."""
         return asdict(self)
 
     def fit(self, genome: Genome) -> Genome:
-        """The genome at the nearest width and depth of this space, to seed a search or to compare with."""
+        """The genome at the nearest width and depth of this space, to seed a search or as a baseline."""
         d_model = min(self.d_models, key=lambda d: abs(d - genome.d_model))
         depth = min(genome.depth, self.n_slots) if genome.d_model == d_model else self.n_slots
         return replace(genome.scaled(d_model, depth, self.head_dim), rope_theta=self.rope_theta)

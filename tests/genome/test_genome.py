@@ -92,7 +92,7 @@ def test_a_gene_out_of_range_is_named(text, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": "x"}, "no genome"),
+        ({"format": "x"}, "not a genome"),
         ({"version": 7}, "version 7"),
         ({"depth": 3}, "unknown key 'depth'"),
         ({"d_model": "wide"}, "'d_model' is 'wide'"),
