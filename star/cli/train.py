@@ -20,7 +20,9 @@ def train(
     ] = None,
     preset: Annotated[
         str | None,
-        typer.Option(help="Recipe: smoke, laptop (default), gpu or paper; a refined RUN:ID has its own."),
+        typer.Option(
+            help="Preset with the recipe: smoke, laptop (default), gpu or paper; a refined RUN:ID has its own."
+        ),
     ] = None,
     data: Annotated[str, typer.Option(help=DATA_HELP)] = "stdlib",
     tokens: Annotated[
@@ -37,7 +39,7 @@ def train(
     ] = None,
     log: Annotated[
         list[str] | None,
-        typer.Option(metavar="WHERE", help="Also log to tensorboard:FOLDER or wandb:PROJECT (extras of these names)."),
+        typer.Option(metavar="WHERE", help="Also log to tensorboard:FOLDER or wandb:PROJECT (needs that extra)."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Random seed of the initial weights and the batch order.")] = 0,
     set_: Annotated[
