@@ -164,9 +164,9 @@ def test_what_it_chooses_is_distinct_repeatable_and_better_than_chance():
         again = surrogate(60, seed).choose(offered, 8, np.random.default_rng(seed))
         assert (chosen, predictions) == again and len(set(chosen)) == 8
         assert all(set(p) == {"loss"} and len(p["loss"]) == 2 and p["loss"][1] > 0 for p in predictions)
-        told, truth = truth_of(genomes(60, seed)), truth_of(offered)
-        low, high = told.min(axis=0), told.max(axis=0)
-        of = lambda picks: volume((np.vstack([told, truth[picks]]) - low) / (high - low))  # noqa: B023, E731
+        known, truth = truth_of(genomes(60, seed)), truth_of(offered)
+        low, high = known.min(axis=0), known.max(axis=0)
+        of = lambda picks: volume((np.vstack([known, truth[picks]]) - low) / (high - low))  # noqa: B023, E731
         drawn = [of(np.random.default_rng(k).choice(64, 8, replace=False)) for k in range(20)]
         gains.append(of(chosen) - np.mean(drawn))
     assert np.mean(gains) > 0 and sum(gain > 0 for gain in gains) >= 4
@@ -268,7 +268,7 @@ def objectives_of(given: list[Genome], loss: np.ndarray) -> np.ndarray:
     )
 
 
-def test_the_end_of_training_is_foretold_from_a_rung():
+def test_the_end_of_training_is_predicted_from_a_rung():
     surrogate, given = make_surrogate(load_config("laptop"), 256), genomes(60)
     rung, end = learning(given)
     at, F = objectives_of(given, rung), objectives_of(given, end)
@@ -295,12 +295,12 @@ def test_those_that_were_stopped_teach_what_they_would_have_come_to():
     rung, end = learning(given)
     at, F = objectives_of(given, rung), objectives_of(given, end)
     good = np.arange(60) < 15
-    told, ignorant = (make_surrogate(load_config("laptop"), 256) for _ in range(2))
-    told.tell(given, F, good, [[row] for row in at])
+    taught, ignorant = (make_surrogate(load_config("laptop"), 256) for _ in range(2))
+    taught.tell(given, F, good, [[row] for row in at])
     ignorant.tell(given[:15], F[:15], good[:15], [[row] for row in at[:15]])
     others = genomes(80, seed=2)
     truth = learning(others)[1]
-    error = [np.abs(model.predict(others)[0][:, 0] - truth).mean() for model in (told, ignorant)]
+    error = [np.abs(model.predict(others)[0][:, 0] - truth).mean() for model in (taught, ignorant)]
     assert error[0] < error[1]
 
 
