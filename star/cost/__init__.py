@@ -1,7 +1,6 @@
-"""Exact costs of a plan, without building it, for one genome or for a population. Imports `star.genome`.
+"""Exact costs of an architecture without building it, for one genome or for a population. Imports `star.genome`.
 
-What the built module has is the same numbers: parameters are its parameters, cache bytes are the bytes of its state
-tensors.
+They equal the counts of the built module: its parameters, and the bytes of its state tensors.
 """
 
 from star.cost.population import population_costs

@@ -1,8 +1,8 @@
-"""Costs of a whole population at once: `costs` for every row of a search space, by table look-up.
+"""The costs of a whole population at once, by table look-up.
 
-A LIV's costs depend on its class, on the width, on what it takes from its provider (the strategy of its feature group)
-and on which of its weights an earlier LIV owns (a set of feature groups). These are few, so `costs` of each is computed
-once.
+The costs of a LIV depend on its class, on the width, on what it takes from its provider (the strategy of its feature
+group) and on which of its weights an earlier LIV owns (a set of feature groups). There are few combinations, so each is
+computed once.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from star.liv import FAMILIES
 def population_costs(
     space: Space, X: np.ndarray, vocab_size: int = 256, seq_len: int = 4096, tie_embeddings: bool = True
 ) -> Costs:
-    """`costs(space.decode(x), vocab_size, seq_len, tie_embeddings)` for every row x of X int64 [n, n_var], as arrays
-    [n].
+    """`costs(space.decode(x), ...)` for every row x of X int64 [n, n_var]: every field is an array [n].
 
-    Rows must be valid, as `space.sample` and `space.repair` return them. About a microsecond for each LIV of a genome.
+    Rows must be valid, as `space.sample` and `space.repair` return them. Takes about a microsecond per LIV.
+    Raises ValueError for an `OperatorSpace`.
     """
     if isinstance(space, OperatorSpace):
         raise ValueError(
@@ -40,7 +40,7 @@ def population_costs(
     d_model = np.array(space.d_models)[width]
     n_groups = 1 + int(X[:, len(HEADER) :].reshape(n, -1, len(GENES))[:, :, [1, 3]].max(initial=0))
     strategy_of = np.zeros((n, n_groups), dtype=np.int64)  # of each feature group, once its provider is seen
-    owned = np.zeros((n, n_groups), dtype=np.int64)  # bits of the weights that each featurizer group has an owner for
+    owned = np.zeros((n, n_groups), dtype=np.int64)  # of each featurizer group, the set of weights that has an owner
 
     depth, backbone, cache, exact, channel = (np.zeros(n, dtype=np.int64) for _ in range(5))
     mixing, decoding = np.zeros(n), np.zeros(n)
@@ -66,9 +66,8 @@ def population_costs(
         decoding += tables.decode_mixing_flops[at]
         depth += there
 
-    per_block = np.array([[len(BlockConfig(1, n, r).weights()) for r in range(1, 3)] for n in range(1, 4)])[
-        norm - 1, residual - 1
-    ]
+    vectors = np.array([[len(BlockConfig(1, n, r).weights()) for r in range(1, 3)] for n in range(1, 4)])
+    per_block = vectors[norm - 1, residual - 1]
     embedding = vocab_size * d_model * (1 if tie_embeddings else 2)
     head = 2 * vocab_size * d_model
     arrays: dict[str, Any] = dict(  # Costs of many genomes: every field is an array [n]
@@ -84,16 +83,17 @@ def population_costs(
 
 @dataclass(frozen=True)
 class CostTables:
-    """Flat arrays. Index [width, class, strategy taken] but for `parameters`, [width, class, set of weights], and
-    `own_weights`,
-    [class, strategy taken] -> set of weights, one bit for each feature group of the class."""
+    """Flat arrays with the index [width, class, strategy taken], unless a comment says otherwise.
+
+    A set of weights is an integer with one bit for each feature group of the class.
+    """
 
     n_classes: int
     max_strategies: int
     n_sets: int
     n_strategies: np.ndarray  # [class]
-    own_weights: np.ndarray
-    parameters: np.ndarray
+    own_weights: np.ndarray  # [class, strategy taken] -> set of weights
+    parameters: np.ndarray  # [width, class, set of weights]
     cache: np.ndarray
     cache_exact: np.ndarray
     channel_flops: np.ndarray
@@ -103,7 +103,7 @@ class CostTables:
 
 @lru_cache(maxsize=8)
 def cost_tables(space: Space, seq_len: int) -> CostTables:
-    """Costs of every class of a space at every width, remembered."""
+    """The costs of every class of a space at every width (cached)."""
     classes = [c for c in space.classes if c]
     families = {c: FAMILIES[POOL[c - 1].operator.family] for c in classes}
     widest = [POOL[c - 1].config(space.d_models[0], space.head_dim, space.rope_theta).weights() for c in classes]

@@ -7,26 +7,20 @@ from dataclasses import dataclass
 
 from star.genome import Genome, Plan, load_genome, resolve
 
-NUMBER_BYTES = 2  # of the paper's cache: 2 bytes per number, whatever its role
-RECURRENT_BYTES = 4  # what a recurrent state really takes
+NUMBER_BYTES = 2  # the paper counts 2 bytes for every cached number
+RECURRENT_BYTES = 4  # the true size of a recurrent state
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Costs of one architecture; of a population, arrays of them.
+    """Costs of one architecture, or arrays of them for a population. FLOPs are 2 per multiply-add."""
 
-    parameters: all, embedding and norms included. backbone_parameters: LIVs only, shared weights once (the paper's
-    size). cache_bytes: the paper's convention, 2 bytes per number at `seq_len` tokens, shared tensors once.
-    cache_bytes_exact: what the decode state allocates, bf16 with float32 recurrent states. train_flops_per_token,
-    decode_flops_per_token: 2 per multiply-add; training is 3 forwards; decoding after `seq_len` tokens.
-    """
-
-    parameters: int
-    backbone_parameters: int
-    cache_bytes: int
-    cache_bytes_exact: int
-    train_flops_per_token: float
-    decode_flops_per_token: float
+    parameters: int  # all, with embedding and norms
+    backbone_parameters: int  # of LIVs only, shared weights once (the paper's size)
+    cache_bytes: int  # after `seq_len` tokens, shared tensors once, at 2 bytes per number (the paper's convention)
+    cache_bytes_exact: int  # what the decode state allocates: bfloat16, recurrent states in float32
+    train_flops_per_token: float  # three forward passes
+    decode_flops_per_token: float  # of one token after `seq_len` others
 
 
 def costs(

@@ -212,8 +212,8 @@ class LIVConfig:
 class LIV(nn.Module):
     """An operator with its weights. A family writes `features_of`, `value` and `core`.
 
-    given: feature groups that a provider computes in its place. tied: {name of a weight: parameter of another LIV}, used
-    in place of weights of its own (featurizer sharing: same weights, own input).
+    given: feature groups that a provider computes in its place. tied: {name of a weight: parameter of another LIV}, for
+    weights that it uses but does not own (featurizer sharing: same weights, own input).
     """
 
     MAPS: tuple[str, ...]  # the linear maps of x that a family may have, each with an optional short filter

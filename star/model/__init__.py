@@ -1,4 +1,4 @@
-"""Genome -> plan -> torch module. Imports `star.genome` and `star.liv`."""
+"""From a genome to a language model in torch. Imports `star.genome` and `star.liv`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from star.model.language_model import LanguageModel, ModelState
 
 
 def build(genome: Genome | str, vocab_size: int = 256, seed: int = 0, tie_embeddings: bool = True) -> LanguageModel:
-    """The language model of a genome, with weights started from `seed`.
+    """The language model of a genome, with weights initialised from `seed`.
 
     Args: genome: a `Genome`, a shipped name, a path or text; vocab_size: rows of the embedding.
     Raises: UserError if an operator does not fit the width or a sharing group cannot be shared.

@@ -1,14 +1,14 @@
 """Cross-entropy of next tokens without ever holding all logits.
 
-    loss = mean_i ( log sum_v exp(w_v . x_i) - w_(t_i) . x_i )
+    loss = mean_i ( log sum_v exp(w_v . x_i) - w_(t_i) . x_i )        i tokens, v the vocabulary, t_i targets
 
-At a vocabulary of 50,000 the logits of a batch, their softmax and its gradient are most of the memory of training. Here
-tokens go through the head a chunk at a time. The gradient of a mean is known as soon as the logits are,
+With a vocabulary of 50,000 the logits of a batch, their softmax and its gradient take most of the memory of training.
+Here tokens pass the head a chunk at a time. The gradient of the mean follows from the logits,
 
     d loss / d logits_i = (softmax(logits_i) - onehot(t_i)) / n,
 
-so the gradients of x and of the head are made together with the loss and the logits of a chunk are dropped at once:
-three matrix products, as without chunks, and no second forward (the idea of Liger, arXiv 2410.10989, in torch alone).
+so it is computed together with the loss, for x and for the head, and the logits of the chunk are dropped at once: three
+matrix products, as without chunks, and no second forward (the idea of Liger, arXiv 2410.10989, in plain torch).
 """
 
 from __future__ import annotations
@@ -21,21 +21,20 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 IGNORED = -100  # a target that does not count, as in torch
-# Measured on a CPU (one thread, widths 128 to 384): the plain form is 2 to 17 % faster below so many logits, they are
-# equal at 2**21, and above it the chunked one is up to 1.25 times as fast; chunks of 256 to 1,024 tokens are alike, of
-# 64 slower.
+# Measured on a CPU (one thread, widths 128 to 384): below 2**21 logits the plain form is 2 to 17 % faster, above it the
+# chunked form is up to 1.25 times as fast. Chunks of 256 to 1,024 tokens are equally fast, of 64 slower.
 CPU_LOGITS, CPU_CHUNK = 2**21, 512
-DEVICE_LOGITS = 2**26  # held at once on a GPU, 256 MiB in float32 (not measured)
+DEVICE_LOGITS = 2**26  # logits held at once on a GPU, 256 MiB in float32 (not measured)
 
 
 def cross_entropy(
     x: Tensor, head: Tensor, targets: Tensor, reduction: str = "mean", chunk: int | None = None
 ) -> Tensor:
-    """Loss in nats of x [N, D] read by head [V, D] against targets int64 [N], its softmax in float32 or wider.
+    """Loss in nats, a scalar or [N] with reduction "none"; the softmax is in float32 or wider.
 
-    A scalar, or [N] with reduction "none"; targets of -100 do not count (0 with "none"). The head is cast to the dtype
-    of x, and its gradient is summed over chunks in its own. chunk: tokens whose logits are held at once; by default
-    plain where that is faster.
+    Args: x [N, D]; head [V, D], cast to the dtype of x, while its gradient is summed in its own dtype; targets int64
+        [N], where -100 does not count (loss 0 with "none"); chunk: tokens whose logits are held at once, by default all
+        where that is faster.
     """
     chunk = chunk or tokens_at_once(x, head)
     if chunk == 0:
@@ -44,16 +43,13 @@ def cross_entropy(
     if learns and reduction == "mean":
         return ChunkedCrossEntropy.apply(x, head, targets, chunk)[0]
     head = head.to(x.dtype)
-    losses = [
-        token_losses(part, head, target, learns)
-        for part, target in zip(x.split(chunk), targets.split(chunk), strict=True)
-    ]
-    loss = torch.cat(losses)
+    parts = zip(x.split(chunk), targets.split(chunk), strict=True)
+    loss = torch.cat([token_losses(part, head, target, learns) for part, target in parts])
     return loss if reduction == "none" else loss.sum() / (targets != IGNORED).sum()
 
 
 def tokens_at_once(x: Tensor, head: Tensor) -> int:
-    """How many tokens of x [N, D] to read with head [V, D] at once; 0: all of them, in the plain form."""
+    """How many tokens of x [N, D] pass head [V, D] at once; 0 for all, in the plain form."""
     vocab_size, logits = len(head), len(x) * len(head)
     if x.device.type == "cpu":
         return 0 if logits < CPU_LOGITS else CPU_CHUNK
@@ -63,13 +59,12 @@ def tokens_at_once(x: Tensor, head: Tensor) -> int:
 def plain_cross_entropy(x: Tensor, head: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
     """The same with all logits at once, head [V, D] in the dtype of x."""
     logits = F.linear(x, head)
-    return F.cross_entropy(
-        logits.to(torch.promote_types(logits.dtype, torch.float32)), targets, reduction=reduction, ignore_index=IGNORED
-    )
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(logits, targets, reduction=reduction, ignore_index=IGNORED)
 
 
 def token_losses(x: Tensor, head: Tensor, targets: Tensor, learns: bool) -> Tensor:
-    """[N]. The gradient depends on the weight of every token, so the logits are computed again for it."""
+    """Losses [N]. Their gradient depends on the weight of each token, so the backward computes the logits again."""
     if learns:
         return checkpoint(plain_cross_entropy, x, head, targets, "none", use_reentrant=False)
     return plain_cross_entropy(x, head, targets, "none")
@@ -84,7 +79,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     def forward(x: Tensor, head: Tensor, targets: Tensor, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
         weight = head.to(x.dtype)
         counts = targets != IGNORED
-        # [N], what a token weighs in the mean
+        # [N], the weight of each token in the mean.
         share = counts.to(torch.promote_types(x.dtype, torch.float32)) / counts.sum()
         total: Any = 0.0
         dx, dhead = [], None
@@ -111,10 +106,9 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
 
 def softmax_gradient(logits: Tensor, targets: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
-    """Of one chunk: the weighted loss, a scalar, and its gradient by the logits [n, V] in their dtype. Uses the logits
-    up.
+    """The weighted loss of one chunk, a scalar, and its gradient by the logits [n, V] in their dtype.
 
-    share [n]: the weight of every token, 0 where the target is -100.
+    share [n]: the weight of each token, 0 where the target is -100. May overwrite the logits.
     """
     dtype = torch.promote_types(logits.dtype, torch.float32)
     index, share = targets.clamp_min(0)[:, None], share[:, None]

@@ -2,8 +2,8 @@
 
     tokens [B, T]  ->  x [B, T, D]  ->  block: x + gain * norm(LIV(norm(x)))  ...  ->  norm  ->  logits [B, T, V]
 
-`model(tokens)` returns logits and a state that continues exactly; `model.loss` is the training entry and computes no
-state. Master weights stay in their own dtype; activations take `compute_dtype` (bfloat16 on a GPU), without autocast.
+`model(tokens)` returns logits and a state, from which later tokens continue exactly. `model.loss` is for training and
+keeps no state. Weights stay in their own dtype; activations have `compute_dtype` (bfloat16 on a GPU), without autocast.
 """
 
 from __future__ import annotations
@@ -17,23 +17,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from star.genome.plan import BlockConfig, Layer, Plan
-from star.liv.base import LIV, Features, State, Weight, check_state, normal
+from star.liv.base import LIV, Features, State, check_state, normal
 from star.liv.functional import rms_norm
 from star.model.cross_entropy import cross_entropy
 
 NORM_EPS = 1e-5
-BASE_WIDTH = 64  # where logits start at a standard deviation of 1
+BASE_WIDTH = 64  # the width at which initial logits have a standard deviation of 1
 
 
 @dataclass
 class ModelState:
-    """What decoding remembers: one dict of tensors per layer, the tokens seen, the tokens that the caches have room
-    for.
-    """
+    """The decode state: everything that later tokens depend on."""
 
-    layers: list[State]
-    length: int
-    capacity: int
+    layers: list[State]  # for each layer its tensors by name
+    length: int  # tokens seen
+    capacity: int  # tokens that the caches have room for
 
     @property
     def nbytes(self) -> int:
@@ -61,7 +59,7 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, state: State | None, given: Features, offset: int
     ) -> tuple[Tensor, State | None, Features]:
-        """x [B, T, D]; also returns the features of the LIV, for LIVs that share them."""
+        """x [B, T, D] -> the new residual stream [B, T, D], the new state, and the features, which others may share."""
         h = rms_norm(x, self.norm_in, NORM_EPS) if self.has_norm_in else x
         h, state, features = self.liv.share(h, state, given, offset)
         if self.has_norm_out:
@@ -72,7 +70,7 @@ class Block(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """Args: plan; vocab_size: rows of the embedding; tie_embeddings: the head is the embedding, transposed."""
+    """A language model. vocab_size: rows of the embedding; tie_embeddings: embedding and head are one matrix."""
 
     genome: Any = None  # set by `star.build`
     blocks: Any  # nn.ModuleList of `Block`, whose elements torch does not type
@@ -98,9 +96,10 @@ class LanguageModel(nn.Module):
         }
 
     def forward(self, tokens: Tensor, state: ModelState | None = None) -> tuple[Tensor, ModelState]:
-        """tokens int64 [B, T] -> logits [B, T, V] and the state after them; the state passed in is used up.
+        """tokens int64 [B, T] -> logits [B, T, V] and the state after them. The state passed in must not be used again.
 
-        Without a state one is made that grows as it is continued. The state carries no gradient.
+        Without a state, a new one is made; caches grow as needed. The state carries no gradient. Raises ValueError for
+        tokens or a state that do not fit the model.
         """
         self._check_tokens(tokens)
         batch, seq_len = tokens.shape
@@ -111,9 +110,9 @@ class LanguageModel(nn.Module):
         return self.logits(x), ModelState(layers, state.length + seq_len, state.capacity)
 
     def loss(self, tokens: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
-        """Cross-entropy in nats of targets int64 [B, T]: a scalar, or [B, T] with reduction "none". No state.
+        """Cross-entropy in nats of targets int64 [B, T]: a scalar, or [B, T] with reduction "none".
 
-        Where there are many logits they are made a chunk of tokens at a time (see `star/model/cross_entropy.py`).
+        Many logits are computed a chunk of tokens at a time (see `star.model.cross_entropy`).
         """
         x, _ = self.hidden(tokens, None)
         x = rms_norm(x, self.final_norm, NORM_EPS).flatten(0, 1)
@@ -121,7 +120,7 @@ class LanguageModel(nn.Module):
         return loss.view(targets.shape) if reduction == "none" else loss
 
     def hidden(self, tokens: Tensor, state: ModelState | None) -> tuple[Tensor, list[State]]:
-        """tokens [B, T] -> the last residual stream [B, T, D], and the states of all layers."""
+        """tokens [B, T] -> the residual stream after the last block [B, T, D], and the states of all layers."""
         self._check_tokens(tokens)
         x = F.embedding(tokens, self.embedding)
         x = x if self.compute_dtype is None else x.to(self.compute_dtype)
@@ -137,18 +136,18 @@ class LanguageModel(nn.Module):
         return x, states
 
     def logits(self, x: Tensor) -> Tensor:
-        """[B, T, D] -> [B, T, V]."""
+        """Final norm and head: [B, T, D] -> [B, T, V]."""
         return F.linear(rms_norm(x, self.final_norm, NORM_EPS), self.head_weight.to(x.dtype))
 
     @property
     def head_weight(self) -> nn.Parameter:
-        """[V, D]: what reads the residual stream out."""
+        """The weights of the head [V, D]."""
         return self.embedding if self.tie_embeddings else self.head
 
     def init_state(
         self, batch: int, max_len: int, dtype: torch.dtype | None = None, device: torch.device | None = None
     ) -> ModelState:
-        """An empty state with room for `max_len` tokens (it grows when they run out)."""
+        """An empty state with room for `max_len` tokens; it grows when more are needed."""
         dtype = dtype or self.compute_dtype or self.embedding.dtype
         device = device or self.embedding.device
         layers = [block.liv.init_state(batch, max_len, dtype, device) for block in self.blocks]
@@ -189,11 +188,10 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, seed: int) -> None:
-        """Start all weights from one seed. Output maps shrink with depth, so that the residual stream keeps its size.
+        """Initialises all weights from one seed. Output maps shrink with depth, so the residual stream keeps its size.
 
-        Embedding and head start the same at any width, and the final norm scales the logits by 1 / width: a wider model
-        then starts, and learns, like a narrow one (muP, arXiv 2203.03466; the multipliers are weights, so that an
-        exported model has none).
+        Embedding and head start the same at any width, and the final norm scales the logits by 1 / width. A wider model
+        then starts and learns like a narrow one (muP, arXiv 2203.03466; its multipliers are part of the weights here).
         """
         generator = torch.Generator().manual_seed(seed)
         for parameter in [self.embedding] + ([] if self.tie_embeddings else [self.head]):
@@ -204,55 +202,37 @@ class LanguageModel(nn.Module):
             block.liv.out.mul_(len(self.blocks) ** -0.5)
 
     def parameter_groups(self) -> list[dict]:
-        """Every parameter once, by how it should be trained.
+        """Every parameter once, grouped by how it should be trained.
 
         kind: "embedding", "head", "hidden" (dense matrices of LIVs) or "vector" (norms, filters, gates, biases);
-        layer: index of the LIV or None, of n_layers; width: of the model; names, params; fan_in of the matrices;
-        scale, where it is not one: the size at which the parameters start, and in proportion to which they should move.
+        layer: index of the LIV, or None; n_layers; width of the model; names; params; fan_in of matrices, else 1;
+        scale, where it is not 1: the initial size of the parameters, in proportion to which their steps should be.
         """
-        groups: list[dict] = [
-            {"kind": "embedding", "layer": None, "names": ["embedding"], "params": [self.embedding], "fan_in": 1}
-        ]
+        groups: dict[tuple, dict] = {}
+
+        def add(kind: str, layer: int | None, name: str, parameter: Tensor, fan_in: int = 1, **more: float) -> None:
+            new: dict[str, Any] = {"kind": kind, "layer": layer, "names": [], "params": [], "fan_in": fan_in}
+            group = groups.setdefault((kind, layer, fan_in), new | more)
+            group["names"].append(name)
+            group["params"].append(parameter)
+
+        add("embedding", None, "embedding", self.embedding)
         if not self.tie_embeddings:
-            groups.append(
-                {"kind": "head", "layer": None, "names": ["head"], "params": [self.head], "fan_in": self.plan.d_model}
-            )
-        scale = BASE_WIDTH / self.plan.d_model
-        groups.append(
-            {
-                "kind": "vector",
-                "layer": None,
-                "names": ["final_norm"],
-                "params": [self.final_norm],
-                "fan_in": 1,
-                "scale": scale,
-            }
-        )
+            add("head", None, "head", self.head, self.plan.d_model)
+        add("vector", None, "final_norm", self.final_norm, scale=BASE_WIDTH / self.plan.d_model)
         for layer, block in zip(self.plan.layers, self.blocks):
-            by_fan_in: dict[int, dict] = {}
-            own: dict[str, Weight] = layer.weights()
-            for name, weight in own.items():
-                kind = "hidden" if weight.kind == "matrix" else "vector"
-                key = weight.shape[-1] if kind == "hidden" else 0
-                group = by_fan_in.setdefault(
-                    key, {"kind": kind, "layer": layer.index, "names": [], "params": [], "fan_in": key or 1}
-                )
-                group["names"].append(f"blocks.{layer.index}.liv.{name}")
-                group["params"].append(getattr(block.liv, name))
+            for name, weight in layer.weights().items():
+                kind, fan_in = ("hidden", weight.shape[-1]) if weight.kind == "matrix" else ("vector", 1)
+                add(kind, layer.index, f"blocks.{layer.index}.liv.{name}", getattr(block.liv, name), fan_in)
             for name in self.plan.block.weights():
-                group = by_fan_in.setdefault(
-                    0, {"kind": "vector", "layer": layer.index, "names": [], "params": [], "fan_in": 1}
-                )
-                group["names"].append(f"blocks.{layer.index}.{name}")
-                group["params"].append(getattr(block, name))
-            groups += by_fan_in.values()
-        return [group | {"width": self.plan.d_model, "n_layers": len(self.blocks)} for group in groups]
+                add("vector", layer.index, f"blocks.{layer.index}.{name}", getattr(block, name))
+        return [group | {"width": self.plan.d_model, "n_layers": len(self.blocks)} for group in groups.values()]
 
     @torch.no_grad()
     def generate(
         self, tokens: Tensor, n_tokens: int, temperature: float = 1.0, top_k: int | None = None, seed: int = 0
     ) -> Tensor:
-        """Continue tokens [B, T] by `n_tokens`, one at a time with the decode state. Temperature 0 is greedy."""
+        """tokens [B, T] followed by `n_tokens` generated ones, [B, T + n_tokens]. Temperature 0 is greedy."""
         generator = torch.Generator(device=tokens.device).manual_seed(seed)
         state = self.init_state(tokens.shape[0], tokens.shape[1] + n_tokens)
         logits, state = self(tokens, state)
