@@ -1,85 +1,90 @@
-"""Is one checkout of the operators slower than another? Alternating processes, forward and backward, one thread.
+"""Is one checkout of the operators slower than another?
 
-    python benchmarks/operators/compare_versions.py OLD NEW [--rounds 7] [--out FILE.txt]
+    python benchmarks/operators/compare_versions.py OLD NEW [--seconds 8] [--out FILE.txt]
 
-OLD and NEW are checkouts. For each operator class (width 256, batch 4, 1,024 tokens, float32) every process times the
-module's forward and backward; processes of OLD and NEW alternate. Reported: minimum of OLD over minimum of NEW, above 1
-is faster. Decoding: one token after 256, the same ratio.
+OLD and NEW are checkouts; both are imported into one process. For each operator class, forward and backward (width 256,
+batch 4, 1,024 tokens, float32, one thread) and the decoding of one token after 256 others are timed in pairs, old new,
+new old, and so on, in CPU time: the drift of a loaded machine cancels in the ratio of a pair. Prints the smallest
+times, and the median of old / new with its quartiles: above 1, NEW is faster.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
+import importlib
+import statistics
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
-CLASSES = (
-    "SA-1",
-    "SWA-64",
-    "Rec-1",
-    "LinAttn",
-    "GLA",
-    "DeltaNet",
-    "GatedDelta",
-    "Mamba-2",
-    "RG-LRU",
-    "GConv-1",
-    "GConv-2",
-)
-WORKER = """
-import json, sys, time, torch
-torch.set_num_threads(1)
-from star.genome import POOL
-found = {}
-for name in sys.argv[1].split(","):
-    torch.manual_seed(0)
-    liv = next(c for c in POOL if c.name == name).config(256, 32, 10_000.0).build()
+import torch
+
+CLASSES = "SA-1 SWA-64 Rec-1 LinAttn GLA DeltaNet GatedDelta Mamba-2 RG-LRU GConv-1 GConv-2".split()
+WIDTH, BATCH, TOKENS, PAST = 256, 4, 1024, 256
+
+
+def pool(checkout: Path) -> dict:
+    """The operator classes of a checkout by name."""
+    for name in [name for name in sys.modules if name.split(".")[0] == "star"]:
+        del sys.modules[name]
+    sys.path.insert(0, str(checkout.resolve()))
+    genome = importlib.import_module("star.genome")
+    assert Path(genome.__file__).is_relative_to(checkout.resolve())
+    sys.path.pop(0)
+    return {c.name: c for c in genome.POOL}
+
+
+def calls(classes: dict, name: str) -> dict[str, Callable[[], object]]:
+    """What is timed, by its name in the table."""
+    liv = classes[name].config(WIDTH, 32, 10_000.0).build()
     liv.reset_parameters(torch.Generator().manual_seed(0))
-    x = torch.randn(4, 1024, 256, requires_grad=True)
-    times = []
-    for _ in range(5):
-        began = time.perf_counter()
-        liv(x)[0].sum().backward()
-        times.append(time.perf_counter() - began)
-    found[name] = min(times)
+    x = torch.randn(BATCH, TOKENS, WIDTH, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    gradient = torch.ones_like(x)
     with torch.no_grad():
-        state = liv.init_state(4, 512)
-        _, state = liv(x[:, :256], state)
-        token, times = x[:, :1], []
-        for i in range(60):
-            began = time.perf_counter()
-            _, state = liv(token, state, offset=256 + i)
-            times.append(time.perf_counter() - began)
-    found[name + ", one token"] = min(times)
-print(json.dumps(found))
-"""
+        _, state = liv(x[:, :PAST], liv.init_state(BATCH, 2 * PAST))
+
+    def decode() -> None:
+        with torch.no_grad():
+            liv(x[:, PAST : PAST + 1], state, offset=PAST)
+
+    return {name: lambda: liv(x)[0].backward(gradient), f"{name}, one token": decode}
+
+
+def clock(call: Callable[[], object]) -> float:
+    """CPU seconds of one call."""
+    started = time.thread_time()
+    call()
+    return time.thread_time() - started
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("old", type=Path)
     parser.add_argument("new", type=Path)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--seconds", type=float, default=8.0, help="time for each row of the table")
+    parser.add_argument("--out", type=Path, help="file for the table")
     args = parser.parse_args()
-    best: dict[Path, dict[str, float]] = {args.old: {}, args.new: {}}
-    for _ in range(args.rounds):
-        for path, times in best.items():
-            command = [sys.executable, "-c", WORKER, ",".join(CLASSES)]
-            environment = os.environ | {"PYTHONPATH": str(path.resolve()), "OMP_NUM_THREADS": "1"}
-            text = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-            for name, seconds in json.loads(text).items():
-                times[name] = min(times.get(name, seconds), seconds)
-    lines = [f"{'class':24}{'old ms':>9}{'new ms':>9}{'old / new':>11}"]
-    for name, old in best[args.old].items():
-        new = best[args.new][name]
-        lines.append(f"{name:24}{1e3 * old:9.3f}{1e3 * new:9.3f}{old / new:11.3f}")
-    print("\n".join(lines))
+    torch.set_num_threads(1)
+    old, new = pool(args.old), pool(args.new)
+    lines = [f"torch {torch.__version__}, width {WIDTH}, batch {BATCH}, {TOKENS} tokens, float32, one CPU thread", ""]
+    lines += [f"{'class':24}{'old ms':>9}{'new ms':>9}   old / new [quartiles]"]
+    for name in CLASSES:
+        pairs = zip(calls(old, name).items(), calls(new, name).values())
+        for (label, before), after in pairs:
+            before(), after()  # warm up
+            times: list[tuple[float, float]] = []
+            started = time.perf_counter()
+            while time.perf_counter() - started < args.seconds or len(times) < 8:
+                a, b = clock(before), clock(after)
+                d, c = clock(after), clock(before)
+                times += [(a, b), (c, d)]
+            low, middle, high = statistics.quantiles([a / b for a, b in times], n=4)
+            fastest = (1e3 * min(side) for side in zip(*times))
+            lines.append(f"{label:24}{''.join(f'{ms:9.3f}' for ms in fastest)}   {middle:.3f} [{low:.3f}, {high:.3f}]")
+            print(lines[-1], flush=True)
     if args.out:
-        args.out.write_text("\n".join(lines) + "\n")
+        args.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
