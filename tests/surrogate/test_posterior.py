@@ -31,7 +31,7 @@ def test_equals_botorch_at_equal_hyperparameters():
     model.mean_module.constant.data.fill_(0.0)
     model.eval()
     theirs = model(torch.tensor(Xs))
-    mean, covariance = ours.predict(Xs)
+    mean, covariance, _ = ours.joint(Xs)
     assert mean == pytest.approx(y.mean() + y.std() * theirs.mean.detach().numpy(), abs=1e-6)
     assert covariance == pytest.approx(y.var() * theirs.covariance_matrix.detach().numpy(), abs=1e-6)
 
