@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -90,7 +91,7 @@ class Attention(LIV):
     MAPS = ("q", "k", "v")
     VALUE = "v"
     config: AttentionConfig
-    attend = None  # replaces `softmax_attention` where training limits single heads
+    attend: Callable[[Tensor, Tensor, Tensor, int | None], Tensor] | None = None  # replaces `softmax_attention`
 
     def features_of(
         self, h: dict[str, Tensor], state: State | None, given: Features, offset: int

@@ -3,9 +3,9 @@
     result = train(model, corpus, LAPTOP)
     result.status, result.val_loss, result.val_loss_se, result.curve
 
-The recipe says everything that the result depends on; the same model, corpus and recipe give the same bits
-on a CPU with the same number of threads. Imports `star.data`; a model needs `loss` and `parameter_groups`, and to be a
-`star.model.LanguageModel` only for compiled blocks and sparsification.
+The result depends only on model, corpus and recipe: it is bit-identical on a CPU with the same number of threads. A
+model is any module with the two methods of `star.training.trainable.Trainable`; only compiled blocks and sparsification
+need a `star.model.LanguageModel`.
 """
 
 from star.training.checkpoint import CheckpointError

@@ -1,11 +1,11 @@
-"""How much the loss depends on what each attention head looks at, by distance, without a dense matrix.
+"""How much the loss depends on the keys of each attention head, by distance, without storing dense attention matrices.
 
     S_ij = |A_ij| |dL/dA_ij|,   dL/dA_ij = dO_i . v_j        A = softmax(q k^T / sqrt(d)), O = A v, dO = dL/dO
 
-S is the first-order estimate of what the loss changes by if query i no longer sees key j (a Taylor score; its signed
-sum over a head is the head importance of Michel et al., arXiv 1905.10650: sum_j A_ij dA_ij = dO_i . O_i). A mask of (i,
-j) means nothing for another input, so S is reduced at once to (head, distance i - j), in the buckets that the legal
-windows make.
+S estimates, to first order, by how much the loss changes if query i no longer sees key j. (It is a Taylor score; its
+signed sum over a head is the head importance of Michel et al., arXiv 1905.10650: sum_j A_ij dA_ij = dO_i . O_i.) A mask
+of single pairs (i, j) would not carry over to other inputs, so S is summed by (head, distance i - j), in buckets whose
+edges are the legal windows.
 
 Shapes: B batch, H query heads (of all branches), G key/value heads, T queries, S visible keys, d head width.
 """
@@ -14,54 +14,51 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from einops import repeat
+from torch import Tensor
 
 from star.liv.attention import Attention, softmax_attention
 from star.liv.genes import SPARSITY, WINDOW_UNIT
+from star.model import LanguageModel
 
 WINDOWS = tuple(WINDOW_UNIT * 2**n for n in range(len(SPARSITY) - 1))  # windows that the sparsity gene can name
 N_BUCKETS = len(WINDOWS) + 1  # bucket n: distances from WINDOWS[n - 1] to WINDOWS[n] - 1; the last is open
-FULL = 2**62  # a window as a number: every distance
+FULL = 2**62  # the window of all keys, as a number
 
 
 @dataclass
 class HeadLimits:
-    """Attention whose heads have windows and gains of their own: stands in for `softmax_attention` in one LIV.
+    """Attention whose heads have their own windows and gains; replaces `softmax_attention` in one LIV.
 
-    windows: keys that each of the H heads sees, itself included, None for all that the LIV sees. mixed [H]: the same as
-    a tensor, and groups: the heads of each window, both None where all heads have one window. gains [H]: what each
-    head's output is multiplied by, None where that is 1 for all.
+    windows: keys that each of the H heads sees, its own position included; None for all that the LIV sees. mixed [H]:
+    the same as a tensor, None if all heads have the same window; groups: then the heads of each window, otherwise
+    empty. gains [H]: factors of the heads' outputs, None if all are 1.
     """
 
     windows: list[int | None]
     mixed: Tensor | None
-    groups: list[tuple[int | None, Tensor]] | None
+    groups: list[tuple[int | None, Tensor]]
     gains: Tensor | None
 
     @classmethod
     def make(cls, windows: list[int | None], gains: list[float], device: torch.device) -> HeadLimits:
         """Limits from windows and gains of the heads."""
-        mixed = groups = None
+        mixed, groups = None, []
         if len(set(windows)) > 1:
             mixed = torch.tensor([w or FULL for w in windows], device=device)
-            groups = [
-                (own, torch.tensor([h for h, w in enumerate(windows) if w == own], device=device))
-                for own in dict.fromkeys(windows)
-            ]
-        return cls(
-            list(windows),
-            mixed,
-            groups,
-            None if set(gains) == {1} else torch.tensor(gains, dtype=torch.float32, device=device),
-        )
+            for own in dict.fromkeys(windows):
+                heads = [head for head, window in enumerate(windows) if window == own]
+                groups.append((own, torch.tensor(heads, device=device)))
+        factors = None if set(gains) == {1} else torch.tensor(gains, dtype=torch.float32, device=device)
+        return cls(list(windows), mixed, groups, factors)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-        """Arguments and result as of `softmax_attention`; `window` is the LIV's."""
+        """Arguments and result as in `softmax_attention`; `window` is the LIV's."""
         if self.mixed is None:
             y = softmax_attention(q, k, v, smaller(self.windows[0], window))
         elif torch.compiler.is_compiling():
@@ -71,15 +68,14 @@ class HeadLimits:
         return y if self.gains is None else y * self.gains[:, None, None].to(y.dtype)
 
     def masked(self, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-        """All heads at once, windows as values: a new one compiles nothing again."""
+        """All heads at once, with windows as values, so that a new window needs no recompilation."""
+        assert self.mixed is not None
         limits = self.mixed if window is None else self.mixed.clamp(max=window)
         mask = head_mask(q.shape[2], k.shape[2], limits)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
 
     def by_window(self, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-        """The heads of one window after those of another, each set as fast as in a LIV of that window: no dense mask is
-        made.
-        """
+        """The heads of one window after the heads of another, as fast as LIVs of these windows: without a mask."""
         repeat = q.shape[1] // k.shape[1]
         parts = [
             softmax_attention(q[:, h], k[:, h // repeat], v[:, h // repeat], smaller(own, window))
@@ -93,8 +89,14 @@ def smaller(first: int | None, second: int | None) -> int | None:
     return min((w for w in (first, second) if w is not None), default=None)
 
 
+def larger(windows: Iterable[int | None]) -> int | None:
+    """The largest of several windows; None if one of them is None, which stands for all keys, or if there are none."""
+    numbers = [FULL if window is None else window for window in windows]
+    return None if FULL in numbers else max(numbers, default=None)
+
+
 def head_mask(seq_len: int, visible: int, windows: Tensor) -> Tensor:
-    """[H, T, S] boolean: the last T of S positions look back at `windows` [H] keys, with themselves included."""
+    """[H, T, S] boolean: the last T of S positions see `windows` [H] keys, their own included."""
     query = torch.arange(visible - seq_len, visible, device=windows.device)[:, None]
     distance = query - torch.arange(visible, device=windows.device)  # [T, S]
     return (distance >= 0) & (distance < windows[:, None, None])
@@ -104,8 +106,8 @@ def head_mask(seq_len: int, visible: int, windows: Tensor) -> Tensor:
 def scores(q: Tensor, k: Tensor, v: Tensor, grad: Tensor, windows: Tensor | None = None, block: int = 128) -> Tensor:
     """Sum of S over batch, queries and the keys of each distance bucket: float64 [H, N_BUCKETS].
 
-    Args: q [B, H, T, d]; k, v [B, G, S, d]; grad [B, H, T, d]: dL/dO; windows [H]: keys that each head sees. Memory O(B
-    H S block).
+    Args: q [B, H, T, d]; k, v [B, G, S, d]; grad [B, H, T, d]: dL/dO; windows [H]: keys that each head sees. `block`
+    queries are scored at a time, in memory O(B H S block).
     """
     n_heads, seq_len, width = q.shape[1:]
     past = k.shape[2] - seq_len
@@ -117,9 +119,8 @@ def scores(q: Tensor, k: Tensor, v: Tensor, grad: Tensor, windows: Tensor | None
         stop = min(start + block, seq_len)
         first, last = max(0, past + start + 1 - reach), past + stop  # keys that any query of the block sees
         keys, values = (spread(t[:, :, first:last].to(wide), n_heads) for t in (k, v))  # [B, H, s, d]
-        distance = torch.arange(past + start, past + stop, device=q.device)[:, None] - torch.arange(
-            first, last, device=q.device
-        )  # [b, s]
+        query = torch.arange(past + start, past + stop, device=q.device)[:, None]
+        distance = query - torch.arange(first, last, device=q.device)  # [b, s]
         hidden = distance < 0 if windows is None else (distance < 0) | (distance >= windows[:, None, None])
         logits = q[:, :, start:stop].to(wide) @ keys.transpose(-1, -2) * width**-0.5  # [B, H, b, s]
         weight = logits.masked_fill_(hidden, -torch.inf).softmax(-1)
@@ -132,19 +133,19 @@ def scores(q: Tensor, k: Tensor, v: Tensor, grad: Tensor, windows: Tensor | None
 
 def spread(t: Tensor, n_heads: int) -> Tensor:
     """Keys or values for every query head: [B, G, S, d] -> [B, H, S, d]."""
-    return t if t.shape[1] == n_heads else t.repeat_interleave(n_heads // t.shape[1], dim=1)
+    return repeat(t, "b g s d -> b (g n) s d", n=n_heads // t.shape[1])
 
 
-def sample_scores(model: nn.Module, inputs: Tensor, targets: Tensor) -> dict[int, Tensor]:
+def sample_scores(model: LanguageModel, inputs: Tensor, targets: Tensor) -> dict[int, Tensor]:
     """`scores` of every attention LIV of a language model on one batch, int64 [B, T]: {layer: [H, N_BUCKETS]}.
 
-    Heads see what their limits let them see, but gradients are taken behind the gains: a head that is being dropped is
-    scored as if it were whole. A forward and part of a backward of its own: weights, `.grad` and random number
-    generators are left alone.
+    Heads see the keys in their windows. Gradients are with respect to the outputs after the gains, so a head that is
+    being dropped keeps its full score. This runs its own forward and part of a backward; it does not change weights,
+    `.grad` or random number generators.
     """
     with recorded(model) as records, torch.enable_grad(), eager():
         loss = model.loss(inputs, targets)
-        # Now: recomputed activations would be recorded again
+        # Read before the backward, in which recomputed activations are recorded again
         kept = {layer: record.kept for layer, record in records.items()}
         grads = torch.autograd.grad(loss, [y for *_, y in kept.values()])
     result = {}
@@ -154,12 +155,14 @@ def sample_scores(model: nn.Module, inputs: Tensor, targets: Tensor) -> dict[int
 
 
 class Record:
-    """Calls what stands behind it, and keeps its arguments and its result."""
+    """Attention of a LIV, with its limits, that keeps its arguments q, k, v and its result."""
+
+    kept: tuple[Tensor, Tensor, Tensor, Tensor]
 
     def __init__(self, liv: Attention):
-        self.limits: HeadLimits | None = liv.attend
+        assert liv.attend is None or isinstance(liv.attend, HeadLimits)
+        self.limits = liv.attend
         self.window = liv.config.window
-        self.kept: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
         y = (self.limits or softmax_attention)(q, k, v, window)
@@ -173,8 +176,8 @@ class Record:
 
 
 @contextlib.contextmanager
-def recorded(model: nn.Module) -> Iterator[dict[int, Record]]:
-    """Attention that records what scores need."""
+def recorded(model: LanguageModel) -> Iterator[dict[int, Record]]:
+    """A context in which the attention of `model` records what `scores` needs: {layer: record}."""
     livs = attention_livs(model)
     records = {layer: Record(liv) for layer, liv in livs.items()}
     try:
@@ -186,11 +189,11 @@ def recorded(model: nn.Module) -> Iterator[dict[int, Record]]:
             liv.attend = records[layer].limits
 
 
-def attention_livs(model: nn.Module) -> dict[int, Attention]:
+def attention_livs(model: LanguageModel) -> dict[int, Attention]:
     """{layer: attention LIV} of a language model."""
     return {index: block.liv for index, block in enumerate(model.blocks) if isinstance(block.liv, Attention)}
 
 
 def eager() -> contextlib.AbstractContextManager:
-    """Compiled layers run as they are written, so that what is recorded is not compiled in."""
+    """A context in which compiled layers run uncompiled, so that the recording is not compiled into them."""
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()

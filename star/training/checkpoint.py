@@ -1,51 +1,43 @@
 """A training run on disk: weights, optimizer state and learning curve in one safetensors file.
 
-Tensors and JSON only, so that a file from elsewhere is data, never code. Written beside its place, flushed
-and renamed: there is a whole checkpoint or none.
+The file contains only tensors and JSON, so loading one from elsewhere never runs code. It is written completely or not
+at all.
 """
 
-import contextlib
 import json
-import os
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from star.errors import UserError
+from star.store.files import write_atomically
 from star.training.optim import Optimizers
 
 
 class CheckpointError(UserError):
-    """A checkpoint is there but cannot be continued from: of another run, beyond the stop asked for, or damaged."""
+    """A checkpoint exists but cannot be used: it is of another run, beyond the requested stop, or damaged."""
 
 
 def save_checkpoint(path: Path, model: nn.Module, optimizer: Optimizers, identity: dict, progress: dict) -> None:
-    """identity: facts that must be equal for a run to resume; progress: JSON-able, returned by `load_checkpoint`."""
+    """Write a checkpoint. Raises UserError if that fails.
+
+    identity: facts that must be equal for a run to resume; progress: JSON-able, returned by `load_checkpoint`.
+    """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items() if name not in _aliases(model)}
     for index, (_, state) in enumerate(optimizer.states()):
-        for key, tensor in state.items():
-            tensors[f"optimizer.{index}.{key}"] = tensor
+        tensors |= {f"optimizer.{index}.{key}": tensor for key, tensor in state.items()}
     tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    metadata = {"identity": json.dumps(identity), "progress": json.dumps(progress)}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary, metadata={"identity": json.dumps(identity), "progress": json.dumps(progress)})
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
     except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"Cannot write the checkpoint {path}: {error}; make room there or choose another place."
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        raise UserError(f"Cannot write the checkpoint {path}: {error}; make room or choose another place.") from error
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizers, identity: dict) -> dict:
-    """Put the saved state into `model` and `optimizer`; returns the saved progress. Raises CheckpointError."""
+    """Load the saved state into `model` and `optimizer`; returns the saved progress. Raises CheckpointError."""
     try:
         with safe_open(path, framework="pt") as file:
             facts = {key: json.loads(text) for key, text in (file.metadata() or {}).items()}
@@ -57,25 +49,25 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizers, identit
                         "start again."
                     )
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-            weights = {
-                name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")
-            }
-            model.load_state_dict(weights | {name: weights[owner] for name, owner in _aliases(model).items()})
-            for index, (param, state) in enumerate(optimizer.states()):
-                prefix = f"optimizer.{index}."
-                found = {
-                    name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)
-                }
-                state.update({key: tensor.to(param.device) for key, tensor in found.items()})
-            return facts["progress"]
+        weights = _below("model.", tensors)
+        model.load_state_dict(weights | {name: weights[owner] for name, owner in _aliases(model).items()})
+        for index, (param, state) in enumerate(optimizer.states()):
+            saved = _below(f"optimizer.{index}.", tensors)
+            state.update({key: tensor.to(param.device) for key, tensor in saved.items()})
+        return facts["progress"]
     except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(
             f"The checkpoint {path} cannot be read ({str(error).splitlines()[0]}); remove it to start again."
         ) from error
 
 
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names start with `prefix`, named without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
 def _aliases(model: nn.Module) -> dict[str, str]:
-    """Names of tensors that LIVs share -> the first name of the same tensor, under which alone it is saved."""
+    """{name of a tensor that LIVs share: its first name}. Only the first name is saved."""
     owners: dict[int, str] = {}
     state = model.state_dict(keep_vars=True)
     return {name: owners[id(tensor)] for name, tensor in state.items() if owners.setdefault(id(tensor), name) != name}

@@ -1,15 +1,13 @@
-"""Faster and smaller blocks: compiled once for all candidates, recomputed in the backward, or captured as one CUDA
-graph.
+"""Faster or smaller blocks: compiled once for all candidates, recomputed in the backward, or captured as a CUDA graph.
 
     compile_blocks(model)         # one compilation for each block variant of a whole search, not for each architecture
-    checkpoint_blocks(model)      # only the residual stream is kept for the backward; a block is computed again there
-    CapturedBackward(model, ...)  # the smallest models: forward and backward without the time of launching kernels
+    checkpoint_blocks(model)      # the backward keeps only the residual stream and recomputes each block
+    CapturedBackward(model, ...)  # for the smallest models: no time is spent on launching kernels
 
-A search trains many architectures made of few kinds of blocks. Compiling whole models costs tens of seconds for each;
-here a variant (operator, sizes, norms, what it takes and gives) is compiled the first time that any architecture has
-it, with its weights as inputs, and used by all others of the process. Inductor's files are kept in the user's cache for
-the next process. On a CPU compiling one variant takes 10 to 60 s and gains less than a factor of 2: there these are for
-tests.
+A search trains many architectures made of few kinds of blocks. Compiling a whole model takes tens of seconds. Here each
+variant (operator, sizes, norms, features taken and provided) is compiled once per process, when it first occurs, with
+its weights as inputs. Inductor's files are cached on disk for the next process. On a CPU, compiling one variant takes
+10 to 60 s and gains less than a factor of 2; there it is only useful for tests.
 """
 
 from __future__ import annotations
@@ -22,40 +20,42 @@ from typing import Any
 
 import platformdirs
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from star.model.language_model import Block, LanguageModel
+from star.training.trainable import Trainable
 
-RECOMPILE_LIMIT = 512  # of one variant: batch shapes, dtypes. torch's own, 8, falls back to eager without a word
+# Compilations of one variant, for other batch shapes and dtypes. Above torch's limit of 8 it would run uncompiled.
+RECOMPILE_LIMIT = 512
 VARIANTS: dict[tuple, Callable] = {}  # every variant that this process has compiled
 
 
 def compile_blocks(model: LanguageModel, backend: str | Callable = "inductor") -> LanguageModel:
-    """Train the blocks of `model` compiled, in place; evaluation, decoding and the weights stay as they are.
+    """Compile the training forward of the blocks of `model`, in place; evaluation and decoding do not change.
 
     A block is compiled when it is first used with gradients, for that shape and dtype. Idempotent. backend: of
     `torch.compile`.
     """
     _prepare_compiler()
     for layer, block in zip(model.plan.layers, model.blocks, strict=True):
-        key = (layer.config, layer.given, layer.provides, model.plan.block, _name(backend))
+        backend_key = backend if isinstance(backend, str) else id(backend)
+        key = (layer.config, layer.given, layer.provides, model.plan.block, backend_key)
         if key not in VARIANTS:
             with torch.device("meta"):  # the code of the variant, without weights
                 prototype = Block(model.plan.block, layer.config.build(layer.given))
-            VARIANTS[key] = torch.compile(
-                _variant(prototype, layer.provides, len(VARIANTS)), dynamic=False, backend=backend
-            )
+            variant = _variant(prototype, layer.provides, len(VARIANTS))
+            VARIANTS[key] = torch.compile(variant, dynamic=False, backend=backend)
         block.forward = partial(_compiled_forward, block, VARIANTS[key])
     return model
 
 
 def checkpoint_blocks(model: LanguageModel) -> LanguageModel:
-    """Keep only what enters each block of `model` for the backward, in place: about a third more compute, the same
-    gradients bit for bit.
+    """Recompute the blocks of `model` in the backward, in place: less memory, about a third more compute.
 
-    For models that do not fit otherwise. It may be called after `compile_blocks`, not before. Idempotent.
+    Only the input of each block is kept; the gradients are bit-identical. It may be called after `compile_blocks`, not
+    before. Idempotent.
     """
     for block in model.blocks:
         if getattr(block.forward, "func", None) is not _checkpointed_forward:
@@ -77,60 +77,47 @@ def _checkpointed_forward(forward: Callable, x: Tensor, state: Any, given: dict,
 
 
 def _variant(prototype: Block, provides: bool, number: int) -> Callable:
-    """The training forward of one kind of block as a function of its weights. Features are returned where a later block
-    takes them.
-    """
+    """The training forward of one kind of block as a function of its weights; features only if others use them."""
 
     def block(weights: dict[str, Tensor], x: Tensor, given: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         y, _, features = functional_call(prototype, weights, (x, None, given, 0))
         return y, features if provides else {}
 
-    # torch keeps compiled code by code object: one of its own for each variant, so that none searches through the
-    # others' guards.
+    # torch stores compiled code by code object: with its own, a variant does not check the guards of all others.
     block.__code__ = block.__code__.replace(co_name=f"block_{number}")
     return block
 
 
 def _prepare_compiler() -> None:
-    """Limits that a search does not reach, and a cache on disk that outlives the process."""
+    """Set limits that a search does not reach, and a cache on disk."""
     config = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, RECOMPILE_LIMIT)
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 16 * RECOMPILE_LIMIT)
-    # Compiled code is good for one torch and one kind of GPU.
+    cache = Path(os.environ.get("STAR_CACHE") or platformdirs.user_cache_dir("star")).expanduser() / "compiled"
+    # Compiled code depends on the version of torch and the kind of GPU.
     device = torch.cuda.get_device_name().replace(" ", "-") if torch.cuda.is_available() else "cpu"
-    folder = (
-        Path(os.environ.get("STAR_CACHE") or platformdirs.user_cache_dir("star")).expanduser()
-        / "compiled"
-        / f"torch-{torch.__version__}-{device}"
-    )
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / f"torch-{torch.__version__}-{device}"))
     os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "1")
 
 
-def _name(backend: str | Callable) -> Any:
-    return backend if isinstance(backend, str) else id(backend)
-
-
 class CapturedBackward:
-    """Loss and gradients of one batch shape as one CUDA graph: for models whose kernels take less time than launching
-    them.
+    """Loss and gradients of one batch shape as one CUDA graph, for models so small that launching kernels dominates.
 
         backward = CapturedBackward(model, batch_size, seq_len)
         loss = backward(inputs, targets)      # in place of model.loss(inputs, targets) and loss.backward()
         optimizer.step(); optimizer.zero_grad()
 
-    CUDA only, written and not yet measured. Every call overwrites the gradients: with accumulation, add them up
-    yourself. The tensor that it returns is overwritten by the next call.
+    CUDA only, not yet measured. Every call overwrites the gradients (they do not accumulate) and the loss tensor that
+    the previous call returned.
     """
 
     WARMUP = 3
 
-    def __init__(self, model: nn.Module, batch_size: int, seq_len: int):
+    def __init__(self, model: Trainable, batch_size: int, seq_len: int):
         device = next(model.parameters()).device
         self.params = [param for param in model.parameters() if param.requires_grad]
-        self.inputs, self.targets = (
-            torch.zeros(batch_size, seq_len, dtype=torch.int64, device=device) for _ in range(2)
-        )
+        self.inputs = torch.zeros(batch_size, seq_len, dtype=torch.int64, device=device)
+        self.targets = torch.zeros_like(self.inputs)
         side = torch.cuda.Stream(device)
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
@@ -138,7 +125,7 @@ class CapturedBackward:
                 model.loss(self.inputs, self.targets).backward()
         torch.cuda.current_stream(device).wait_stream(side)
         for param in self.params:
-            param.grad = None  # so that the captured backward writes gradients and does not add to them
+            param.grad = None  # so that the captured backward writes gradients instead of adding to them
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
             self.loss = model.loss(self.inputs, self.targets)

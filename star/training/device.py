@@ -1,4 +1,4 @@
-"""The device of a recipe: which one, in which precision, and how much of its memory was used."""
+"""The device of a recipe, its precision and its peak memory."""
 
 import contextlib
 import sys
@@ -9,7 +9,7 @@ from star.errors import UserError
 
 
 def resolve_device(name: str) -> torch.device:
-    """ "auto" = CUDA where there is one, else the CPU. UserError where this machine has no such device."""
+    """The device that `name` stands for; "auto": CUDA if available, else the CPU. Raises UserError if there is none."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -22,14 +22,14 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of activations: "auto" = bfloat16 on CUDA, float32 elsewhere."""
+    """The dtype of activations; "auto": bfloat16 on CUDA, float32 elsewhere."""
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Start a new measurement. Where the system cannot, the peak is still that of the whole process."""
+    """Start a new measurement. On systems that cannot, the peak counts from the start of the process."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
@@ -38,7 +38,7 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes. CUDA: the most that tensors held since the reset. CPU: the most that the whole process held."""
+    """Peak memory since the reset, in bytes. CUDA: of all tensors; CPU: of the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     with contextlib.suppress(OSError), open("/proc/self/status") as file:

@@ -1,14 +1,13 @@
-"""Several processes that train one model, each on its share of every batch (`torchrun --nproc-per-node N -m star train
-...`).
+"""Several processes train one model, each on its share of every batch: `torchrun --nproc-per-node N -m star train ...`.
 
-The gradients are averaged by PyTorch's DistributedDataParallel; every process takes the same steps and holds the same
-weights. Without `torchrun` there is one process, and nothing here does anything.
+PyTorch's DistributedDataParallel averages the gradients; every process takes the same steps and has the same weights.
+Without `torchrun` there is one process, and the functions here do nothing.
 """
 
 import contextlib
 import datetime
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -16,39 +15,38 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from star.errors import UserError
+from star.training.trainable import Trainable
 
-PATIENCE = datetime.timedelta(minutes=10)  # for a process that does not answer
+PATIENCE = datetime.timedelta(minutes=10)  # with a process that does not answer
 
 
 @contextlib.contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Join the processes that `torchrun` has started, for as long as the context lasts."""
+    """Join the processes that `torchrun` has started, for the duration of the context."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield
-        dist.barrier()  # who leaves first would break the others' last messages
+        dist.barrier()  # a process that leaves early would break the last messages of the others
     finally:
         dist.destroy_process_group()
 
 
 def local_device(device: torch.device) -> torch.device:
-    """The device of this process: each has a GPU of its own."""
+    """The device of this process: each has its own GPU. Raises UserError if there are more processes than GPUs."""
     if device.type != "cuda" or device.index is not None or "LOCAL_RANK" not in os.environ:
         return device
     local = int(os.environ["LOCAL_RANK"])
     if local >= torch.cuda.device_count():
-        raise UserError(
-            f"There are {torch.cuda.device_count()} GPUs and at least {local + 1} processes; start as many "
-            "processes as there are GPUs."
-        )
+        counts = f"There are {torch.cuda.device_count()} GPUs and at least {local + 1} processes"
+        raise UserError(f"{counts}; start as many processes as there are GPUs.")
     return torch.device("cuda", local)
 
 
 def rank() -> int:
-    """Number of this process, from 0; the first one speaks and writes."""
+    """Number of this process, from 0; only the first one prints and writes files."""
     return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
 
 
@@ -58,9 +56,9 @@ def world_size() -> int:
 
 
 class Loss(nn.Module):
-    """`model.loss` as a module's forward, which DistributedDataParallel watches."""
+    """`model.loss` as the forward of a module, as DistributedDataParallel needs it."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: Trainable):
         super().__init__()
         self.model = model
 
@@ -68,17 +66,19 @@ class Loss(nn.Module):
         return self.model.loss(inputs, targets)
 
 
-def shared_loss(model: nn.Module, device: torch.device) -> DistributedDataParallel:
-    """A callable that gives the loss of this process's share; its backward averages the gradients of all, unless under
-    `no_sync`.
-    """
-    return DistributedDataParallel(
-        Loss(model), device_ids=[device.index] if device.type == "cuda" else None, broadcast_buffers=False
-    )
+def shared_loss(model: Trainable, device: torch.device) -> DistributedDataParallel:
+    """A callable: the loss of this process's share. Its backward averages the gradients over all processes."""
+    devices = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(Loss(model), device_ids=devices, broadcast_buffers=False)
+
+
+def local_gradients(loss: Callable) -> contextlib.AbstractContextManager:
+    """A context in which the backward of a `shared_loss` does not average gradients."""
+    return loss.no_sync() if isinstance(loss, DistributedDataParallel) else contextlib.nullcontext()
 
 
 def average(tensors: Sequence[Tensor]) -> None:
-    """In place, over all processes."""
+    """Average each tensor over all processes, in place."""
     if world_size() > 1:
         for tensor in tensors:
             dist.all_reduce(tensor)
@@ -86,7 +86,7 @@ def average(tensors: Sequence[Tensor]) -> None:
 
 
 def any_of(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is set in any process: so that all of them stop at the same step."""
+    """Whether the flag is set in any process, so that all of them stop at the same step."""
     if world_size() == 1:
         return flag
     tensor = torch.tensor(float(flag), device=device)

@@ -1,19 +1,22 @@
-"""Validation loss with its standard error, on a sample that is the same for every candidate."""
+"""Validation loss and its standard error, on a sample that is the same for every candidate."""
 
 import math
 
 import torch
-from torch import nn
+from torch import Tensor
+
+from star.model import LanguageModel
+from star.training.trainable import Trainable
 
 TOKENS_AT_ONCE = 8192  # bounds the memory of an evaluation
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> tuple[float, float]:
-    """Mean loss of blocks, int64 [n, T], in nats per token, and the standard error of that mean over blocks.
+def evaluate(model: LanguageModel | Trainable, inputs: Tensor, targets: Tensor) -> tuple[float, float]:
+    """Mean loss in nats per token on blocks, int64 [n, T], and its standard error, from the variance between blocks.
 
-    The error is that of the sample as a sample of text. Candidates measured on the same blocks differ by much
-    less than two such errors suggest, because they find the same blocks hard.
+    This error describes the choice of the text. The difference between two candidates on the same blocks is much more
+    precise than two such errors suggest, because both find the same blocks difficult.
     """
     at_once = max(1, TOKENS_AT_ONCE // inputs.shape[1])
     means = [

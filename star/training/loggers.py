@@ -1,7 +1,7 @@
-"""Where the progress of a training run can go besides the screen: TensorBoard or Weights & Biases, both optional.
+"""Log the progress of a training run to TensorBoard or Weights & Biases, both optional.
 
-logger = open_logger("tensorboard:logs/a")       # or "wandb:PROJECT"; needs the extra of that name
-train(model, corpus, recipe, on_progress=logger)
+logger = open_logger("tensorboard:logs/a", recipe)  # or "wandb:PROJECT"; needs the extra of that name
+result = train(model, corpus, recipe, on_progress=logger)
 logger.finish(result)
 """
 
@@ -16,7 +16,7 @@ SCALARS = ("loss", "val_loss", "learning_rate", "tokens_per_second")
 
 
 class Logger:
-    """A callback for `train`. Losses (nats per token) and rates by tokens seen; the whole learning curve at the end."""
+    """A callback for `train`: logs losses (nats per token) and rates by tokens, and the learning curve at the end."""
 
     def __init__(self, write: Callable[[dict[str, float], int], None], close: Callable[[], None]):
         self.write, self.close = write, close
@@ -27,15 +27,16 @@ class Logger:
     def finish(self, result: TrainingResult) -> None:
         """Log the result and close."""
         for point in result.curve:
-            self.write(
-                {f"curve/{name}": point[name] for name in ("train_loss", "val_loss") if point[name] is not None},
-                point["tokens"],
-            )
+            losses = {name: point[name] for name in ("train_loss", "val_loss")}
+            self.write({f"curve/{name}": loss for name, loss in losses.items() if loss is not None}, point["tokens"])
         self.close()
 
 
 def open_logger(spec: str, recipe: Recipe, name: str = "") -> Logger:
-    """spec: tensorboard:FOLDER or wandb:PROJECT. UserError where it is neither, or its package is not installed."""
+    """The logger that `spec` names: tensorboard:FOLDER or wandb:PROJECT.
+
+    Raises UserError if it is neither, or its package is not installed.
+    """
     kind, _, place = spec.partition(":")
     if kind not in ("tensorboard", "wandb") or not place:
         raise UserError(f"cannot log to '{spec}'; write tensorboard:FOLDER or wandb:PROJECT")

@@ -1,30 +1,33 @@
-"""Muon: steps along the orthogonal part of the momentum, for the hidden matrices of a model (Jordan et al., 2024).
+"""Muon, for the hidden matrices of a model: steps along the orthogonal part of the momentum (Jordan et al., 2024).
 
     M <- mu M + (1 - mu) G                      momentum
     U = (1 - mu) G + mu M                       Nesterov
     O = U (U^T U)^(-1/2)                        all singular values to one, by five Newton-Schulz steps
     W <- (1 - lr wd) W - lr c sqrt(max(1, out / in)) O
 
-The step has the same effect on activations at any width (spectral scaling, arXiv 2310.17813), so `lr` carries over from
-narrow models to wide ones without a change. c = 0.2 sqrt(base_width) makes the entries of a step of a square matrix of
-that width as large as those of AdamW (0.2 by measurement, arXiv 2502.16982), so that both optimizers share one
-`learning_rate`.
+A step has the same effect on activations at any width (spectral scaling, arXiv 2310.17813), so a `lr` tuned on narrow
+models is right for wide ones. With c = 0.2 sqrt(base_width), the entries of a step of a square matrix of that width are
+as large as AdamW's (0.2 was measured in arXiv 2502.16982), so both optimizers share one `learning_rate`.
 
-A small model has many small matrices; those of one shape are stacked and orthogonalised in one batched product.
+A small model has many small matrices; matrices of equal shape are stacked and orthogonalised in one batched product.
 """
 
 from collections import defaultdict
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 QUINTIC = (3.4445, -4.7750, 2.0315)  # coefficients of one Newton-Schulz step; singular values end between 0.7 and 1.2
 N_STEPS = 5
-RMS = 0.2  # of an AdamW step, in units of its learning rate
+RMS = 0.2  # root mean square of an AdamW step, in units of its learning rate
 
 
 def orthogonal_part(matrices: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Nearly U V^T of matrices U S V^T, [n, out, in], in `dtype` (None: bfloat16 on CUDA, their own elsewhere)."""
+    """Approximately U V^T of matrices U S V^T, [n, out, in].
+
+    dtype: of the computation; None: bfloat16 on CUDA, the dtype of the matrices elsewhere.
+    """
     a, b, c = QUINTIC
     dtype = dtype or (torch.bfloat16 if matrices.is_cuda else matrices.dtype)
     wide = matrices.shape[-2] <= matrices.shape[-1]
@@ -38,24 +41,30 @@ def orthogonal_part(matrices: Tensor, dtype: torch.dtype | None = None) -> Tenso
 
 
 class Muon(torch.optim.Optimizer):
-    """Groups may differ in lr, weight_decay and momentum; all their parameters are matrices.
+    """The optimizer. Groups may differ in lr, weight_decay and momentum; all parameters must be matrices.
 
-    base_width: where a square matrix gets steps as large as AdamW's, see above.
+    base_width: the width at which steps of a square matrix are as large as AdamW's, see the module.
     """
 
     def __init__(
-        self, params, lr: float = 1e-3, weight_decay: float = 0.0, momentum: float = 0.95, base_width: int = 64
+        self,
+        params: Iterable,
+        lr: float = 1e-3,
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
+        base_width: int = 64,
     ):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
         self.scale = RMS * base_width**0.5
         for group in self.param_groups:
             for param in group["params"]:
                 if param.dim() != 2:
-                    raise ValueError(f"Muon trains matrices, and one parameter has shape {list(param.shape)}")
+                    raise ValueError(f"Muon trains only matrices, and a parameter has shape {list(param.shape)}")
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:
-        by_shape: dict[tuple, list[tuple[Tensor, dict]]] = defaultdict(list)
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # closures are not supported
+        """Take one step with the present gradients."""
+        by_shape: dict[tuple, list[tuple[Tensor, Tensor, dict]]] = defaultdict(list)
         for group in self.param_groups:
             params = [param for param in group["params"] if param.grad is not None]
             if not params:
@@ -63,21 +72,16 @@ class Muon(torch.optim.Optimizer):
             for param in params:
                 if "momentum" not in self.state[param]:
                     self.state[param]["momentum"] = torch.zeros_like(param)
-                by_shape[param.shape, param.device].append((param, group))
-            torch._foreach_lerp_(
-                [self.state[param]["momentum"] for param in params],
-                [param.grad for param in params],
-                1 - group["momentum"],
-            )
+                by_shape[param.shape, param.device].append((param, param.grad, group))
+            momenta, gradients = [self.state[param]["momentum"] for param in params], [param.grad for param in params]
+            torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
             if group["weight_decay"]:
                 torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         for (shape, _), members in by_shape.items():
-            looked_ahead = [
-                param.grad.lerp(self.state[param]["momentum"], group["momentum"]) for param, group in members
-            ]
-            steps = orthogonal_part(torch.stack(looked_ahead))
+            nesterov = [grad.lerp(self.state[param]["momentum"], group["momentum"]) for param, grad, group in members]
+            directions = orthogonal_part(torch.stack(nesterov)).unbind()
             factor = self.scale * max(1.0, shape[0] / shape[1]) ** 0.5
-            rates = [group["lr"] * factor for _, group in members]
-            torch._foreach_sub_(
-                [param for param, _ in members], [step * rate for step, rate in zip(steps.unbind(), rates, strict=True)]
-            )
+            steps = [
+                direction * (group["lr"] * factor) for direction, (_, _, group) in zip(directions, members, strict=True)
+            ]
+            torch._foreach_sub_([param for param, _, _ in members], steps)

@@ -1,14 +1,12 @@
-"""The optimizer of a recipe for a model: which step each parameter takes, and how large.
+"""The optimizer of a recipe for a model: the optimizer and the learning rate of each parameter.
 
-The model says which of its parameters are hidden matrices, embedding, head and vectors, and to which LIV they belong;
-the recipe says what that means for learning rate and decay. Learning rates are those of a model as wide as
-`recipe.base_width`:
+The model groups its parameters into hidden matrices, embedding, head and vectors, and says to which LIV they belong.
+The recipe has the learning rate and decay of each kind, for a model as wide as `recipe.base_width`:
 
-    hidden matrices, AdamW    lr base/width, decay x width/base    steps that move activations alike at any width (muP,
-                              Table 8
-                                                                   of arXiv 2203.03466), and lr x decay as it was
+    hidden matrices, AdamW    lr x base/width, decay x width/base  steps have the same effect on activations at any
+                                                                   width (muP, Table 8 of arXiv 2203.03466)
     hidden matrices, Muon     lr                                   the step itself is scaled (`star.training.muon`)
-    embedding, head, vectors  lr x their multiplier x their scale  `scale`: what the model starts them at, over one
+    embedding, head, vectors  lr x its multiplier x its scale      scale: size of the initial values, relative to one
 """
 
 from collections.abc import Iterator
@@ -18,11 +16,13 @@ from torch import nn
 
 from star.training.muon import Muon
 from star.training.recipe import Recipe
+from star.training.trainable import Trainable
 
 
 class Optimizers:
-    """AdamW, and Muon where the recipe asks for it, as one. Each group has its `peak` rate, at schedule factor 1, and
-    `decay`.
+    """AdamW and, if the recipe asks for it, Muon, as one optimizer.
+
+    Each group has its `peak` learning rate, at schedule factor 1, and its `decay`.
     """
 
     def __init__(self, parts: list[torch.optim.Optimizer]):
@@ -34,18 +34,18 @@ class Optimizers:
         return [group for part in self.parts for group in part.param_groups]
 
     def states(self) -> Iterator[tuple[nn.Parameter, dict[str, torch.Tensor]]]:
-        """Every parameter with its state, always in the same order."""
+        """Every parameter with its state, in an order that depends only on the model and the recipe."""
         for part in self.parts:
             for group in part.param_groups:
                 for param in group["params"]:
                     yield param, part.state[param]
 
     def set(self, factor: float, batch: float = 1.0) -> None:
-        """Rates and averages of the next step. factor: of the schedule; batch: this step's over the one that the recipe
-        is for.
+        """Set learning rates and decays for the next step.
 
-        The averages keep their half-lives in tokens, beta^batch (arXiv 2507.07101), and weights decay alike per token.
-        The rate grows with the root of the batch, up to the tuned one and not beyond it.
+        factor: of the schedule; batch: size of this step's batch relative to the recipe's. The averages keep their
+        half-lives in tokens, beta^batch (arXiv 2507.07101), and weights decay equally per token. The learning rate
+        grows with the square root of the batch, but not above the tuned one.
         """
         coupling = min(1.0, batch**0.5)
         for group in self.param_groups:
@@ -60,12 +60,11 @@ class Optimizers:
                 group["momentum"] = group["per_step"] ** batch
 
     def add(self, params: list[nn.Parameter], rate: float) -> None:
-        """Parameters beside the model's, trained by AdamW without decay."""
+        """Add parameters that are not the model's, trained by AdamW without decay."""
         adamw = self.parts[0]
         group = {"params": params, "lr": rate, "peak": rate, "weight_decay": 0.0, "decay": 0.0}
-        adamw.add_param_group(
-            group | {"kind": "other", "muon": False, "batch": 1.0, "per_step": adamw.defaults["betas"]}
-        )
+        group |= {"kind": "other", "muon": False, "batch": 1.0, "per_step": adamw.defaults["betas"]}
+        adamw.add_param_group(group)
 
     def step(self) -> None:
         """One step of all optimizers."""
@@ -78,33 +77,32 @@ class Optimizers:
             part.zero_grad()
 
 
-def build_optimizer(model: nn.Module, recipe: Recipe) -> Optimizers:
-    """ValueError if the model's groups do not hold every parameter."""
+def build_optimizer(model: Trainable, recipe: Recipe) -> Optimizers:
+    """The optimizer of `recipe` for `model`. Raises ValueError if a parameter is in none of the model's groups."""
+    multipliers = {
+        "embedding": recipe.embedding_multiplier,
+        "head": recipe.head_multiplier,
+        "vector": recipe.vector_multiplier,
+    }
     groups: dict[tuple, dict] = {}
     for given in model.parameter_groups():
-        kind, rate = given["kind"], recipe.learning_rate * given.get("scale", 1.0)
-        rate *= {
-            "embedding": recipe.embedding_multiplier,
-            "head": recipe.head_multiplier,
-            "vector": recipe.vector_multiplier,
-        }.get(kind, 1.0)
+        kind = given["kind"]
+        rate = recipe.learning_rate * given.get("scale", 1.0) * multipliers.get(kind, 1.0)
         rate *= layer_factor(recipe.layer_decay, given["layer"], given.get("n_layers", 1))
         decay = 0.0 if kind == "vector" else recipe.weight_decay
         muon = kind == "hidden" and recipe.optimizer == "muon"
         if kind == "hidden" and not muon and recipe.base_width:
             narrow = recipe.base_width / given.get("width", recipe.base_width)
             rate, decay = rate * narrow, decay / narrow
-        group = groups.setdefault(
-            (kind, rate),
-            {"kind": kind, "muon": muon, "params": [], "peak": rate, "lr": rate, "weight_decay": decay, "decay": decay},
-        )
-        group["params"] += given["params"]
+        new = {"kind": kind, "muon": muon, "params": [], "peak": rate, "lr": rate, "weight_decay": decay}
+        new |= {"decay": decay, "batch": 1.0, "per_step": recipe.momentum if muon else recipe.betas}
+        groups.setdefault((kind, rate), new)["params"] += given["params"]
     covered = {id(param) for group in groups.values() for param in group["params"]}
     forgotten = [name for name, param in model.named_parameters() if id(param) not in covered]
     if forgotten:
         raise ValueError(f"parameters in none of the model's groups: {', '.join(forgotten)}")
-    hidden = [group | {"batch": 1.0, "per_step": recipe.momentum} for group in groups.values() if group["muon"]]
-    rest = [group | {"batch": 1.0, "per_step": recipe.betas} for group in groups.values() if not group["muon"]]
+    hidden = [group for group in groups.values() if group["muon"]]
+    rest = [group for group in groups.values() if not group["muon"]]
     parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, betas=recipe.betas, fused=True)] if rest else []
     if hidden:
         parts.append(Muon(hidden, momentum=recipe.momentum, base_width=recipe.base_width or 64))
@@ -112,5 +110,5 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> Optimizers:
 
 
 def layer_factor(gamma: float, layer: int | None, n_layers: int) -> float:
-    """gamma^(l / L) for LIV l = 1 ... L (`layer` counts from zero); 1 for what belongs to no LIV."""
+    """gamma^(l / L) for LIV l = 1 ... L (`layer` counts from zero); 1 for parameters outside the LIVs."""
     return 1.0 if layer is None else gamma ** ((layer + 1) / n_layers)

@@ -83,7 +83,8 @@ class Recipe:
         if len(self.betas) != 2:
             raise UserError(f"the training recipe's betas are {self.betas}; they must be two numbers")
         for f in fields(self):
-            value, low, high, choices = getattr(self, f.name), *(f.metadata[key] for key in ("low", "high", "choices"))
+            value, choices = getattr(self, f.name), f.metadata["choices"]
+            low, high = f.metadata["low"], f.metadata["high"]
             if choices and value not in choices:
                 raise UserError(f"the training recipe's {f.name} is {value!r}; it must be one of {', '.join(choices)}")
             for number in value if isinstance(value, tuple) else (value,):
@@ -91,23 +92,21 @@ class Recipe:
                     legal = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
                     raise UserError(f"the training recipe's {f.name} is {value}; it must be {legal}")
         if self.adaptive and self.accumulate_max < self.accumulate:
-            raise UserError(
-                f"the training recipe's accumulate_max is {self.accumulate_max}; it must be at least accumulate, "
-                f"{self.accumulate}"
-            )
+            low = f"it must be at least accumulate, {self.accumulate}"
+            raise UserError(f"the training recipe's accumulate_max is {self.accumulate_max}; {low}")
 
     @property
     def micro_batch(self) -> int:
-        """Tokens."""
+        """Tokens of a micro-batch."""
         return self.batch_size * self.seq_len
 
     @property
     def micro_batches(self) -> int:
-        """In the whole budget."""
+        """Micro-batches of the whole budget."""
         return -(-self.tokens // self.micro_batch)
 
     def describe(self) -> str:
-        """The techniques in use, in a few words."""
+        """The optimizer, the schedule and the techniques in use, for a report."""
         parts = [f"{self.optimizer}, {self.schedule}"]
         parts += [f"accumulation adapts up to {self.accumulate_max}"] if self.adaptive else []
         parts += [f"rates x {self.layer_decay:g}^(l/L)"] if self.layer_decay != 1 else []
@@ -115,7 +114,7 @@ class Recipe:
         return ", ".join(parts)
 
     def replace(self, **changes) -> "Recipe":
-        """This recipe with some settings changed; an unknown name is a UserError."""
+        """A copy with changed settings. Raises UserError for an unknown name or a value out of range."""
         known = [f.name for f in fields(self)]
         for name in changes:
             if name not in known:

@@ -1,14 +1,14 @@
-"""What a training run gives back, and when it has gone wrong."""
+"""The result of a training run, and the rule for divergence."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """Losses in nats per token, memory in bytes; what was never measured, or is not finite, is None."""
+    """Losses in nats per token, memory in bytes; None for values that were not measured or are not finite."""
 
     status: str  # "ok" | "diverged" | "timeout"
-    reason: str  # why the status is not "ok"
+    reason: str  # why the status is not "ok"; else empty
     curve: list[dict]  # {"step", "tokens", "train_loss" (mean since the last point), "val_loss", "seconds"}
     val_loss: float | None  # the curve's last
     val_loss_se: float | None  # standard error of the mean over the blocks of the validation sample
@@ -17,16 +17,17 @@ class TrainingResult:
     seconds: float  # with evaluations
     tokens_per_second: float  # without evaluations
     peak_memory: int  # CUDA: of tensors; CPU: of the whole process
-    # What sparsification found, see `Sparsifier.summary`; with "genome", the edited one as JSON
+    # The `Sparsifier.summary`, and as "genome" the edited genome in JSON; None without sparsification
     sparsity: dict | None = None
 
 
 def divergence(curve: list[dict], progress: float, unigram: float, uniform: float) -> str:
-    """Why the run of this learning curve has diverged; "" where it has not.
+    """Why the run with this learning curve has diverged; "" if it has not.
 
-    Early training may be anywhere. In its second half a loss above the unigram level (nats per token) means
-    divergence if it was lower before, or if it is even above that of a uniform guess. One that is still on its
-    way down, as under a very small budget, is slow and not diverged.
+    progress: fraction of the budget; unigram, uniform: losses of these baselines, in nats per token. In the first half
+    of training any finite loss is accepted. In the second half a loss above the unigram level means divergence if it
+    was lower before, or if it is above the loss of a uniform guess. A loss that still falls, as under a very small
+    budget, is slow and not diverged.
     """
     point = curve[-1]
     if point["train_loss"] is None or point["val_loss"] is None:

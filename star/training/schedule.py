@@ -1,4 +1,4 @@
-"""Learning rate over a run, as functions of tokens, so that neither batch size nor accumulation changes them."""
+"""Learning-rate schedules as functions of tokens, so that they do not depend on batch size or accumulation."""
 
 import math
 
@@ -8,12 +8,14 @@ SCHEDULES = ("linear", "wsd", "cosine")
 def learning_rate_factor(
     schedule: str, tokens: float, total: float, warmup: float = 0.02, cooldown: float = 0.2, floor: float = 0.0
 ) -> float:
-    """What the peak learning rate is multiplied with after `tokens` of `total` training tokens.
+    """Factor of the peak learning rate after `tokens` of `total` training tokens.
 
     Every schedule first rises linearly from 0 to 1 over the fraction `warmup` of the tokens; then
-    linear: falls in a straight line to `floor` at the end (Bergsma et al. 2025, arXiv 2502.15938);
+    linear: falls linearly to `floor` at the end (Bergsma et al. 2025, arXiv 2502.15938);
     cosine: falls to `floor` on half a cosine;
     wsd: stays at 1 and falls linearly to `floor` over the last fraction `cooldown` (arXiv 2405.18392).
+
+    Raises ValueError for another schedule.
     """
     progress = tokens / total
     if progress < warmup:

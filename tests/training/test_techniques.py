@@ -510,7 +510,7 @@ def test_two_processes_train_like_one(text, corpus, tmp_path, name):
 def test_what_cannot_be_shared_is_one_sentence(corpus, monkeypatch):
     monkeypatch.setattr("star.training.trainer.world_size", lambda: 3)
     with pytest.raises(
-        UserError, match="batch_size is 4, which 3 processes cannot share alike; make it a multiple of 3"
+        UserError, match="batch_size is 4, which 3 processes cannot share equally; make it a multiple of 3"
     ):
         run_of(model(), corpus, RECIPE)
     with pytest.raises(UserError, match="accumulate_max is 2; it must be at least accumulate, 4"):
