@@ -1,4 +1,4 @@
-"""Measure members of a front again with fresh seeds, so that lucky ones are seen.
+"""Measure members of a front again with fresh seeds, to detect members that were lucky.
 
 The best of many noisy measurements is partly luck: its loss is low also because its seed was good. Fresh measurements
 of the same genome under the same recipe have no such bias. They are recorded beside the search's own result and change
