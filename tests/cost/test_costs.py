@@ -1,4 +1,4 @@
-"""Published figures to the last digit; the population form equal to the single one; FLOPs against what torch counts."""
+"""Costs equal published figures, costs of a population equal those of single genomes, FLOPs equal torch's count."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def transformer(width: int, pairs: int) -> Genome:
 
 
 def test_cache_and_size_of_the_paper():
-    """STAR, tables of section 4; operators.md and star-paper.md, section 7."""
+    """The tables of STAR, section 4."""
     assert costs(Genome((Gene(1),) * 24, 2048), seq_len=4096).cache_bytes == 805_306_368
     assert costs(Genome((Gene(1),) * 12, 768), seq_len=4096).cache_bytes == 150_994_944
     assert costs(transformer(768, 12)).backbone_parameters == 84_934_656
@@ -56,7 +56,7 @@ def test_published_parameter_counts(name, published):
     [("SA-1", 768, 2 * 768), ("GQA-4-QKN", 768, 2 * 192), ("MQA", 768, 2 * 64), ("GConv-1", 768, 0), ("Rec-1", 768, 0)],
 )
 def test_cache_numbers_per_token(name, d, numbers):
-    """operators.md, section 7: slope of the cache in numbers per token."""
+    """The growth of the cache, in numbers per token."""
     genome = Genome((Gene([c.name for c in POOL].index(name) + 1),), d)
     slope = costs(genome, seq_len=4096).cache_bytes - costs(genome, seq_len=4095).cache_bytes
     assert slope == 2 * numbers

@@ -1,4 +1,4 @@
-"""Genomes: codecs, canonical form, validity, repair, and the plan's sharing."""
+"""Genomes: text and JSON, canonical form, validity, repair, and sharing in the plan."""
 
 import json
 

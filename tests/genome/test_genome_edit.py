@@ -1,4 +1,4 @@
-"""Genome edits: shorter windows, valid by the rules of sharing, same weights, smaller cache."""
+"""Shorter windows in a genome: they obey the rules of sharing, keep the weights and make the cache smaller."""
 
 import json
 

@@ -26,7 +26,7 @@ ONLY_OWN = OperatorSpace(n_slots=4, d_models=(64,), head_dim=16, classes=(0,), e
 
 
 def check(space: OperatorSpace, X: np.ndarray) -> None:
-    """Every row is canonical, its operators are legal, and it decodes to what encodes to it."""
+    """Every row is canonical, has legal operators, and survives decoding and encoding."""
     for x in X:
         genome = space.decode(x)
         for c in {gene.class_id for gene in genome.backbone}:

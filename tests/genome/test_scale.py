@@ -1,6 +1,4 @@
-"""Scaled backbones: whole copies with the sharing of the original, costs that are exact, and errors that say what to
-write.
-"""
+"""Scaled backbones: whole copies with the sharing of the original, exact costs, and clear error messages."""
 
 from fractions import Fraction
 

@@ -1,4 +1,4 @@
-"""The operators against the field's reference code: transformers, with our random weights copied over.
+"""The operators against reference implementations in transformers, to which our random weights are copied.
 
 Logits agree within float32 rounding, and greedy decoding with caches gives the same tokens.
 """
@@ -21,7 +21,7 @@ def class_id(name: str) -> int:
 
 
 def randomised(model: LanguageModel, seed=0) -> LanguageModel:
-    """Norms, skips and biases start at one or zero; other values show that they are used."""
+    """The model with other norms, skips and biases than 1 and 0, to show that they are used."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -31,7 +31,7 @@ def randomised(model: LanguageModel, seed=0) -> LanguageModel:
 
 
 def copy_weights(peer: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
-    """Every parameter of `peer` from `weights`; none may be missing or left over."""
+    """Copies `weights` to the parameters of `peer`, which must have the same names."""
     with torch.no_grad():
         names = {name for name, _ in peer.named_parameters()}
         assert names == set(weights), names ^ set(weights)

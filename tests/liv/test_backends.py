@@ -1,4 +1,4 @@
-"""fla in place of our own recurrences: only if it agrees, and never needed. A fake stands in for it, on the CPU."""
+"""fla replaces our own recurrences only if it agrees, and is optional. These tests use a fake fla on the CPU."""
 
 import sys
 import types
@@ -26,9 +26,7 @@ TOKENS = 100
 
 @pytest.fixture
 def fla(monkeypatch):
-    """A module for each kernel of fla, with its keywords and our numbers; `fla.change` may spoil them, `fla.calls` are
-    counted.
-    """
+    """A fake of every kernel of fla that returns our numbers. Set `change` to falsify them; `calls` lists the calls."""
     fake = types.SimpleNamespace(calls=[], change=lambda y: y)
 
     def kernel(name):
@@ -78,7 +76,7 @@ def test_what_agrees_is_used_after_one_probe(row, name, fla):
 
 
 class WrongGradient(torch.autograd.Function):
-    """The right output and 1.1 times the gradient: what a compiler fault looks like."""
+    """The right output with 1.1 times the gradient, like a compiler bug."""
 
     @staticmethod
     def forward(ctx, y):

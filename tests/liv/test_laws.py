@@ -1,6 +1,20 @@
-"""The laws of every operator, on every row of the pool and on random legal operator genomes: one test for each law.
+"""The laws that every operator obeys. One test per law, on every class of the pool and on random legal operators.
 
-A new row is tested the moment it is registered; no test here names one. In float64 unless the law is about rounding.
+    T itself        The output equals the materialized operator T(x) times x.
+                    For fixed features the output is linear in x.
+                    It is causal: no output and no gradient depends on a later token.
+    Structure       Token mixing has the structure that its gene names: diagonal, softmax of low rank, low rank, scaled
+                    Toeplitz or semi-separable.
+                    Channel mixing has the structure that its gene names: diagonal, dense or one matrix per head.
+                    A differential operator is the difference of two branches.
+    One map         A whole sequence, chunks and single tokens give the same output.
+                    An operator that takes features from a provider decodes as it trains.
+                    Counted parameters and state bytes are those of the module.
+    Numbers         Gradients equal finite differences.
+                    Extreme gates and long constant inputs give finite outputs and gradients.
+                    bfloat16 and float32 stay near float64.
+
+A new class is tested as soon as it is registered: no test here names one. All in float64, except the laws on rounding.
 """
 
 import copy
@@ -58,12 +72,12 @@ def window_of(operator: Operator) -> int:
 
 
 def length_for(operator: Operator) -> int:
-    """Longer than, and no multiple of, any chunk, window and filter of the operator."""
+    """A length longer than every chunk, window and filter of the operator, and no multiple of any."""
     return 151 if window_of(operator) <= 64 else window_of(operator) + 37
 
 
 def in_pieces(liv: LIV, x: torch.Tensor, pieces, given=None, provider=None) -> torch.Tensor:
-    """The outputs of `liv` when x comes in pieces, state carried; with `provider`, consuming its features."""
+    """The outputs of `liv` for x in pieces, with the state carried over; `provider` computes the shared features."""
     batch, seq_len, _ = x.shape
     state = liv.init_state(batch, seq_len, x.dtype)
     source = provider.init_state(batch, seq_len, x.dtype) if provider else None
@@ -111,7 +125,7 @@ def test_is_causal_exactly(operator):
     T = liv.materialize(tokens(liv, 7))
     future = torch.triu_indices(7, 7, 1)
     assert (T[future[0], future[1]] == 0).all()
-    # T is made of features, which must not look ahead either.
+    # The features that T is made of must not look ahead either.
     x = tokens(liv, 140).requires_grad_()
     y, _ = liv(x)
     for t in (1, 16, 65, 139):
@@ -131,7 +145,7 @@ def test_token_mixing_is_what_the_genome_names(operator):
         (3, False): is_scaled_toeplitz,
         (4, False): is_semi_separable,
     }[operator.genes.token, operator.genes.nonlinearity == 2]
-    law(operator, build(operator, widths=(HEAD_DIM, *WIDTHS)))  # few heads: the state may be large
+    law(operator, build(operator, widths=(HEAD_DIM, *WIDTHS)))  # few heads, because the state may be large
 
 
 def of_one_channel(liv: LIV, x: torch.Tensor, features: dict) -> torch.Tensor:
@@ -163,14 +177,14 @@ def is_diagonal(operator, liv):
 
 
 def is_softmax_of_low_rank(operator, liv):
-    """Rows are weights that sum to 1; before softmax the scores have rank <= head_dim; beyond the window they are 0."""
+    """Rows are weights that sum to 1, and 0 beyond the window; the scores before softmax have rank <= head_dim."""
     seq_len = 40
     x = tokens(liv, seq_len)
     M = of_one_channel(liv, x, features_of(liv, x))
     window = min(window_of(operator) or seq_len, seq_len)
     assert (M >= 0).all() and torch.allclose(M.sum(1), torch.ones(seq_len, dtype=M.dtype))
     assert ((M > 0) == ((ages(seq_len) >= 0) & (ages(seq_len) < window))).all()
-    # A block in which every query sees every key; the row constants of softmax add one to the rank of its logarithm.
+    # A block in which every query sees every key. The logarithm has one rank more, for the row constants of softmax.
     half = window // 2
     assert rank(M[20 : 20 + half, 20 - half + 1 : 21].log()) <= HEAD_DIM + 1 < half
 
@@ -196,7 +210,7 @@ def is_semi_separable(operator, liv):
 
 
 def dense_keys(features: dict, operator: Operator) -> dict:
-    """b and c of full rank (those of a narrow model are not), and decays under which every token stays visible."""
+    """The features with b and c of full rank (a narrow model has less), and decays that keep every token visible."""
     generator = torch.Generator().manual_seed(2)
     features = dict(features)
     for name in "bc":
@@ -278,7 +292,7 @@ def test_whole_equals_chunks_equals_token_by_token(operator):
 
 @every_operator
 def test_consumer_of_shared_features_decodes_as_it_trains(operator):
-    """Every strategy: with its provider's features, whole equals pieces; it owns no weights and no state of them."""
+    """For every strategy: a whole sequence equals pieces, and the consumer has no weights for the shared groups."""
     family, config = FAMILIES[operator.family], config_of(operator)
     provider = build(operator)
     x = tokens(provider, 37, batch=2)

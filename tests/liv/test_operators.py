@@ -1,6 +1,4 @@
-"""The computed forms against their definitions, gate strengths and lengths varied; what genes say when they are not
-legal.
-"""
+"""Every fast form against its definition, at many lengths and gate strengths; error messages for illegal genes."""
 
 import itertools
 
@@ -59,7 +57,7 @@ FORMS = {
 @pytest.mark.parametrize("kind", FORMS)
 @pytest.mark.parametrize("seq_len", LENGTHS)
 def test_parallel_form_is_the_token_loop(kind, seq_len):
-    """Outputs, last state and all gradients, with and without a state before."""
+    """Outputs, last state and all gradients, with and without an earlier state."""
     parallel, reference = FORMS[kind]
     for strength in (0.02, 3.0):
         inputs = [t.requires_grad_() for t in recurrence_inputs(kind, seq_len, strength)]
@@ -116,7 +114,7 @@ def test_scan_is_the_token_loop(seq_len):
 
 @pytest.mark.parametrize("seq_len", LENGTHS)
 def test_modal_convolution_is_its_filter(seq_len):
-    """One long causal convolution with K_t, and the token loop from the state that it leaves."""
+    """Against one long causal convolution with K_t, and against the token loop from the last state."""
     u, poles = randn(2, seq_len, 3), [randn(3, 4, seed=s) for s in (1, 2, 3, 4)]
     y, state = modal_convolution(u, *poles)
     kernel = modal_kernel(*poles, seq_len)
@@ -208,7 +206,7 @@ def test_float32_error_of_weak_and_of_extreme_gates(kind, strength, bound):
 
 @pytest.mark.parametrize("correlated", [0.9, 0.99])
 def test_delta_rule_stays_exact_for_correlated_keys(correlated):
-    """Where Neumann doubling explodes (operators.md, section 6)."""
+    """Nearly equal keys, for which inverting the triangular matrix by repeated squaring overflows."""
     error, finite = float32_error("delta", strength=0.0, correlated=correlated, state=32, width=16)
     assert finite and error < 1e-5
     inputs = [

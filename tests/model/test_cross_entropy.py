@@ -95,7 +95,7 @@ def test_a_model_of_a_large_vocabulary_learns_as_if_all_logits_were_made(tied, r
 
 
 class Largest(TorchDispatchMode):
-    """The most numbers that any tensor made inside had."""
+    """Records the size of the largest tensor made inside."""
 
     numbers = 0
 

@@ -1,4 +1,4 @@
-"""The built model: one forward three ways, exact costs, and sharing that is real, for a thousand random genomes."""
+"""The built model: one forward three ways, exact costs and real sharing, on a thousand random genomes."""
 
 import numpy as np
 import pytest
@@ -94,7 +94,7 @@ def test_the_cache_of_a_consumer_is_counted_and_allocated_once():
 
 
 def test_published_cache_and_size():
-    """design figures of the STAR paper: 805 MB, 151 MB, 84.9 M and 1,207.9 M."""
+    """Figures of the STAR paper: 805 MB, 151 MB, 84.9 M and 1,207.9 M."""
     attention = lambda n, d: Genome(tuple(Gene(1) for _ in range(n)), d)  # noqa: E731
     pairs = lambda n, d: Genome(tuple(Gene(c) for _ in range(n) for c in (1, 9)), d)  # noqa: E731
     assert star.costs(attention(24, 2048)).cache_bytes == 805_306_368
