@@ -7,6 +7,7 @@ For each task a new model with the genome's pattern, at most `WIDTH` wide, is tr
 
 import time
 from collections.abc import Mapping
+from typing import cast
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from star.model import LanguageModel, build
 from star.training.optim import build_optimizer
 from star.training.recipe import Recipe
 from star.training.schedule import learning_rate_factor
+from star.training.trainable import Trainable
 
 WIDTH = 64
 TOKENS_PER_STEP = 1024
@@ -54,7 +56,7 @@ def train_task(
     """Train a model of this genome on one task; its accuracy on held-out sequences, None past the deadline."""
     model = build(genome, vocab_size=task.vocab_size, seed=seed).to(device).train()
     reader = _Reader(task, genome.d_model, seed).to(device) if task.from_last else None
-    optimizer = build_optimizer(model, RECIPE)
+    optimizer = build_optimizer(cast(Trainable, model), RECIPE)
     if reader is not None:
         optimizer.add(list(reader.parameters()), RECIPE.learning_rate)
     params = [p for group in optimizer.param_groups for p in group["params"]]
