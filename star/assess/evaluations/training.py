@@ -60,8 +60,8 @@ def assess(job: dict, report: Report) -> dict:
         if scores is None:
             status, reason = "timeout", "out of time on the synthetic tasks"
         else:
-            mean = scores.pop("mean")
-            metrics |= {f"task {name}": score for name, score in scores.items()} | {"mad": 1.0 - mean}
+            metrics |= {f"task {name}": score for name, score in scores.items() if name != "mean"}
+            metrics["mad"] = 1.0 - scores["mean"]
     result = {"status": status, "reason": reason, "metrics": metrics, "curve": curve}
     if job["directory"]:
         directory = Path(job["directory"])
