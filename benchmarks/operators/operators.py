@@ -1,18 +1,17 @@
-"""How fast is each operator, forward and backward and in decoding, against the fastest thing a user could install for
-it?
+"""How fast is each operator, in training and in decoding, compared with the fastest installable alternative?
 
     python benchmarks/operators/operators.py [--width 256] [--seq-len 1024] [--batch 4] [--device cpu|cuda] [--compile]
     [--out benchmarks/operators/results]
 
-Arms, timed in turn (A B A B ...) in one process, so that the drift of a noisy machine cancels in the ratio:
-- a module against a module: transformers' Llama, Lfm2, Mamba-2, Qwen3-Next and RecurrentGemma layers of the same shape;
-- a core against a bare call: SDPA for attention, `F.conv1d` or an FFT for convolutions;
-- the core of a recurrence against its own token loop, and on a GPU against fla's kernel where one is installed;
-- a language model against transformers' for one decoded token after `seq_len`, caches included.
+Ours and the peer are timed alternately in one process, so the drift of a noisy machine cancels in the ratio:
+- a module and a module: the Llama, Lfm2, Mamba-2, Qwen3-Next and RecurrentGemma layers of transformers, same shape;
+- a core and a bare call: SDPA for attention, `F.conv1d` or an FFT for convolutions;
+- the core of a recurrence and its own token loop, on a GPU also the kernel of fla where one is installed;
+- a language model and that of transformers, for one token decoded after `seq_len`, with caches.
 
-Prints ratio = peer / ours (above 1: ours is faster), median with the 10 % and 90 % quantiles of the paired ratios, and
-writes operators-DEVICE-dWIDTH-tLEN.json and the table as .txt. `--compile` compiles modules, ours and theirs, each as
-one block. Weights are random: speed does not depend on them. Needs the extra `bench`.
+Prints the ratio peer / ours (above 1: ours is faster), its median and 10 % and 90 % quantiles over pairs, and writes
+operators-DEVICE-dWIDTH-tLEN.json and the table as .txt. `--compile` compiles every module of both sides as one block.
+Weights are random, because speed does not depend on them. Needs the extra `bench`.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -97,7 +97,7 @@ def compare(
     what: str,
     seconds: float,
 ) -> Row:
-    """Both in turn for about `seconds`, at least 5 pairs, after one warm-up of each."""
+    """Alternates both for about `seconds`, at least 5 pairs, after one warm-up of each."""
     times: list[tuple[float, float]] = []
     for call in (ours, theirs):
         call()
@@ -127,9 +127,7 @@ def clock(call: Callable[[], None], setting: Setting) -> float:
 
 
 def training(module: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> Callable[[], None]:
-    """Forward and backward into weights and inputs, for a gradient of the output that is a tensor of its own as in a
-    model.
-    """
+    """Forward and backward into weights and inputs; as in a model, the gradient of the output is a full tensor."""
     gradients: list[torch.Tensor] = []
 
     def call() -> None:
@@ -145,14 +143,14 @@ def training(module: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> Call
 
 
 def operator(name: str, setting: Setting) -> torch.nn.Module:
-    """A pool class of the setting's width, as a module."""
+    """A class of the pool as a module of the setting's width."""
     liv = POOL[CLASS[name] - 1].config(setting.width, HEAD_DIM, 10_000.0).build()
     liv.reset_parameters(torch.Generator().manual_seed(0))
     return liv.to(setting.device)
 
 
 def against_modules(setting: Setting, seconds: float) -> list[Row]:
-    """Each row of the pool that has a counterpart in transformers, module against module."""
+    """Module against module, for each class of the pool that transformers has too."""
     d, heads = setting.width, setting.width // HEAD_DIM
     x = setting.randn(setting.batch, setting.seq_len, d)
     positions = torch.arange(setting.seq_len, device=setting.device)[None]
@@ -218,51 +216,31 @@ def against_modules(setting: Setting, seconds: float) -> list[Row]:
     }
     rows = []
     for name, (label, build) in peers.items():
-        ours, theirs = (
-            setting.block(module) for module in (operator(name, setting), build().to(setting.device, setting.dtype))
-        )
-        rows.append(
-            compare(name, label, training(ours, x), training(theirs, x), setting, "forward + backward", seconds)
-        )
+        ours = setting.block(operator(name, setting))
+        theirs = setting.block(build().to(setting.device, setting.dtype))
+        pair = training(ours, x), training(theirs, x)
+        rows.append(compare(name, label, *pair, setting, "forward + backward", seconds))
     return rows
 
 
 def against_calls(setting: Setting, seconds: float) -> list[Row]:
-    """The cores against the bare call that does the same."""
+    """The cores against a bare call that computes the same."""
     batch, seq_len, d, heads = setting.batch, setting.seq_len, setting.width, setting.width // HEAD_DIM
     q, k, v = (setting.randn(batch, heads, seq_len, HEAD_DIM) for _ in range(3))
     i = torch.arange(seq_len, device=setting.device)
     rows = []
 
     def add(name: str, peer: str, ours, theirs, *inputs: torch.Tensor) -> None:
-        rows.append(
-            compare(
-                name, peer, training(ours, *inputs), training(theirs, *inputs), setting, "forward + backward", seconds
-            )
-        )
+        pair = training(ours, *inputs), training(theirs, *inputs)
+        rows.append(compare(name, peer, *pair, setting, "forward + backward", seconds))
 
-    add(
-        "SA-1 core",
-        "bare SDPA, causal",
-        softmax_attention,
-        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
-        q,
-        k,
-        v,
-    )
+    sdpa = F.scaled_dot_product_attention
+    add("SA-1 core", "bare SDPA, causal", softmax_attention, partial(sdpa, is_causal=True), q, k, v)
     for window in (64, 256):
         if window < seq_len:
             band = (i[None, :] <= i[:, None]) & (i[None, :] > i[:, None] - window)
-            dense = lambda q, k, v, band=band: F.scaled_dot_product_attention(q, k, v, attn_mask=band)  # noqa: E731
-            add(
-                f"SWA-{window} core",
-                "bare SDPA, band mask",
-                lambda q, k, v, w=window: softmax_attention(q, k, v, w),
-                dense,
-                q,
-                k,
-                v,
-            )
+            ours, theirs = partial(softmax_attention, window=window), partial(sdpa, attn_mask=band)
+            add(f"SWA-{window} core", "bare SDPA, band mask", ours, theirs, q, k, v)
     u = setting.randn(batch, seq_len, d)
     for length in (3, 7):
         weight = setting.randn(d, length)
@@ -274,27 +252,21 @@ def against_calls(setting: Setting, seconds: float) -> list[Row]:
     modes = [torch.randn(d, 8, device=setting.device).sub_(1).requires_grad_() for _ in range(4)]
 
     def fft(u, *modes):
-        kernel = torch.fft.rfft(modal_kernel(*modes, u.shape[1]).float(), 2 * u.shape[1])
-        return torch.fft.irfft(torch.fft.rfft(u.float().transpose(1, 2), 2 * u.shape[1]) * kernel, 2 * u.shape[1])[
-            ..., : u.shape[1]
-        ].transpose(1, 2)
+        n = u.shape[1]
+        kernel = torch.fft.rfft(modal_kernel(*modes, n).float(), 2 * n)
+        product = torch.fft.rfft(u.float().transpose(1, 2), 2 * n) * kernel
+        return torch.fft.irfft(product, 2 * n)[..., :n].transpose(1, 2)
 
-    for length in sorted(
-        {*(n for n in (32, 64, 96, 128, 256) if n < seq_len), seq_len}
-    ):  # where the chunk form overtakes
+    def modal(u, *modes):
+        return modal_convolution(u, *modes, keep_state=False)[0]
+
+    for length in sorted({*(n for n in (32, 64, 96, 128, 256) if n < seq_len), seq_len}):  # to see who wins where
         u = setting.randn(batch, length, d)
-        add(
-            f"GConv-2 core, T={length}",
-            "FFT convolution",
-            lambda u, *m: modal_convolution(u, *m, keep_state=False)[0],
-            fft,
-            u,
-            *modes,
-        )
+        add(f"GConv-2 core, T={length}", "FFT convolution", modal, fft, u, *modes)
     return rows
 
 
-# name, what it is computed as, state size, heads per 64 channels of width
+# Name, kind of core, state size, heads per 64 channels of width.
 RECURRENCES = (
     ("Rec-1", "scalar", 16, 1),
     ("Rec-2", "scalar", 2, 1),
@@ -307,7 +279,7 @@ RECURRENCES = (
 
 
 def recurrence(kind: str, state_size: int, per_width: int, setting: Setting) -> tuple[list[torch.Tensor], bool]:
-    """The tensors that a recurrence mixes with, and whether it has a decay: c, b, v [, g] [, beta]."""
+    """The inputs of a recurrence, c, b, v [, g] [, beta], and whether it has a decay g."""
     batch, seq_len, heads = setting.batch, setting.seq_len, per_width * setting.width // HEAD_DIM
     v = setting.randn(batch, seq_len, heads, HEAD_DIM)
     keys = (batch, seq_len, 1 if kind == "shared" else heads, state_size)
@@ -332,29 +304,15 @@ def against_loops(setting: Setting, seconds: float) -> list[Row]:
         parallel, loop = CORES[kind.removeprefix("gated ") if kind in ("vector", "delta", "gated delta") else "scalar"]
         ours, theirs = training(core(parallel, gated, False), *inputs), training(core(loop, gated), *inputs)
         rows.append(compare(f"{name} core", "its token loop", ours, theirs, setting, "forward + backward", seconds / 2))
-    u, g = (
-        setting.randn(setting.batch, setting.seq_len, setting.width),
-        -0.1 * torch.rand(setting.batch, setting.seq_len, setting.width),
-    )
-    inputs = u.detach().float().requires_grad_(), g.to(setting.device).requires_grad_()
-    rows.append(
-        compare(
-            "RG-LRU core",
-            "its token loop",
-            training(scan_parallel, *inputs),
-            training(scan_reference, *inputs),
-            setting,
-            "forward + backward",
-            seconds / 2,
-        )
-    )
+    u = setting.randn(setting.batch, setting.seq_len, setting.width).detach().float().requires_grad_()
+    g = (-0.1 * torch.rand(u.shape)).to(setting.device).requires_grad_()
+    ours, theirs = training(scan_parallel, u, g), training(scan_reference, u, g)
+    rows.append(compare("RG-LRU core", "its token loop", ours, theirs, setting, "forward + backward", seconds / 2))
     return rows
 
 
 def against_fla(setting: Setting, seconds: float) -> list[Row]:
-    """The same against fla's kernels, each after its probe; one that is missing or wrong here is printed with the
-    reason.
-    """
+    """The same against the kernels of fla. For a kernel that is missing or wrong here, prints the reason."""
     rows = []
     for name, kind, state_size, per_width in RECURRENCES if setting.device == "cuda" else ():
         inputs, gated = recurrence(kind, state_size, per_width, setting)
@@ -370,7 +328,7 @@ def against_fla(setting: Setting, seconds: float) -> list[Row]:
 
 
 def core(form: Callable, gated: bool, *keep_state: bool) -> Callable[..., torch.Tensor]:
-    """A recurrence as a function of the tensors of `recurrence`."""
+    """A form of a recurrence as a function of the inputs that `recurrence` makes."""
 
     def call(c, b, v, *rest):
         gates = rest if gated else (None, *rest)
@@ -381,11 +339,8 @@ def core(form: Callable, gated: bool, *keep_state: bool) -> Callable[..., torch.
 
 def decoding(setting: Setting, seconds: float) -> list[Row]:
     """One token after `seq_len`, batch 1, four layers: language model against language model."""
-    d, heads, shape = (
-        setting.width,
-        setting.width // HEAD_DIM,
-        dict(vocab_size=VOCAB, hidden_size=setting.width, num_hidden_layers=4),
-    )
+    d, heads = setting.width, setting.width // HEAD_DIM
+    shape = dict(vocab_size=VOCAB, hidden_size=d, num_hidden_layers=4)
     attention = dict(num_attention_heads=heads, num_key_value_heads=heads, intermediate_size=8 * d // 3)
     pairs = {
         "SA-1 + GMemless": (
@@ -496,13 +451,10 @@ def main() -> None:
 
 
 def cpu_name() -> str:
-    """Such as "AMD EPYC, x86_64 CPU"."""
+    """The name of the processor, such as "AMD EPYC, x86_64 CPU"."""
     info = Path("/proc/cpuinfo")
-    names = (
-        [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        if info.exists()
-        else []
-    )
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return ", ".join([*names[:1], f"{platform.machine()} CPU"])
 
 
