@@ -22,6 +22,9 @@ RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Directory of t
 WidthOption = Annotated[int | None, typer.Option(min=1, help="Scale a shipped genome or file to this width.")]
 DepthOption = Annotated[int | None, typer.Option(min=1, help="Scale a shipped genome or file to this many LIVs.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")]
+MovedOption = Annotated[
+    str | None, typer.Option("--data", metavar="PATH", help="Where the text of the run is now, if it was moved.")
+]
 DATA_HELP = 'Text to train on: "stdlib", a text file or folder, or hf:NAME[:CONFIG].'
 
 

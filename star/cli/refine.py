@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from star.cli.arguments import MovedOption
 from star.cli.console import console, say
 
 
@@ -54,6 +55,7 @@ def refine(
     workers: Annotated[
         int | None, typer.Option(help="Candidates trained at the same time (default: as in the run).")
     ] = None,
+    data: MovedOption = None,
     no_policy: Annotated[
         bool,
         typer.Option(
@@ -111,7 +113,7 @@ def refine(
                 confirm=seeds,
                 seed=seed,
             )
-            ending = tune(run, chosen, workers, callbacks=[display])
+            ending = tune(run, chosen, workers, data=data, callbacks=[display])
         if not json:
             say(ending.text)
         if ending.status == "interrupted":

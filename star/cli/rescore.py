@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from star.cli.arguments import RunArgument
+from star.cli.arguments import MovedOption, RunArgument
 from star.cli.console import console, say, say_json
 
 
@@ -20,6 +20,7 @@ def rescore(
     workers: Annotated[
         int | None, typer.Option(help="Candidates trained at the same time (default: as in the run).")
     ] = None,
+    data: MovedOption = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")] = False,
 ) -> None:
     """Train front members again with fresh seeds, to detect members that were lucky.
@@ -47,7 +48,7 @@ def rescore(
     if not json:
         count = plural(len(chosen) or len(opened.front()), "candidate")
         say(f"training {count} of {run} with {plural(seeds, 'fresh seed')} each")
-    train_again(run, seeds, chosen, workers, callbacks=[] if json else [show])
+    train_again(run, seeds, chosen, workers, data=data, callbacks=[] if json else [show])
     opened.refresh()
     if json:
         say_json(rescore_rows(opened))

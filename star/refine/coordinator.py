@@ -37,15 +37,16 @@ def refine(
     workers: int | None = None,
     engine: Engine | None = None,
     callbacks: Iterable[Callback] = (),
+    data: str | None = None,
 ) -> Ending:
     """Train trials until the budget is spent, then measure the best with fresh seeds.
 
-    A refinement with the same settings resumes; a larger budget extends it. Callbacks get the events of `Refiner`.
-    Raises UserError if a member cannot be refined or the budget is too small; RunFailed if nothing works or the disk is
-    full.
+    A refinement with the same settings resumes; a larger budget extends it. data: where the text is now, if it was
+    moved. Callbacks get the events of `Refiner`. Raises UserError if a member cannot be refined or the budget is too
+    small; RunFailed if nothing works or the disk is full.
     """
     emit = Emitter(callbacks)
-    with open_run(run, workers) as session:
+    with open_run(run, workers, data) as session:
         config, record, found = session.config, session.record, Run(run)
         members = check_members(found, settings.members)
         state = record.refinements.get(settings.id)

@@ -18,11 +18,10 @@ class RefineSettings:
 
     members: ids of front members. budget: of everything, the last measurements included. minutes: no new proposal after
     that time; 0: no limit. fidelities: shares of the training budget at which candidates may be tried. ranges: see
-    `star.training.recipe_space.recipe_space`. change: what may change. aim: "members", a lower loss of each at no larger
-    size, or "front", hypervolume at any size. policy: whether the learned policy may choose. design: trials before the
-    first proposal, dealt out among the members. confirm: fresh seeds of each candidate that is measured at the end.
-    parallel: proposals at one time, fixed when a refinement starts because results depend on it; 0: one for each
-    worker.
+    `star.training.recipe_space`. change: what may change. aim: "members", a lower loss of each at no larger size, or
+    "front", hypervolume at any size. policy: whether the learned policy may choose. design: trials before the first
+    proposal, dealt out among the members. confirm: fresh seeds of each candidate that is measured at the end. parallel:
+    proposals at one time, fixed when a refinement starts because results depend on it; 0: one for each worker.
 
     Raises UserError for values out of range.
     """

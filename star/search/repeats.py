@@ -27,6 +27,7 @@ def rescore(
     workers: int | None = None,
     engine: Engine | None = None,
     callbacks: Iterable[Callback] = (),
+    data: str | None = None,
 ) -> int:
     """Bring every member of the front (or the candidates `ids`) to `repeats` fresh measurements; returns how many were
     made.
@@ -36,7 +37,7 @@ def rescore(
     was never trained to the end, or if another process works on the run.
     """
     emit = Emitter(callbacks)
-    with open_run(run, workers) as session:
+    with open_run(run, workers, data) as session:
         found, record = Run(run), session.record
         members = [found.candidate(id) for id in ids] if ids else found.front()
         if not members:

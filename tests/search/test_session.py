@@ -5,7 +5,9 @@ import shutil
 import signal
 
 import pytest
+from typer.testing import CliRunner
 
+from star.cli import app
 from star.config import load_config
 from star.errors import UserError
 from star.genome import PAPER_CLASSES
@@ -60,6 +62,8 @@ def test_a_run_on_a_relative_path_is_continued_from_elsewhere_and_after_a_move(t
         pass
     with open_run(here / "run", data="moved") as session:
         assert session.config.data.corpus == str((there / "moved").resolve())
+    result = CliRunner().invoke(app, ["rescore", str(here / "run"), "--seeds", "2", "--data", "moved", "--json"])
+    assert result.exit_code == 0, result.output
     (there / "moved" / "a.txt").write_text("other text " * 900)
     with pytest.raises(UserError, match="give the original text with --data"), open_run(here / "run", data="moved"):
         pass
