@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from star.model import LanguageModel
 from star.training.muon import Muon
 from star.training.recipe import Recipe
 from star.training.trainable import Trainable
@@ -77,7 +78,7 @@ class Optimizers:
             part.zero_grad()
 
 
-def build_optimizer(model: Trainable, recipe: Recipe) -> Optimizers:
+def build_optimizer(model: LanguageModel | Trainable, recipe: Recipe) -> Optimizers:
     """The optimizer of `recipe` for `model`. Raises ValueError if a parameter is in none of the model's groups."""
     multipliers = {
         "embedding": recipe.embedding_multiplier,

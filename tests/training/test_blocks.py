@@ -1,6 +1,4 @@
-"""Compiled and checkpointed blocks: one compilation for each variant whatever the architecture, and the numbers of the
-plain form.
-"""
+"""Compiled and checkpointed blocks: one compilation for each variant, and the numbers of plain blocks."""
 
 import copy
 
@@ -25,6 +23,10 @@ def tokens(seed: int, batch: int = 2) -> torch.Tensor:
     return torch.randint(VOCAB, (batch, 40), generator=torch.Generator().manual_seed(seed))
 
 
+def generated(model: star.LanguageModel) -> torch.Tensor:
+    return model.generate(tokens(0)[:, :4], 8, temperature=0)
+
+
 def step(model: star.LanguageModel, seed: int = 0) -> list[torch.Tensor]:
     """The loss and all gradients."""
     model.zero_grad()
@@ -35,7 +37,7 @@ def step(model: star.LanguageModel, seed: int = 0) -> list[torch.Tensor]:
 
 @pytest.fixture
 def counting(monkeypatch):
-    """A backend that runs graphs as they are, and the graphs that it was given."""
+    """A backend that runs graphs unchanged, and the list of graphs that it received."""
     graphs: list[torch.fx.GraphModule] = []
 
     def backend(graph, example_inputs):
@@ -50,13 +52,8 @@ def counting(monkeypatch):
 
 def test_each_variant_is_compiled_once_for_all_architectures(counting):
     backend, graphs = counting
-    for text, variants in (
-        ("1-9-7-9-1", 3),
-        ("7-7-9-1", 3),
-        ("9-1-9", 3),
-        ("5-9", 4),
-        (SHARING, 6),
-    ):  # sharing: one that gives, one that takes
+    # Sharing has two new variants: one block provides features, another takes them.
+    for text, variants in {"1-9-7-9-1": 3, "7-7-9-1": 3, "9-1-9": 3, "5-9": 4, SHARING: 6}.items():
         for seed in range(2):
             model, plain = build(text, seed), build(text, seed)
             compile_blocks(model, backend)
@@ -90,12 +87,10 @@ def test_more_than_the_usual_limit_of_shapes_stay_compiled(counting):
     assert len(graphs) == 12
 
 
-def test_evaluation_decoding_and_copies_are_those_of_the_model(counting):
+def test_evaluation_decoding_and_copies_do_not_change(counting):
     backend, graphs = counting
     model, plain = compile_blocks(build(SHARING), backend).eval(), build(SHARING).eval()
-    assert torch.equal(
-        model.generate(tokens(0)[:, :4], 8, temperature=0), plain.generate(tokens(0)[:, :4], 8, temperature=0)
-    )
+    assert torch.equal(generated(model), generated(plain))
     with torch.no_grad():
         assert torch.equal(model.loss(tokens(0), tokens(1)), plain.loss(tokens(0), tokens(1)))
     assert not graphs and model.state_dict().keys() == plain.state_dict().keys()
@@ -103,17 +98,17 @@ def test_evaluation_decoding_and_copies_are_those_of_the_model(counting):
     with torch.no_grad():
         for param in other.parameters():
             param.zero_()
-    torch.testing.assert_close(step(model), step(plain))  # the copy has weights of its own
+    torch.testing.assert_close(step(model), step(plain))  # the copy has its own weights
     assert step(other)[0] != step(model)[0]
 
 
-def test_differentiated_ahead_of_time_the_gradients_are_the_same(counting):
+def test_gradients_are_the_same_when_differentiated_ahead_of_time(counting):
     model, plain = compile_blocks(build(SHARING, norm=2, residual=2), "aot_eager"), build(SHARING, norm=2, residual=2)
     torch.testing.assert_close(step(model), step(plain), rtol=1e-4, atol=1e-5)
 
 
 def saved_bytes(model: star.LanguageModel) -> int:
-    """What the forward keeps for the backward, weights not counted."""
+    """Bytes that the forward keeps for the backward, without the weights."""
     weights, kept = {p.data_ptr() for p in model.parameters()}, {}
 
     def pack(tensor):
@@ -128,13 +123,11 @@ def saved_bytes(model: star.LanguageModel) -> int:
 
 
 @pytest.mark.parametrize("text", ["1-9-7-9", SHARING, "5-8-9", "14-16-12"])
-def test_checkpointed_blocks_have_the_same_bits_and_keep_less(text):
+def test_checkpointed_blocks_are_bit_identical_and_keep_less(text):
     model, plain = checkpoint_blocks(checkpoint_blocks(build(text))), build(text)
     assert all(torch.equal(a, b) for a, b in zip(step(model), step(plain), strict=True))
     assert 2 * saved_bytes(model) < saved_bytes(plain)
-    assert torch.equal(
-        model.generate(tokens(0)[:, :4], 3, temperature=0), plain.generate(tokens(0)[:, :4], 3, temperature=0)
-    )
+    assert torch.equal(generated(model), generated(plain))
 
 
 def test_compiled_blocks_can_be_checkpointed(counting):

@@ -1,8 +1,7 @@
-"""Every row of the pool under `torch.compile`: one graph without a break, the numbers of the eager form, and no second
-compilation.
+"""Every row of the pool under `torch.compile`: one graph without a break, the eager numbers, and no recompilation.
 
-Forward and backward are captured and differentiated ahead of time for all rows ("aot_eager": everything that inductor
-does but its code); a few rows are compiled to code as well, since that takes long.
+All rows are captured and differentiated ahead of time ("aot_eager": inductor without its code generation). Only a few
+rows are compiled to code, because that is slow.
 """
 
 import pytest
@@ -17,7 +16,7 @@ COMPILED_TO_CODE = ("GMemless", "GConv-1", "SA-1", "LinAttn")
 
 
 def smallest(operator) -> torch.nn.Module:
-    """The operator at the smallest width that it fits."""
+    """The operator at the smallest width that suits it."""
     for d_model in (8, 12, 16, 32):
         try:
             liv = FAMILIES[operator.family].configure(operator, d_model, 4, 10_000.0).build()
@@ -43,7 +42,7 @@ def agree(compiled: list[torch.Tensor], eager: list[torch.Tensor]) -> bool:
 @pytest.mark.parametrize(
     "name, backend", [*((c.name, "aot_eager") for c in POOL), *((name, "inductor") for name in COMPILED_TO_CODE)]
 )
-def test_compiled_operator_is_the_eager_one_in_one_graph_compiled_once(name, backend):
+def test_a_compiled_operator_agrees_with_eager_and_is_compiled_once(name, backend):
     liv = smallest(next(c.operator for c in POOL if c.name == name))
     torch._dynamo.reset()
     compiled = torch.compile(liv, fullgraph=True, dynamic=False, backend=backend)  # fullgraph: a break is an error

@@ -1,6 +1,4 @@
-"""Sparsification of attention: scores equal dense autograd, limits are what they say, and the edit is the model that
-was trained.
-"""
+"""Sparsification of attention: scores equal dense autograd, limits are exact, and the edited genome is the model."""
 
 import copy
 import functools
@@ -27,8 +25,6 @@ from star.training.attention_scores import (
 from star.training.sparsify import FADE, FREEZE, START, UPDATES, HeadScores, Sparsifier
 
 CPU = torch.device("cpu")
-# Multi-head; grouped-query with filters; a window; differential; one key head; QK-norm; keys and values shared by the
-# next; weights too.
 TEXTS = {
     "multi-head": "1-9",
     "grouped-query": "3-9-4",
@@ -52,7 +48,7 @@ def batch_of(seq_len: int, batch: int = 2, seed: int = 0) -> tuple[torch.Tensor,
 
 
 class Dense:
-    """Attention by the book, with a matrix that autograd can differentiate: A itself is kept."""
+    """Textbook attention with an explicit matrix A, so that autograd returns dL/dA."""
 
     def __init__(self, windows: list[int | None] | None = None):
         self.windows, self.weight, self.output = windows, None, None
@@ -64,9 +60,8 @@ class Dense:
         logits = torch.einsum("bhid,bhjd->bhij", q, k) / q.shape[-1] ** 0.5
         rows = []
         for head, limit in enumerate(limits):
-            keep = torch.tensor(
-                [[0 <= i - j < limit for j in range(visible)] for i in range(visible - seq_len, visible)]
-            )
+            queries = range(visible - seq_len, visible)
+            keep = torch.tensor([[0 <= i - j < limit for j in range(visible)] for i in queries])
             rows.append(logits[:, head].masked_fill(~keep, -torch.inf).softmax(-1))
         self.weight = torch.stack(rows, 1)
         self.weight.retain_grad() if self.weight.requires_grad else None
@@ -76,7 +71,7 @@ class Dense:
 
 
 def dense_scores(weight: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
-    """|A dA| summed by head and distance, one element after the other."""
+    """|A dA| summed by head and distance, element by element."""
     score, result = (weight * grad).abs().sum(0), torch.zeros(weight.shape[1], N_BUCKETS, dtype=torch.float64)
     for i in range(score.shape[1]):
         for j in range(i + 1):
@@ -85,7 +80,7 @@ def dense_scores(weight: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
-def test_scores_are_those_of_dense_autograd(text):
+def test_scores_equal_dense_autograd(text):
     model, (inputs, targets) = model_of(text).double(), batch_of(70)
     measured = sample_scores(model, inputs, targets)
     livs = attention_livs(model)
@@ -102,7 +97,7 @@ def test_scores_are_those_of_dense_autograd(text):
 
 @pytest.mark.parametrize("windows", [[16, 32, None, 3, 1, 40], [16, 4, 7, 3, 1, 16]])
 @pytest.mark.parametrize("block", [1, 7, 40, 128])
-def test_scores_do_not_depend_on_the_block_and_see_only_what_windows_and_the_past_let_them(block, windows):
+def test_scores_do_not_depend_on_the_block_and_respect_windows_and_the_past(block, windows):
     generator = torch.Generator().manual_seed(0)
     q, grad = (torch.randn(2, 6, 40, 8, dtype=torch.float64, generator=generator) for _ in range(2))
     k, v = (torch.randn(2, 3, 59, 8, dtype=torch.float64, generator=generator).requires_grad_() for _ in range(2))
@@ -134,14 +129,14 @@ def test_bfloat16_activations_are_scored_in_float32():
         assert (score - exact[layer]).abs().sum() < 0.03 * exact[layer].sum()
 
 
-def test_a_head_that_fades_is_scored_as_if_it_were_whole():
+def test_a_fading_head_keeps_its_full_score():
     model, batch = model_of("1").double(), batch_of(40)
     whole = sample_scores(model, *batch)[0]
     model.blocks[0].liv.attend = HeadLimits.make([None] * 4, [0.0, 1.0, 1.0, 1.0], CPU)
     assert sample_scores(model, *batch)[0][0].sum() > 0.1 * whole[0].sum()
 
 
-def test_sampling_leaves_weights_gradients_limits_and_generators_alone():
+def test_sampling_does_not_change_weights_gradients_limits_and_generators():
     model, batch = model_of("1-9-3"), batch_of(40)
     model.loss(*batch).backward()
     limits = model.blocks[2].liv.attend = HeadLimits.make([16, None, 32, 16], [1.0, 1.0, 0.5, 1.0], CPU)
@@ -150,9 +145,8 @@ def test_sampling_leaves_weights_gradients_limits_and_generators_alone():
     with torch.no_grad():
         sample_scores(model, *batch)
     assert torch.equal(torch.get_rng_state(), generator)
-    assert all(
-        torch.equal(p, before[name][0]) and torch.equal(p.grad, before[name][1]) for name, p in model.named_parameters()
-    )
+    for name, p in model.named_parameters():
+        assert torch.equal(p, before[name][0]) and torch.equal(p.grad, before[name][1])
     assert model.blocks[0].liv.attend is None and model.blocks[2].liv.attend is limits
 
 
@@ -162,30 +156,28 @@ WINDOW_SETS = [[16, 16, 16, 16], [16, None, 32, 16], [64, 16, None, None], [None
 @pytest.mark.parametrize("windows", WINDOW_SETS)
 @pytest.mark.parametrize("window", [None, 32])
 @pytest.mark.parametrize("kv_heads, past", [(4, 0), (2, 0), (1, 25), (4, 25)])
-def test_limited_attention_is_dense_attention_with_those_windows_and_gains(windows, window, kv_heads, past):
+def test_limited_attention_equals_dense_attention_with_these_limits(windows, window, kv_heads, past):
     generator = torch.Generator().manual_seed(0)
     q = torch.randn(2, 4, 70, 8, dtype=torch.float64, generator=generator)
     k, v = (torch.randn(2, kv_heads, 70 + past, 8, dtype=torch.float64, generator=generator) for _ in range(2))
     gains = [1.0, 0.5, 0.0, 1.0]
-    expected = Dense(windows)(q, k, v, window) * torch.tensor(gains)[:, None, None]
+    factors = torch.tensor(gains)[:, None, None]
+    expected = Dense(windows)(q, k, v, window) * factors
     limits = HeadLimits.make(windows, gains, CPU)
     torch.testing.assert_close(limits(q, k, v, window), expected, rtol=1e-9, atol=1e-12)
     if len(set(windows)) > 1:
-        torch.testing.assert_close(
-            limits.masked(q, k, v, window) * torch.tensor(gains)[:, None, None], expected, rtol=1e-9, atol=1e-12
-        )
+        torch.testing.assert_close(limits.masked(q, k, v, window) * factors, expected, rtol=1e-9, atol=1e-12)
 
 
-def test_one_window_for_all_heads_has_the_bits_of_a_liv_with_that_window():
+def test_one_window_for_all_heads_is_bit_identical_to_a_liv_with_it():
     q, k, v = (torch.randn(2, 4, 100, 8, generator=torch.Generator().manual_seed(n)) for n in range(3))
     for window in (16, 64, None):
-        assert torch.equal(
-            HeadLimits.make([window] * 4, [1.0] * 4, CPU)(q, k, v, None), softmax_attention(q, k, v, window)
-        )
+        limits = HeadLimits.make([window] * 4, [1.0] * 4, CPU)
+        assert torch.equal(limits(q, k, v, None), softmax_attention(q, k, v, window))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")
-def test_new_windows_compile_nothing_again():
+def test_new_windows_need_no_recompilation():
     liv = model_of("1").blocks[0].liv
     x = torch.randn(1, 70, 32, generator=torch.Generator().manual_seed(0))
     torch._dynamo.reset()
@@ -197,7 +189,7 @@ def test_new_windows_compile_nothing_again():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")
-def test_compiled_layers_are_sampled_as_they_are_written_and_stay_compiled():
+def test_compiled_layers_are_sampled_uncompiled_and_stay_compiled():
     model, batch = model_of("1-9-3"), batch_of(40)
     model.blocks[2].liv.attend = HeadLimits.make([16, None, 32, 16], [1.0, 1.0, 0.5, 1.0], CPU)
     eager = sample_scores(model, *batch)
@@ -211,7 +203,7 @@ def test_compiled_layers_are_sampled_as_they_are_written_and_stay_compiled():
     assert all(torch.equal(compiled[layer], eager[layer]) for layer in eager)
 
 
-def test_a_limited_model_decodes_as_it_reads():
+def test_a_limited_model_decodes_like_its_forward():
     model, (inputs, _) = model_of("1-29-3"), batch_of(50)
     model.blocks[0].liv.attend = HeadLimits.make([16, None, 32, 16], [1.0, 0.5, 0.0, 1.0], CPU)
     model.blocks[2].liv.attend = HeadLimits.make([16] * 4, [1.0] * 4, CPU)
@@ -223,16 +215,21 @@ def test_a_limited_model_decodes_as_it_reads():
     torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-4, atol=1e-5)
 
 
-# The rules of windows and heads.
+# The rules for windows and heads.
+
+
+def rows_of(score: list[list[float]]) -> torch.Tensor:
+    """Scores [H, N_BUCKETS], with zeros after the given ones."""
+    return torch.tensor([row + [0.0] * (N_BUCKETS - len(row)) for row in score], dtype=torch.float64)
 
 
 def heads_with(score: list[list[float]]) -> HeadScores:
     heads = HeadScores(None, None, [None] * len(score), [0] * len(score))
-    heads.observe(torch.tensor([row + [0.0] * (N_BUCKETS - len(row)) for row in score], dtype=torch.float64))
+    heads.observe(rows_of(score))
     return heads
 
 
-def test_window_is_the_smallest_that_cuts_off_at_most_tau():
+def test_a_window_is_the_smallest_that_cuts_off_at_most_tau():
     score = [[90.0, 6.0, 3.0, 1.0], [1.0, 0.0, 0.0, 99.0], [1.0, 0.0, 0.0, 0.0]]
     for tau, expected in ((0.0, [128, 128, 16]), (0.01, [64, 128, 16]), (0.05, [32, 128, 16]), (0.1, [16, 128, 16])):
         heads = heads_with(score)
@@ -240,30 +237,26 @@ def test_window_is_the_smallest_that_cuts_off_at_most_tau():
         assert heads.windows == expected
     heads = heads_with(score)
     heads.tighten(0.05, 0.0, seq_len=128)
-    assert heads.windows == [32, None, 16]  # a window of the whole context would be no evidence for longer ones
+    assert heads.windows == [32, None, 16]  # a window of the whole context says nothing about longer contexts
 
 
-def test_tau_is_spent_once_however_many_updates_there_are():
-    heads = heads_with([[70.0, 20.0, 6.0, 4.0]])
+def test_tau_bounds_all_updates_together():
+    score = [70.0, 20.0, 6.0, 4.0]
+    heads = heads_with([score])
     for _ in range(50):
         heads.tighten(0.05, 0.0, seq_len=1024)
         window = heads.windows[0]
-        visible = [row if w < window else 0.0 for row, w in zip([70.0, 20.0, 6.0, 4.0], (0, *WINDOWS), strict=False)]
-        heads.observe(torch.tensor([visible + [0.0] * (N_BUCKETS - 4)], dtype=torch.float64))
+        heads.observe(rows_of([[s if w < window else 0.0 for s, w in zip(score, (0, *WINDOWS), strict=False)]]))
     assert heads.windows == [64]
-    torch.testing.assert_close(
-        heads.share[0, :4], torch.tensor([70.0, 20.0, 6.0, 4.0], dtype=torch.float64) / 100, rtol=1e-9, atol=0
-    )
+    torch.testing.assert_close(heads.share, rows_of([score]) / 100, rtol=1e-9, atol=0)
 
 
-def test_what_a_window_leaves_open_goes_on_being_averaged():
+def test_buckets_inside_the_window_are_still_averaged():
     heads = heads_with([[60.0, 36.0, 4.0]])
     heads.tighten(0.04, 0.0, seq_len=1024)
     for _ in range(100):
-        heads.observe(torch.tensor([[1.0, 3.0] + [0.0] * (N_BUCKETS - 2)], dtype=torch.float64))
-    torch.testing.assert_close(
-        heads.share[0, :3], torch.tensor([0.24, 0.72, 0.04], dtype=torch.float64), rtol=1e-6, atol=0
-    )
+        heads.observe(rows_of([[1.0, 3.0]]))
+    torch.testing.assert_close(heads.share, rows_of([[0.24, 0.72, 0.04]]), rtol=1e-6, atol=0)
 
 
 def test_weak_heads_fade_to_exactly_zero_and_stay_there():
@@ -272,24 +265,24 @@ def test_weak_heads_fade_to_exactly_zero_and_stay_there():
     for _ in range(FADE + 2):
         heads.tighten(0.0, 0.05, seq_len=64)
         gains.append(heads.gains[1])
-        heads.observe(torch.tensor([row + [0.0] * (N_BUCKETS - 1) for row in weak], dtype=torch.float64))
+        heads.observe(rows_of(weak))
     assert gains == [0.75, 0.5, 0.25, 0.0, 0.0, 0.0] and heads.gains == [1, 0, 1]
     for _ in range(30):
-        heads.observe(torch.tensor([row + [0.0] * (N_BUCKETS - 1) for row in strong], dtype=torch.float64))
+        heads.observe(rows_of(strong))
         heads.tighten(0.0, 0.5, seq_len=64)
-    assert heads.gains == [1, 0, 1]  # a dropped head is no measure for the others
+    assert heads.gains == [1, 0, 1]  # a dropped head does not count in the mean
 
 
 def test_a_head_that_recovers_is_kept():
     heads = heads_with([[10.0], [0.1]])
     heads.tighten(0.0, 0.05, seq_len=64)
     for _ in range(10):
-        heads.observe(torch.tensor([[10.0] + [0.0] * 8, [10.0] + [0.0] * 8], dtype=torch.float64))
+        heads.observe(rows_of([[10.0], [10.0]]))
     heads.tighten(0.0, 0.05, seq_len=64)
     assert heads.gains == [1, 1]
 
 
-def test_a_score_that_is_not_finite_is_no_evidence():
+def test_a_score_that_is_not_finite_is_ignored():
     heads = heads_with([[3.0, 1.0]])
     heads.observe(torch.full((1, N_BUCKETS), torch.nan, dtype=torch.float64))
     assert heads.share[0, :2].tolist() == [0.75, 0.25]
@@ -299,9 +292,7 @@ def test_a_score_that_is_not_finite_is_no_evidence():
 
 
 def run(model, tau=0.3, floor=0.3, steps=60, start=0, sparsifier=None, stop=None, seq_len=70):
-    """A training loop of `steps` batches, and its sparsifier; deterministic, and can begin at `start` with a loaded
-    one.
-    """
+    """A deterministic training loop of `steps` batches with a sparsifier, which may be loaded, from step `start`."""
     total = steps * 2 * seq_len
     sparsifier = sparsifier or Sparsifier(model, tau, floor, total)
     updates = []
@@ -321,7 +312,7 @@ def run(model, tau=0.3, floor=0.3, steps=60, start=0, sparsifier=None, stop=None
 
 @pytest.fixture(scope="module")
 def finished():
-    """A run with heads made to differ: two heads of the first LIV matter little, its keys are near."""
+    """A run of a model in which one head of the first LIV has little effect."""
     model = model_of("1-9-3")
     with torch.no_grad():
         model.blocks[0].liv.out[:, 8:16] *= 0.02
@@ -340,17 +331,18 @@ def test_phases_dense_then_tightened_then_frozen(finished):
 
 
 def test_tau_and_floor_grow_on_a_cubic(monkeypatch):
-    """Against the formula, on scores that never change: half as much in every further bucket, and a head of 7 % of the
-    mean.
-    """
+    """Compared with the formula on constant scores, halved from bucket to bucket; one head has 7 % of the mean."""
     score = torch.tensor([[0.5**n for n in range(N_BUCKETS)]] * 3, dtype=torch.float64)
     score[1] *= 0.07 / score[1].sum()
     score[0] *= 1 / score[0].sum()
     score[2] *= 1.93 / score[2].sum()
     seen = []
-    monkeypatch.setattr(
-        "star.training.sparsify.sample_scores", lambda model, x, y: seen.append(x.shape) or {0: score.clone()}
-    )
+
+    def constant_scores(model, inputs, targets):
+        seen.append(inputs.shape)
+        return {0: score.clone()}
+
+    monkeypatch.setattr("star.training.sparsify.sample_scores", constant_scores)
     model = star.build(Genome(parse_text("1"), d_model=24, head_dim=8), vocab_size=17)
     sparsifier, tau, floor, fading = Sparsifier(model, 0.4, 0.1, 1000, sequences=3), 0.4, 0.1, 0
     for tokens in range(0, 1000, 5):
@@ -359,10 +351,8 @@ def test_tau_and_floor_grow_on_a_cubic(monkeypatch):
         sparsifier.update(model, *batch_of(2000, batch=4), tokens)
         p = (tokens / 1000 - 0.15) / 0.45
         ramp = 1 - (1 - p) ** 3 if p >= 0 else -1
-        cut = {
-            w: sum(0.5**m for m in range(n + 1, N_BUCKETS)) / sum(0.5**m for m in range(N_BUCKETS))
-            for n, w in enumerate(WINDOWS)
-        }
+        total = sum(0.5**m for m in range(N_BUCKETS))
+        cut = {w: sum(0.5**m for m in range(n + 1, N_BUCKETS)) / total for n, w in enumerate(WINDOWS)}
         fading = min(FADE, fading + 1) if ramp * floor > 0.07 else 0
         if tokens < 600:
             heads = sparsifier.layers[0]
@@ -371,7 +361,7 @@ def test_tau_and_floor_grow_on_a_cubic(monkeypatch):
     assert heads.windows == [32] * 3 and heads.gains == [1, 0, 1] and set(seen) == {(3, 2000)}
 
 
-def test_livs_that_share_end_with_the_window_of_the_one_that_needs_most():
+def test_sharing_livs_get_the_largest_window_that_one_of_them_needs():
     model = model_of("1.0.0.1.4-9-1.0.0.1.4-1-1")
     sparsifier = Sparsifier(model, 0.1, 0.1, 1000)
     for layer, windows in {0: [16] * 4, 2: [16, 64, 32, 16], 3: [16, 32, 16, 16], 4: [16, None, 16, 16]}.items():
@@ -379,15 +369,11 @@ def test_livs_that_share_end_with_the_window_of_the_one_that_needs_most():
     sparsifier.finish()
     settled = {layer: heads.windows for layer, heads in sparsifier.layers.items()}
     assert settled == {0: [64] * 4, 2: [64] * 4, 3: [32] * 4, 4: [None] * 4}
-    assert [layer.config.window for layer in resolve(sparsifier.edited_genome()).layers if layer.index != 1] == [
-        64,
-        64,
-        32,
-        None,
-    ]
+    layers = resolve(sparsifier.edited_genome()).layers
+    assert [layer.config.window for layer in layers if layer.index != 1] == [64, 64, 32, None]
 
 
-def test_before_the_first_limit_training_has_the_bits_of_a_plain_run():
+def test_before_the_first_limit_training_is_bit_identical_to_a_plain_run():
     plain, observed = model_of("1-9-3"), model_of("1-9-3")
     run(plain, sparsifier=Sparsifier(plain, 0.3, 0.3, 10**9), stop=int(START * 60))
     run(observed, stop=int(START * 60))
@@ -406,10 +392,9 @@ def test_the_edited_genome_with_the_same_weights_is_the_sparsified_model(finishe
         edited = star.build(genome, vocab_size=17)
         edited.load_state_dict(model.state_dict())
         assert abs(edited.loss(*batch) - before) <= 1e-6
-        assert abs(model_with(model.state_dict(), "1-9-3").loss(*batch) - before) > 1e-5  # the windows do matter
-    assert genome != model.genome and all(
-        layer.config.window for layer in resolve(genome).layers if layer.config.state()
-    )
+        assert abs(model_with(model.state_dict(), "1-9-3").loss(*batch) - before) > 1e-5  # the windows have an effect
+    assert genome != model.genome
+    assert all(layer.config.window for layer in resolve(genome).layers if layer.config.state())
     now, then = (star.costs(g, vocab_size=17, seq_len=70) for g in (model.genome, genome))
     assert then.cache_bytes < now.cache_bytes and then.parameters == now.parameters
     assert summary["cache_saved"] == 1 - then.cache_bytes / now.cache_bytes
@@ -421,7 +406,7 @@ def model_with(weights, text):
     return model
 
 
-def test_a_run_goes_on_exactly_from_its_state():
+def test_a_run_continues_exactly_from_its_state():
     straight, stopped = model_of("1-9-3"), model_of("1-9-3")
     whole, _ = run(straight)
     part, _ = run(stopped, stop=23)
@@ -437,8 +422,8 @@ def test_a_run_goes_on_exactly_from_its_state():
         Sparsifier(model_of("1"), 0.3, 0.3, 100).load(json.loads(text))
 
 
-def test_processes_of_a_distributed_run_impose_the_limits_of_all_their_batches(monkeypatch):
-    """As one process with both batches; the other process is represented by its scores, added to every sum."""
+def test_processes_of_a_distributed_run_set_the_same_limits(monkeypatch):
+    """Two processes get the limits of one with both batches; here the other process only adds its scores."""
     batches = [batch_of(70, seed=rank) for rank in range(2)]
     pooled = Sparsifier(model_of("1-9-3"), 0.3, 0.3, 1000, sequences=4)
     pooled.update(pooled.model, *(torch.cat(parts) for parts in zip(*batches, strict=True)), 300)
@@ -452,7 +437,7 @@ def test_processes_of_a_distributed_run_impose_the_limits_of_all_their_batches(m
         assert alone.layers[layer].windows == heads.windows
 
 
-def test_a_run_that_ends_early_keeps_heads_that_are_on_their_way_out():
+def test_a_run_that_ends_early_keeps_heads_that_are_not_yet_dropped():
     model = model_of("1-9-1")
     sparsifier = Sparsifier(model, 0.1, 0.1, 1000)
     for layer, heads in sparsifier.layers.items():
@@ -461,11 +446,11 @@ def test_a_run_that_ends_early_keeps_heads_that_are_on_their_way_out():
     assert [heads.gains for heads in sparsifier.layers.values()] == [[0, 1, 1, 0]] * 2
     columns = model.blocks[0].liv.out.view(32, 4, 8)
     assert not columns[:, 0].any() and not columns[:, 3].any() and columns[:, 1].any() and columns[:, 2].any()
-    # The head that needs everything is dropped, so it no longer decides the window of its LIV.
+    # The head that needs all keys is dropped, so it no longer decides the window of its LIV.
     assert [layer["windows"] for layer in sparsifier.summary()["layers"]] == [[32] * 4] * 2
 
 
-def test_a_model_without_attention_is_left_alone():
+def test_a_model_without_attention_is_not_changed():
     model = model_of("5-9-7")
     sparsifier, updates = run(model, steps=3)
     sparsifier.finish()
@@ -479,7 +464,7 @@ def test_settings_out_of_bounds(setting):
         Sparsifier(model_of("1"), **({"tau": 0.1, "head_floor": 0.1, "total_tokens": 100} | setting))
 
 
-def test_heads_mask():
+def test_head_mask():
     assert head_mask(2, 3, torch.tensor([1, 2, FULL])).int().tolist() == [
         [[0, 1, 0], [0, 0, 1]],
         [[1, 1, 0], [0, 1, 1]],

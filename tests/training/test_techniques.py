@@ -1,6 +1,4 @@
-"""Optimizers and training techniques, each against its formula; switched off they change no bit, and together they
-resume exactly.
-"""
+"""Optimizers and training techniques match their formulas, change nothing when off, and resume bit-identically."""
 
 import json
 import math
@@ -56,6 +54,11 @@ def weights(model) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
+def same_curve(result, expected, key: str = "val_loss", rtol: float = 1e-3) -> None:
+    """The learning curves agree up to `rtol`."""
+    np.testing.assert_allclose([p[key] for p in result.curve], [p[key] for p in expected.curve], rtol=rtol)
+
+
 def run_of(model, corpus, recipe: Recipe) -> TrainingRun:
     return TrainingRun(model, corpus, recipe, torch.device("cpu"))
 
@@ -75,16 +78,15 @@ def test_orthogonal_part_has_singular_values_near_one(shape):
         torch.testing.assert_close(orthogonal_part(matrix[None])[0], result)
 
 
-def test_muon_is_that_of_torch():
-    """At the base width square matrices step as in torch.optim.Muon, which orthogonalises in bfloat16."""
+def test_muon_agrees_with_torch():
+    """At the base width, square matrices get the steps of torch.optim.Muon, which orthogonalises in bfloat16."""
     generator = torch.Generator().manual_seed(1)
     ours = [nn.Parameter(torch.randn(32, 32, generator=generator)) for _ in range(3)]
     theirs = [nn.Parameter(p.detach().clone()) for p in ours]
     start = [p.detach().clone() for p in ours]
-    optimizer = Muon(ours, lr=0.02, weight_decay=0.1, momentum=0.9, base_width=32)
-    reference = torch.optim.Muon(
-        theirs, lr=0.02, weight_decay=0.1, momentum=0.9, nesterov=True, adjust_lr_fn="match_rms_adamw"
-    )
+    options = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.9}
+    reference = torch.optim.Muon(theirs, nesterov=True, adjust_lr_fn="match_rms_adamw", **options)
+    optimizer = Muon(ours, base_width=32, **options)
     for _ in range(4):
         for p, q in zip(ours, theirs, strict=True):
             p.grad = torch.randn(32, 32, generator=generator)
@@ -96,15 +98,14 @@ def test_muon_is_that_of_torch():
 
 
 @pytest.mark.parametrize("out, into", [(1, 1), (4, 1), (2, 3)])
-def test_a_muon_step_moves_activations_alike_at_any_width(out, into):
+def test_a_muon_step_changes_activations_equally_at_any_width(out, into):
     changes = []
     for width in (32, 64, 128):
         weight = nn.Parameter(torch.zeros(out * width, into * width))
         weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
         Muon([weight], lr=0.1, base_width=64).step()
-        x = weight.grad.mT @ torch.randn(
-            out * width, generator=torch.Generator().manual_seed(1)
-        )  # aligned with the step, as in training
+        # Aligned with the step, as in training
+        x = weight.grad.mT @ torch.randn(out * width, generator=torch.Generator().manual_seed(1))
         x = x / x.square().mean().sqrt()
         changes.append((weight @ x).square().mean().sqrt().item())
     assert max(changes) < 1.15 * min(changes)
@@ -114,11 +115,13 @@ def test_muon_takes_hidden_matrices_and_adamw_the_rest():
     net = model()
     optimizer = build_optimizer(net, RECIPE.replace(optimizer="muon"))
     adamw, muon = optimizer.parts
-    hidden = {id(p) for group in net.parameter_groups() if group["kind"] == "hidden" for p in group["params"]}
-    assert {id(p) for group in muon.param_groups for p in group["params"]} == hidden
-    assert {id(p) for group in adamw.param_groups for p in group["params"]} == {
-        id(p) for p in net.parameters()
-    } - hidden
+
+    def ids(groups) -> set[int]:
+        return {id(p) for group in groups for p in group["params"]}
+
+    hidden = ids(group for group in net.parameter_groups() if group["kind"] == "hidden")
+    assert ids(muon.param_groups) == hidden
+    assert ids(adamw.param_groups) == {id(p) for p in net.parameters()} - hidden
 
 
 def test_muon_learns(corpus):
@@ -126,15 +129,14 @@ def test_muon_learns(corpus):
     assert muon.status == "ok" and muon.val_loss < adamw.val_loss + 0.05
 
 
-# ---- learning rates that carry over
+# ---- learning rates at other widths
 
 
 def activations(width: int, recipe: Recipe, corpus, steps: int) -> dict[str, float]:
-    """Root mean square of what each block adds to the residual stream, and of the logits, after some steps."""
+    """By how much some steps change the output of each block and the logits (root mean square)."""
     net = build(Genome(parse_text("1-9-7-9"), d_model=width, head_dim=16), seed=0)
     run = run_of(net, corpus, recipe)
     before, _ = (part[:4] for part in run.sample)
-    first = {}
 
     def measure() -> dict[str, torch.Tensor]:
         seen = {}
@@ -156,12 +158,12 @@ def activations(width: int, recipe: Recipe, corpus, steps: int) -> dict[str, flo
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_coordinate_check(corpus, optimizer):
-    """muP's test: five steps change every activation by about as much at width 256 as at width 64."""
+    """The test of muP: five steps change every activation about equally at widths 64 and 256."""
     recipe = RECIPE.replace(optimizer=optimizer, tokens=64 * 40, learning_rate=4e-3, warmup=0.0)
     narrow, wide = (activations(width, recipe, corpus, 5) for width in (64, 256))
     ratios = {name: wide[name] / narrow[name] for name in narrow}
     assert all(0.5 < ratio < 2 for ratio in ratios.values()), ratios
-    if optimizer == "adamw":  # and without the scaling they do not: wide models are moved much more
+    if optimizer == "adamw":  # without the scaling, wide models change much more
         plain = activations(256, recipe.replace(base_width=0), corpus, 5)
         assert max(plain[name] / narrow[name] for name in narrow) > 2
 
@@ -169,11 +171,8 @@ def test_coordinate_check(corpus, optimizer):
 def test_the_base_width_decides_the_rates():
     def peaks(width, **changes):
         groups = build_optimizer(model(width), RECIPE.replace(learning_rate=1e-2, **changes)).param_groups
-        return {
-            group["kind"]: (group["peak"], group["weight_decay"])
-            for group in groups
-            if group["kind"] in ("hidden", "embedding")
-        }
+        rates = {group["kind"]: (group["peak"], group["weight_decay"]) for group in groups}
+        return {kind: rates[kind] for kind in ("hidden", "embedding")}
 
     assert peaks(64) == {"hidden": (1e-2, 0.1), "embedding": (1e-2, 0.1)}
     assert peaks(128) == {"hidden": (pytest.approx(5e-3), pytest.approx(0.2)), "embedding": (1e-2, 0.1)}
@@ -187,6 +186,10 @@ def test_the_base_width_decides_the_rates():
 @pytest.mark.parametrize("gamma", [0.3, 1.0, 2.0])
 def test_layer_wise_cosine_is_its_formula(corpus, gamma):
     """eta_l(t) = eta_base gamma^(l/L) (1 + cos(pi t/T)) / 2 for LIV l = 1 ... L."""
+
+    def base(layer: int | None) -> float:
+        return 1e-2 * (1.0 if layer is None else gamma ** ((layer + 1) / 4))
+
     recipe = RECIPE.replace(layer_decay=gamma, schedule="cosine", warmup=0.0, base_width=16, learning_rate=1e-2)
     net = model()
     run = run_of(net, corpus, recipe)
@@ -199,9 +202,8 @@ def test_layer_wise_cosine_is_its_formula(corpus, gamma):
         for group in run.optimizer.param_groups:
             for layer in {owner[id(p)] for p in group["params"]}:
                 seen.add(layer)
-                expected = 1e-2 * factor * (1.0 if layer is None else gamma ** ((layer + 1) / 4))
-                scale = group["peak"] / (1e-2 * (1.0 if layer is None else gamma ** ((layer + 1) / 4)))
-                assert group["lr"] == pytest.approx(expected * scale, rel=1e-9)
+                scale = group["peak"] / base(layer)
+                assert group["lr"] == pytest.approx(base(layer) * scale * factor, rel=1e-9)
                 assert layer is None or scale == pytest.approx(1.0)
         assert seen == {None, 0, 1, 2, 3}
     assert [layer_factor(0.5, layer, 4) for layer in (None, 0, 3)] == [1.0, 0.5**0.25, 0.5]
@@ -223,7 +225,7 @@ def test_the_noise_estimate_is_unbiased(k):
 def feed(
     accumulation: Accumulation, variance: float, signal: float, steps: int, start: int = 0, progress: float = 0.5
 ) -> list[int]:
-    """N over steps that all see this noise, told with K = 4."""
+    """N over steps that all measure this noise, with K = 4."""
     sizes = []
     for step in range(start, start + steps):
         if accumulation.due(step):
@@ -237,10 +239,9 @@ def test_the_control_law():
     accumulation = Accumulation(recipe)
     assert accumulation.n == 1 and accumulation.wanted == 1.0
     sizes = feed(accumulation, variance=3.0, signal=2.0, steps=400)
-    assert (
-        accumulation.wanted == 12.0 == math.ceil(2.0 * 3.0 / (0.25 * 2.0))
-    )  # N = ceil(alpha sigma^2 / eps^2), eps = theta |G|
-    assert sizes[-1] == 8  # 12 is not a quarter beyond 8 sqrt 2, where 16 would begin
+    # N = ceil(alpha sigma^2 / eps^2), eps = theta |G|
+    assert accumulation.wanted == 12.0 == math.ceil(2.0 * 3.0 / (0.25 * 2.0))
+    assert sizes[-1] == 8  # 12 is less than 1.25 x 8 sqrt 2, where it would change to 16
     changes = [step for step in range(1, 400) if sizes[step] != sizes[step - 1]]
     assert len(changes) == 3 and np.diff(changes).min() >= QUIET  # 1, 2, 4, 8: one doubling at a time
     assert feed(accumulation, 30.0, 2.0, 400, 400)[-1] == 16  # clamped
@@ -250,26 +251,25 @@ def test_the_control_law():
     feed(absolute, 3.0, 2.0, 400)
     assert absolute.wanted == 24.0 == math.ceil(2.0 * 3.0 / 0.25)
     absolute.observe(0, 0.5, math.nan, 1.0, 4)
-    assert absolute.wanted == 24.0  # what is not finite is no estimate
+    assert absolute.wanted == 24.0  # values that are not finite are ignored
     assert Accumulation(RECIPE.replace(accumulate=3)).n == 3
     noise = Accumulation(recipe)
     noise.observe(7, 0.5, 1.0, 0.1, 4)  # |G|^2 came out negative
     assert noise.wanted == math.inf
 
 
-def test_estimates_are_those_of_the_gradients(corpus):
-    """One step that estimates, against gradients taken one by one; the step itself is that of their mean."""
+def test_estimates_agree_with_single_gradients(corpus):
+    """A step that estimates, compared with separate gradients; the gradient that it leaves is their mean."""
     recipe = RECIPE.replace(adaptive=True, clip=0.0)
     net, reference = model(), model()
     run = run_of(net, corpus, recipe)
     run.step = 7
-    told = []
-    run.accumulation.observe = lambda *args: told.append(args)
+    observed = []
+    run.accumulation.observe = lambda *args: observed.append(args)
     run.gradients(LEAST)
     batches = Batches(corpus.train, 4, 16, 0)
-    watched = [
-        p for group in reference.parameter_groups() if group["kind"] in ("hidden", "vector") for p in group["params"]
-    ]
+    groups = [group for group in reference.parameter_groups() if group["kind"] in ("hidden", "vector")]
+    watched = [p for group in groups for p in group["params"]]
     each = []
     for k in range(LEAST):
         reference.zero_grad()
@@ -277,7 +277,7 @@ def test_estimates_are_those_of_the_gradients(corpus):
         each.append([p.grad.clone() for p in reference.parameters()])
     index = {id(p): i for i, p in enumerate(reference.parameters())}
     flat = torch.stack([torch.cat([g[index[id(p)]].flatten() for p in watched]) for g in each]).double()
-    _, _, mean_square, square_of_mean, k, share = told[0]
+    _, _, mean_square, square_of_mean, k, share = observed[0]
     assert k == LEAST and share == 1.0
     assert mean_square == pytest.approx(flat.square().sum(1).mean().item(), rel=1e-5)
     assert square_of_mean == pytest.approx(flat.mean(0).square().sum().item(), rel=1e-5)
@@ -290,24 +290,22 @@ def test_accumulated_micro_batches_are_one_batch(corpus):
     a = train(whole, corpus, RECIPE.replace(batch_size=4, tokens=1024))
     b = train(pieces, corpus, RECIPE.replace(batch_size=1, accumulate=4, tokens=1024))
     assert a.steps == b.steps == 16 and [p["tokens"] for p in a.curve] == [p["tokens"] for p in b.curve]
-    np.testing.assert_allclose([p["train_loss"] for p in b.curve], [p["train_loss"] for p in a.curve], rtol=1e-4)
+    same_curve(b, a, "train_loss", rtol=1e-4)
     torch.testing.assert_close(weights(pieces), weights(whole), rtol=0, atol=2e-3)
 
 
 def test_averages_keep_their_half_life_in_tokens():
-    optimizer = build_optimizer(
-        model(), RECIPE.replace(optimizer="muon", betas=(0.9, 0.98), momentum=0.95, learning_rate=1e-2)
-    )
+    recipe = RECIPE.replace(optimizer="muon", betas=(0.9, 0.98), momentum=0.95, learning_rate=1e-2)
+    optimizer = build_optimizer(model(), recipe)
     adamw, muon = (part.param_groups[0] for part in optimizer.parts)
     for batch in (0.25, 1.0, 4.0):
         optimizer.set(0.5, batch)
         assert [math.log(beta) / batch for beta in adamw["betas"]] == pytest.approx([math.log(0.9), math.log(0.98)])
         assert math.log(muon["momentum"]) / batch == pytest.approx(math.log(0.95))
         for group in (adamw, muon):
-            assert group["lr"] == pytest.approx(group["peak"] * 0.5 * min(1, batch**0.5))  # not beyond the tuned rate
-            assert group["lr"] * group["weight_decay"] == pytest.approx(
-                group["peak"] * 0.5 * group["decay"] * batch
-            )  # per token
+            rate = group["peak"] * 0.5
+            assert group["lr"] == pytest.approx(rate * min(1, batch**0.5))  # not above the tuned rate
+            assert group["lr"] * group["weight_decay"] == pytest.approx(rate * group["decay"] * batch)  # per token
 
 
 def test_adaptive_training_counts_tokens(corpus):
@@ -341,7 +339,7 @@ TECHNIQUES = {
 
 
 @pytest.mark.parametrize("name", TECHNIQUES)
-def test_every_technique_resumes_to_the_same_bits(corpus, tmp_path, name):
+def test_every_technique_resumes_bit_identically(corpus, tmp_path, name):
     recipe = RECIPE.replace(**({"tokens": 6400} | TECHNIQUES[name]))
     whole = model()
     expected = train(whole, corpus, recipe)
@@ -350,18 +348,15 @@ def test_every_technique_resumes_to_the_same_bits(corpus, tmp_path, name):
         train(model(), corpus, recipe, checkpoint=path, stop_tokens=stop)
     resumed = model(seed=5)
     result = train(resumed, corpus, recipe, checkpoint=path)
-    assert (
-        losses(result) == losses(expected)
-        and torch.equal(weights(resumed), weights(whole))
-        and result.steps == expected.steps
-    )
+    assert losses(result) == losses(expected) and result.steps == expected.steps
+    assert torch.equal(weights(resumed), weights(whole))
     assert result.sparsity == expected.sparsity
     if recipe.sparsify:
         assert result.sparsity["cache_saved"] > 0 and from_json(result.sparsity["genome"]) != whole.genome
 
 
-def test_what_sparsification_leaves_is_the_model_of_its_genome(corpus):
-    """The weights under the edited genome have the loss that training measured."""
+def test_the_edited_genome_is_the_sparsified_model(corpus):
+    """With the edited genome, the weights have the loss that training measured."""
     recipe = RECIPE.replace(**TECHNIQUES["sparsified"] | {"sparsify_heads": 0.0, "tokens": 6400})
     trained = model()
     result = train(trained, corpus, recipe)
@@ -374,18 +369,16 @@ def test_what_sparsification_leaves_is_the_model_of_its_genome(corpus):
     assert evaluate(dense, *sample)[0] != pytest.approx(result.val_loss, abs=1e-6)
 
 
-def test_techniques_switched_off_change_no_bit(corpus):
-    """Against the plainest loop there is."""
+def test_techniques_that_are_off_change_nothing(corpus):
+    """Compared with the simplest training loop."""
     recipe = RECIPE.replace(base_width=16)
     net, plain = model(), model()
     train(net, corpus, recipe)
     params = [{"params": [], "weight_decay": decay} for decay in (0.1, 0.0)]
     for group in plain.parameter_groups():
         for param in group["params"]:
-            rate = recipe.learning_rate * group.get("scale", 1.0)
-            params.append(
-                {"params": [param], "weight_decay": 0.0 if group["kind"] == "vector" else 0.1, "lr": rate, "peak": rate}
-            )
+            rate, decay = recipe.learning_rate * group.get("scale", 1.0), 0.0 if group["kind"] == "vector" else 0.1
+            params.append({"params": [param], "weight_decay": decay, "lr": rate, "peak": rate})
     optimizer = torch.optim.AdamW(params[2:], betas=recipe.betas, fused=True)
     batches = Batches(corpus.train, 4, 16, 0)
     for step in range(32):
@@ -402,7 +395,7 @@ def test_techniques_switched_off_change_no_bit(corpus):
 
 
 class Small(nn.Module):
-    """A model on a device that holds `most` rows at a time."""
+    """A model on a device with memory for `most` sequences at a time."""
 
     def __init__(self, net, most: int):
         super().__init__()
@@ -424,9 +417,7 @@ def test_out_of_memory_halves_the_micro_batch_once(corpus, tmp_path):
     small = Small(model(), 2)
     result = train(small, corpus, RECIPE, checkpoint=tmp_path / "train.safetensors")
     assert small.calls[:3] == [4, 2, 2] and set(small.calls[3:]) == {2} and result.steps == expected.steps
-    np.testing.assert_allclose(
-        [p["val_loss"] for p in result.curve], [p["val_loss"] for p in expected.curve], rtol=1e-3
-    )
+    same_curve(result, expected)
     for most, batch_size in ((1, 4), (0, 1)):
         hopeless = Small(model(), most)
         with pytest.raises(torch.OutOfMemoryError) as error:
@@ -454,7 +445,7 @@ open({rows!r} + __import__("os").environ["RANK"], "w").write(json.dumps(row))
 def launch(
     text, tmp_path, changes: dict, stop: int | None = None, checkpoint: Path | None = None, torchrun: bool = False
 ) -> list:
-    """What both processes say, by rank. Without torchrun they are started as it would start them, in less time."""
+    """Results of two processes, by rank. Without `torchrun` they are started directly, which is faster."""
     code = tmp_path / "worker.py"
     code.write_text(
         DISTRIBUTED.format(
@@ -468,16 +459,14 @@ def launch(
         )
     )
     if torchrun:
-        commands = [
-            ([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(code)], {})
-        ]
+        torchrun_options = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        commands = [([sys.executable, *torchrun_options, str(code)], {})]
     else:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
-        commands = [
-            ([sys.executable, str(code)], place | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)
-        ]
+        ranks = [place | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+        commands = [([sys.executable, str(code)], variables) for variables in ranks]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     processes = [subprocess.Popen(command, env=environment | more, **pipes) for command, more in commands]
@@ -495,23 +484,22 @@ def launch(
 def test_two_processes_train_like_one(text, corpus, tmp_path, name):
     changes = TECHNIQUES[name] | {"tokens": 3200}
     if name == "all":
-        changes = changes | {"batch_size": 2, "accumulate": 2}  # each process has a sequence of every micro-batch
+        changes = changes | {"batch_size": 2, "accumulate": 2}  # one sequence of every micro-batch per process
     net = model()
     alone = train(net, corpus, RECIPE.replace(**changes))
     checkpoint = tmp_path / "train.safetensors"
     if name == "plain":
-        launch(text, tmp_path, changes, 1600, checkpoint)  # and they resume
+        launch(text, tmp_path, changes, 1600, checkpoint)  # then they resume
     first, second = launch(text, tmp_path, changes, None, checkpoint, torchrun=name == "all")
     assert first == second  # the same losses and weights in both
     assert first[1] == alone.steps
     np.testing.assert_allclose(np.array(first[0]), np.array(losses(alone)), rtol=2e-3)
 
 
-def test_what_cannot_be_shared_is_one_sentence(corpus, monkeypatch):
+def test_batches_that_cannot_be_shared_are_one_sentence(corpus, monkeypatch):
     monkeypatch.setattr("star.training.trainer.world_size", lambda: 3)
-    with pytest.raises(
-        UserError, match="batch_size is 4, which 3 processes cannot share equally; make it a multiple of 3"
-    ):
+    message = "batch_size is 4, which 3 processes cannot share equally; make it a multiple of 3"
+    with pytest.raises(UserError, match=message):
         run_of(model(), corpus, RECIPE)
     with pytest.raises(UserError, match="accumulate_max is 2; it must be at least accumulate, 4"):
         RECIPE.replace(adaptive=True, accumulate=4, accumulate_max=2)
@@ -525,13 +513,8 @@ def test_a_checkpoint_of_another_genome_is_refused(corpus, tmp_path):
 
 
 def test_settings_are_bounded():
-    for name, value in {
-        "precision": 0.0,
-        "layer_decay": 0.0,
-        "sparsify": 0.95,
-        "momentum": 1.0,
-        "accumulate": 0,
-    }.items():
+    bad = {"precision": 0.0, "layer_decay": 0.0, "sparsify": 0.95, "momentum": 1.0, "accumulate": 0}
+    for name, value in bad.items():
         with pytest.raises(UserError, match=f"recipe's {name} is"):
             RECIPE.replace(**{name: value})
 
@@ -539,26 +522,25 @@ def test_settings_are_bounded():
 # ---- execution
 
 
-def test_compiled_blocks_train_alike(corpus, monkeypatch):
-    """The setting reaches the blocks; what it does to them is tested in test_blocks.py."""
-    from star.training import trainer
-
+def test_training_with_compiled_blocks(corpus, monkeypatch):
+    """The setting compiles the blocks; compiled blocks are tested in test_blocks.py."""
     compiled = []
-    monkeypatch.setattr(
-        trainer, "compile_blocks", lambda net: compiled.append(net) or compile_blocks(net, backend="eager")
-    )
+
+    def compile_eagerly(net):
+        compiled.append(net)
+        return compile_blocks(net, backend="eager")
+
+    monkeypatch.setattr("star.training.trainer.compile_blocks", compile_eagerly)
     expected = train(model(), corpus, RECIPE.replace(tokens=512))
     result = train(model(), corpus, RECIPE.replace(tokens=512, compile="blocks"))
     assert len(compiled) == 1
-    np.testing.assert_allclose(
-        [p["val_loss"] for p in result.curve], [p["val_loss"] for p in expected.curve], rtol=1e-4
-    )
+    same_curve(result, expected, rtol=1e-4)
     with pytest.raises(UserError, match='compile is "graph", which takes one process on CUDA'):
         train(model(), corpus, RECIPE.replace(compile="graph"))
 
 
 def test_activations_are_recomputed_only_when_halving_was_not_enough(corpus, tmp_path, monkeypatch):
-    """On a device that holds one row, or two if their activations are not kept."""
+    """On a device with memory for one sequence, or for two without their activations."""
     original, calls = TrainingRun._gradients, []
 
     def gradients(self, n):
@@ -575,10 +557,8 @@ def test_activations_are_recomputed_only_when_halving_was_not_enough(corpus, tmp
     assert calls[:4] == [(1, False), (2, False), (2, True), (2, True)]
     calls.clear()
     result = train(model(), corpus, RECIPE, checkpoint=path)
-    assert set(calls) == {(2, True)}  # what was learned about the memory is kept
-    np.testing.assert_allclose(
-        [p["val_loss"] for p in result.curve], [p["val_loss"] for p in expected.curve], rtol=1e-3
-    )
+    assert set(calls) == {(2, True)}  # the checkpoint remembers it
+    same_curve(result, expected)
 
 
 # ---- loggers
@@ -602,11 +582,11 @@ def test_logging_to_wandb(corpus, monkeypatch):
     logger = open_logger("wandb:star", RECIPE)
     result = train(model(), corpus, RECIPE, on_progress=logger)
     logger.finish(result)
-    assert ended and [d["curve/val_loss"] for d in logged if "curve/val_loss" in d] == [
-        p["val_loss"] for p in result.curve
-    ]
-    told = [d for d in logged if "train/loss" in d]
-    assert len(told) == result.steps and {"train/learning_rate", "train/tokens_per_second", "tokens"} <= told[-1].keys()
+    curve = [data["curve/val_loss"] for data in logged if "curve/val_loss" in data]
+    assert ended and curve == [point["val_loss"] for point in result.curve]
+    steps = [data for data in logged if "train/loss" in data]
+    assert len(steps) == result.steps
+    assert {"train/learning_rate", "train/tokens_per_second", "tokens"} <= steps[-1].keys()
 
 
 def test_logging_to_tensorboard(monkeypatch):
@@ -637,11 +617,10 @@ def test_logging_to_tensorboard(monkeypatch):
     ]
 
 
-def test_loggers_that_are_not_there_are_one_sentence(monkeypatch):
+def test_loggers_that_are_missing_are_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(
-        UserError, match=r"logging to wandb needs a package that is not installed .*pip install 'star\[wandb\]'"
-    ):
+    message = r"logging to wandb needs a package that is not installed .*pip install 'star\[wandb\]'"
+    with pytest.raises(UserError, match=message):
         open_logger("wandb:star", RECIPE)
     for spec in ("mlflow:x", "wandb", "tensorboard:"):
         with pytest.raises(UserError, match=f"cannot log to '{spec}'; write tensorboard:FOLDER or wandb:PROJECT"):

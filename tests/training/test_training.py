@@ -1,4 +1,4 @@
-"""Training: it learns, it is repeatable to the bit, it resumes exactly, and it notices when things go wrong."""
+"""Training: it learns, repeats and resumes bit-identically, and detects when things go wrong."""
 
 import json
 import math
@@ -29,7 +29,7 @@ SMALL = Recipe(
 
 
 class Model(nn.Module):
-    """A language model that sees three tokens: just enough for text where two tokens decide the third."""
+    """A language model that sees three tokens: enough for text in which two tokens decide the third."""
 
     vocab_size = 256
 
@@ -59,7 +59,7 @@ class Model(nn.Module):
 
 
 class After(Model):
-    """`Model` until its n-th training step, then what `happen(loss)` makes of the loss."""
+    """`Model`; after n training steps its loss becomes `happen(loss)`."""
 
     def __init__(self, n: int, happen):
         super().__init__()
@@ -77,7 +77,7 @@ def stop(loss):
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
-    """A text in which two letters decide the third, nine times in ten: easy, but not for a bigram model."""
+    """A text in which two letters decide the next, nine times in ten: easy, but not for a bigram model."""
     rng = np.random.default_rng(0)
     third = rng.permuted(np.tile(np.arange(8), (8, 1)), axis=1)  # third[a, b] follows a, b
     letters = [0, 1]
@@ -101,10 +101,10 @@ def same_weights(a: nn.Module, b: nn.Module) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
-# ---- it learns, and says what it did
+# ---- it learns, and reports
 
 
-def test_learns_what_no_bigram_can(corpus):
+def test_it_learns_more_than_bigrams(corpus):
     result = train(Model(), corpus, SMALL.replace(tokens=64_000))
     assert result.status == "ok" and result.reason == ""
     entropy = -(0.9 + 0.1 / 8) * math.log(0.9 + 0.1 / 8) - 7 * 0.1 / 8 * math.log(0.1 / 8)
@@ -116,7 +116,7 @@ def test_learns_what_no_bigram_can(corpus):
     json.dumps(asdict(result), allow_nan=False)
 
 
-def test_budget_is_whole_batches_and_every_curve_ends_at_its_end(corpus):
+def test_the_budget_is_whole_batches_and_the_curve_ends_with_it(corpus):
     for interval, n in ((1.0, 1), (0.3, 4), (0.01, 16)):
         result = train(Model(), corpus, SMALL.replace(tokens=1000, eval_interval=interval, eval_tokens=64))
         assert result.tokens == 1024 and result.curve[-1]["step"] == 16 and len(result.curve) == n
@@ -134,27 +134,19 @@ def test_train_loss_is_the_mean_since_the_last_point(corpus):
     assert [point["train_loss"] for point in result.curve] == [2.5, 6.5]
 
 
-def test_progress_is_told_at_most_twice_a_second(corpus):
-    told = []
+def test_progress_is_reported_at_most_twice_a_second(corpus):
+    reports = []
     started = time.monotonic()
-    train(Model(), corpus, SMALL.replace(tokens=10**9), lambda p: told.append(p), deadline=started + 1.3)
-    assert len(told) == 2
-    assert set(told[0]) == {
-        "step",
-        "steps",
-        "tokens",
-        "total_tokens",
-        "loss",
-        "learning_rate",
-        "val_loss",
-        "tokens_per_second",
-        "eta",
-    }
-    assert told[1]["step"] > told[0]["step"] and told[0]["loss"] > 0 and told[0]["eta"] > 100
-    assert told[0]["tokens"] == 64 * told[0]["step"]
+    train(Model(), corpus, SMALL.replace(tokens=10**9), reports.append, deadline=started + 1.3)
+    assert len(reports) == 2
+    first, second = reports
+    names = "step steps tokens total_tokens loss learning_rate val_loss tokens_per_second eta"
+    assert set(first) == set(names.split())
+    assert second["step"] > first["step"] and first["loss"] > 0 and first["eta"] > 100
+    assert first["tokens"] == 64 * first["step"]
 
 
-def test_peak_memory_is_that_of_this_run(corpus):
+def test_peak_memory_is_measured_for_each_run(corpus):
     class Hungry(Model):
         def loss(self, tokens, targets, reduction="mean"):
             torch.ones(50_000_000)  # 200 MB
@@ -167,10 +159,10 @@ def test_peak_memory_is_that_of_this_run(corpus):
         assert train(Model(), corpus, recipe).peak_memory < hungry - 150e6
 
 
-# ---- the same bits
+# ---- bit-identical
 
 
-def test_same_seed_same_bits(corpus):
+def test_the_same_seed_is_bit_identical(corpus):
     first, second, other = Model(), Model(), Model()
     a, b = train(first, corpus, SMALL), train(second, corpus, SMALL, on_progress=print, deadline=time.monotonic() + 60)
     c = train(other, corpus, SMALL.replace(seed=1))
@@ -178,10 +170,8 @@ def test_same_seed_same_bits(corpus):
     assert losses(a) != losses(c) and not same_weights(first, other)
 
 
-@pytest.mark.parametrize(
-    "n", [70, 125, 126, 240]
-)  # evaluations, and so checkpoints, come after 63, 125, 188 and 250 steps
-def test_resume_gives_the_same_bits(corpus, tmp_path, n):
+@pytest.mark.parametrize("n", [70, 125, 126, 240])  # checkpoints are written after 63, 125, 188 and 250 steps
+def test_resuming_is_bit_identical(corpus, tmp_path, n):
     whole = Model()
     expected = train(whole, corpus, SMALL)
     path = tmp_path / "train.safetensors"
@@ -193,12 +183,12 @@ def test_resume_gives_the_same_bits(corpus, tmp_path, n):
     assert result.val_loss_se == expected.val_loss_se and result.tokens == expected.tokens
     assert [point["seconds"] for point in result.curve] == sorted(point["seconds"] for point in result.curve)
 
-    started = time.monotonic()  # what is finished is not trained again
+    started = time.monotonic()  # a finished run is not trained again
     assert losses(train(Model(), corpus, SMALL, checkpoint=path)) == losses(expected)
     assert time.monotonic() - started < 0.5
 
 
-def test_resume_after_sigkill_gives_the_same_bits(corpus, text, tmp_path):
+def test_resuming_after_sigkill_is_bit_identical(corpus, text, tmp_path):
     path = tmp_path / "train.safetensors"
     code = f"""
 import sys, torch
@@ -236,10 +226,10 @@ def test_a_checkpoint_that_does_not_fit_is_one_sentence(corpus, tmp_path):
         train(Model(), corpus, SMALL, checkpoint="/proc/nowhere/train.safetensors")
 
 
-# ---- it notices
+# ---- it detects errors
 
 
-def test_nan_is_noticed_at_the_next_evaluation(corpus):
+def test_nan_is_detected_at_the_next_evaluation(corpus):
     result = train(After(70, lambda loss: loss * float("nan")), corpus, SMALL)
     assert result.status == "diverged" and "not finite after 8,000 tokens" in result.reason
     assert [point["step"] for point in result.curve] == [63, 125]
@@ -247,13 +237,13 @@ def test_nan_is_noticed_at_the_next_evaluation(corpus):
     json.dumps(asdict(result), allow_nan=False)
 
 
-def test_weights_that_blow_up_are_noticed(corpus):
+def test_exploding_weights_are_detected(corpus):
     model = Model()
     result = train(model, corpus, SMALL.replace(learning_rate=1e38, clip=0.0))
     assert result.status == "diverged" and len(result.curve) == 1
 
 
-def test_a_loss_that_rises_past_the_unigram_level_late_is_divergence(corpus):
+def test_a_loss_that_rises_above_the_unigram_level_late_is_divergence(corpus):
     class Worse(After):
         def loss(self, *args, **options):
             loss = Model.loss(self, *args, **options)
@@ -265,16 +255,16 @@ def test_a_loss_that_rises_past_the_unigram_level_late_is_divergence(corpus):
     assert [point["step"] for point in result.curve] == [63, 125, 188]
 
 
-def test_what_counts_as_divergence():
+def test_the_rule_for_divergence():
     def verdict(progress, *val_losses, train_loss=2.0):
         curve = [{"tokens": 10, "train_loss": train_loss, "val_loss": loss} for loss in val_losses]
         return bool(divergence(curve, progress, unigram=3.2, uniform=5.5))
 
     assert not verdict(1.0, 4.0, 3.0, 2.5)
-    assert not verdict(0.4, 3.0, 9.0)  # early, anything may happen
-    assert verdict(0.6, 3.0, 3.4)  # late and rising past the unigram level
+    assert not verdict(0.4, 3.0, 9.0)  # early, any finite loss is accepted
+    assert verdict(0.6, 3.0, 3.4)  # late, and it rises above the unigram level
     assert not verdict(0.6, 2.5, 3.1)  # rising, but below it
-    assert not verdict(1.0, 5.0, 4.0)  # slow, and still on its way
+    assert not verdict(1.0, 5.0, 4.0)  # slow, but still falling
     assert verdict(1.0, 9.0, 6.0)  # worse than guessing
     assert verdict(0.1, None) and verdict(0.1, 2.0, train_loss=None)
 
@@ -287,7 +277,7 @@ def test_deadline(corpus):
     assert 0 < result.tokens < 10**9 and result.val_loss is None
 
 
-def test_out_of_memory_says_what_was_being_trained(corpus):
+def test_out_of_memory_notes_what_was_trained(corpus):
     def fail(loss):
         raise torch.OutOfMemoryError("no memory")
 
@@ -339,19 +329,7 @@ def test_a_recipe_survives_json():
     "schedule, expected",  # at 0, 5, 10, 40, 55, 80, 90 and 100 % with a warm-up of 10 % and a cooldown of 20 %
     [
         ("linear", [0, 0.5, 1, 2 / 3, 0.5, 2 / 9, 1 / 9, 0]),
-        (
-            "cosine",
-            [
-                0,
-                0.5,
-                1,
-                (1 + math.cos(math.pi / 3)) / 2,
-                0.5,
-                (1 + math.cos(math.pi * 7 / 9)) / 2,
-                (1 + math.cos(math.pi * 8 / 9)) / 2,
-                0,
-            ],
-        ),
+        ("cosine", [0, 0.5, *((1 + math.cos(math.pi * n / 18)) / 2 for n in (0, 6, 9, 14, 16, 18))]),
         ("wsd", [0, 0.5, 1, 1, 1, 1, 0.5, 0]),
     ],
 )
@@ -366,16 +344,15 @@ def test_schedules(schedule, expected):
 
 
 def test_the_learning_rate_follows_tokens_and_not_steps(corpus):
-    """The mean rate over a run is the schedule's, at any batch size, and no step is wasted on a rate of zero."""
+    """At any batch size the mean rate over a run is the schedule's, and no step has a rate of zero."""
+    rates = []
+    hook = register_optimizer_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
     for batch_size in (1, 4, 16):
-        rates = []
-        hook = register_optimizer_step_pre_hook(
-            lambda optimizer, args, kwargs: rates.append(optimizer.param_groups[0]["lr"])  # noqa: B023
-        )
+        rates.clear()
         train(Model(), corpus, SMALL.replace(tokens=12_800, batch_size=batch_size, warmup=0.1, eval_interval=1.0))
-        hook.remove()
         assert len(rates) == 12_800 // (16 * batch_size)
         assert np.mean(rates) == pytest.approx(SMALL.learning_rate / 2) and min(rates) > 0
+    hook.remove()
 
 
 def test_optimizer_groups():
@@ -385,7 +362,7 @@ def test_optimizer_groups():
     optimizer.set(0.1)
     before = {name: param.detach().clone() for name, param in model.named_parameters()}
     for param in model.parameters():
-        param.grad = torch.zeros_like(param)  # so that decay alone is seen: p <- p (1 - lr wd)
+        param.grad = torch.zeros_like(param)  # so that there is only decay: p <- p (1 - lr wd)
     optimizer.step()
     rate = 0.1 * recipe.learning_rate * recipe.weight_decay
     for name, multiplier in {"mix": 1, "embedding": 3, "head": 0.5, "norm": 0}.items():
@@ -410,11 +387,12 @@ def test_a_parameter_in_no_group_is_an_error():
 
 def test_gradients_are_clipped(corpus):
     norms = []
-    hook = register_optimizer_step_pre_hook(
-        lambda optimizer, args, kwargs: norms.append(
-            torch.cat([p.grad.flatten() for group in optimizer.param_groups for p in group["params"]]).norm().item()
-        )
-    )
+
+    def note(optimizer, *_):
+        gradients = [p.grad.flatten() for group in optimizer.param_groups for p in group["params"]]
+        norms.append(torch.cat(gradients).norm().item())
+
+    hook = register_optimizer_step_pre_hook(note)
     train(Model(), corpus, SMALL.replace(tokens=640, clip=0.05))
     clipped, norms[:] = list(norms), []
     train(Model(), corpus, SMALL.replace(tokens=640, clip=0.0))
@@ -430,8 +408,8 @@ def test_bfloat16_activations_keep_float32_weights(corpus):
     assert result.val_loss == pytest.approx(train(Model(), corpus, SMALL).val_loss, abs=0.05)
 
 
-def test_standard_error_is_the_spread_of_means():
-    """Against its definition: the mean of many samples of blocks spreads by as much as one sample claims."""
+def test_the_standard_error_matches_its_definition():
+    """The standard deviation of the means of many samples is the standard error computed from one sample."""
 
     class Given(nn.Module):
         def loss(self, tokens, targets, reduction):
@@ -446,7 +424,7 @@ def test_standard_error_is_the_spread_of_means():
     assert errors.mean() == pytest.approx(math.sqrt(30**2 + 10**2 / 8) / 8, rel=0.03)
 
 
-def test_evaluation_in_parts_is_evaluation_at_once(corpus, monkeypatch):
+def test_evaluation_in_parts_equals_evaluation_at_once(corpus, monkeypatch):
     torch.manual_seed(0)
     inputs, targets = torch.randint(256, (50, 16)), torch.randint(256, (50, 16))
     whole = evaluate(Model(), inputs, targets)
