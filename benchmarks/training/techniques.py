@@ -1,25 +1,23 @@
-"""Question: how much sooner do the training techniques reach the baseline's final loss, each alone, together, and with
-Muon?
+"""Question: how much faster do the techniques reach the baseline's final loss, alone, combined and with Muon?
 
 Techniques, each a switch of the recipe: AGA (adaptive gradient accumulation), LCLR (layer-wise rates), SAS (structured
-attention sparsification). All 2^3 combinations on three baselines, and the full recipe with Muon beside it with one
-part left out:
+attention sparsification). All 2^3 combinations on three baselines, and with Muon the full recipe and the recipes
+without one part:
   conventional  AdamW, cosine to a tenth; rate and batch tuned
   oversized     the same with four times the batch; rate tuned. A large batch alone costs so much that gains over it
-                prove little: it is
-                here for AGA, which is made for it, and no goal is measured on it
+                prove little. It is included for AGA, which is made for it; no goal is measured on it
   tuned         AdamW, linear to zero; rate and batch tuned
   muon          Muon for hidden matrices, linear to zero, the tuned batch; rate tuned
-Rules (the claims of most optimizers do not survive without them, arXiv 2509.02046): every run is a complete schedule of
-its own length; the target is the baseline's mean final loss at the full budget; the time to it is that of the shortest
-complete run that ends there, between budgets on a line in log time; everything is inside the clock, the final
-evaluation too; arms take turns; what is tuned is tuned with a seed of its own, on the full budget, and printed. On a
-CPU the clock is that of the process (one thread), so that what else the machine does stays out of it; a busy machine is
-slower all the same, so an arm's seconds per token are measured apart: all arms in turn, three rounds.
+Rules (most claims about optimizers do not hold under them, arXiv 2509.02046): every run is a complete schedule of its
+own length; the target is the baseline's mean final loss at the full budget; the time to it is the time of the shortest
+complete run that ends there, interpolated between budgets in log time; everything is timed, the final evaluation too;
+arms take turns; tuning uses a separate seed and the full budget, and is printed. On a CPU the time is the CPU time of
+the process (one thread), to exclude other programs. A busy machine is still slower, so the seconds per token of the
+arms are measured separately: all arms in turn, three rounds.
 
     python benchmarks/training/techniques.py [--tokens 65536] [--seeds 3] [--device cpu]
 
-Runs are kept in a JSONL file beside the results and not repeated: the same command goes on where it was stopped.
+Runs are stored in a JSONL file beside the results and not repeated: the same command continues where it stopped.
 """
 
 import argparse
@@ -43,7 +41,7 @@ from star.training import Recipe, evaluate, train
 RESULTS = Path(__file__).parent / "results"
 TARGETS = ("conventional", "oversized", "tuned")
 SHARES = (0.4, 0.7, 1.0, 1.3)  # budgets, of the full one
-EARLIER = (0.1, 0.2)  # and for those that reach another's target before the first of them
+EARLIER = (0.1, 0.2)  # further budgets of arms that reach a target earlier
 BASES = {
     "conventional": {"optimizer": "adamw", "schedule": "cosine", "floor": 0.1},
     "oversized": {"optimizer": "adamw", "schedule": "cosine", "floor": 0.1},
@@ -57,7 +55,7 @@ GOAL = 0.53  # 47 % less time
 
 
 class Runs:
-    """Trainings by (recipe, tokens, seed), kept in a file."""
+    """Trainings by (recipe, tokens, seed), stored in a file."""
 
     def __init__(self, args, path: Path):
         self.args, self.path, self.corpus = args, path, open_corpus("stdlib")
@@ -77,14 +75,9 @@ class Runs:
         return build(genome, self.corpus.vocab_size, seed)
 
     def run(self, changes: dict, share: float, seed: int) -> dict:
-        recipe = Recipe(
-            tokens=round(self.args.tokens * share),
-            eval_interval=1.0,
-            eval_tokens=32_768,
-            seed=seed,
-            device=self.args.device,
-        )
-        model, clock = self.build(seed), time.process_time if self.args.device == "cpu" else time.perf_counter
+        tokens, device = round(self.args.tokens * share), self.args.device
+        recipe = Recipe(tokens=tokens, eval_interval=1.0, eval_tokens=32_768, seed=seed, device=device)
+        model, clock = self.build(seed), time.process_time if device == "cpu" else time.perf_counter
         started = clock()
         result = train(model, self.corpus, recipe.replace(**changes))
         seconds = clock() - started
@@ -94,9 +87,7 @@ class Runs:
 
 
 def timing(runs: Runs, recipes: dict[str, dict], rounds: int = 3) -> tuple[dict[str, float], float]:
-    """Seconds per training token of each arm, medians over rounds in which all take turns; and seconds of the final
-    evaluation.
-    """
+    """Seconds per training token of each arm (median over rounds in which all take turns), and of the evaluation."""
     seconds: dict[str, list[float]] = {arm: [] for arm in recipes}
     clock = time.process_time if runs.args.device == "cpu" else time.perf_counter
     tokens, evaluations = round(runs.args.tokens * SHARES[0]), []
@@ -113,15 +104,14 @@ def timing(runs: Runs, recipes: dict[str, dict], rounds: int = 3) -> tuple[dict[
 
 
 def tune(runs: Runs) -> tuple[dict[str, dict], list[str]]:
-    """The recipe of each base, and the setting of each technique on it: the best of small grids, with a seed of their
-    own.
-    """
+    """The recipe of each base, and the setting of each technique on it: the best of small grids."""
     lines, found = [], {}
     for base, changes in BASES.items():
-        batches = {
-            "oversized": lambda: (4 * found["conventional"]["accumulate"],),
-            "muon": lambda: (found["tuned"]["accumulate"],),
-        }.get(base, lambda: (1, 2, 4))()
+        batches = (1, 2, 4)
+        if base == "oversized":
+            batches = (4 * found["conventional"]["accumulate"],)
+        elif base == "muon":
+            batches = (found["tuned"]["accumulate"],)
         grid = [changes | {"learning_rate": rate, "accumulate": n} for rate in RATES for n in batches]
         losses = [runs(recipe, 1.0, 1000)["loss"] for recipe in grid]
         found[base] = grid[int(np.argmin(losses))]
@@ -134,10 +124,8 @@ def tune(runs: Runs) -> tuple[dict[str, dict], list[str]]:
             options = [{setting: value} | ({"adaptive": True} if name == "AGA" else {}) for value in values]
             losses = [runs(found[base] | option, 1.0, 1000)["loss"] for option in options]
             found[f"{base} {name}"] = options[int(np.argmin(losses))]
-            lines.append(
-                f"{base}, {name}: {setting} "
-                + ", ".join(f"{v:g}: {loss:.3f}" for v, loss in zip(values, losses, strict=True))
-            )
+            tried = ", ".join(f"{v:g}: {loss:.3f}" for v, loss in zip(values, losses, strict=True))
+            lines.append(f"{base}, {name}: {setting} {tried}")
     return found, lines
 
 
@@ -156,9 +144,7 @@ def arms(found: dict[str, dict]) -> dict[str, dict]:
 
 
 def time_to(target: float, points: list[tuple[float, float]]) -> tuple[float, str]:
-    """What it takes to end at `target`, from (time, final loss) of complete runs, and "" or how it is bounded: "<" or
-    ">".
-    """
+    """Time to end at `target`, from (time, final loss) of complete runs, and its kind: "" exact, "<" or ">" a bound."""
     points = sorted(points)
     for (t0, l0), (t1, l1) in itertools.pairwise(points):
         if l0 > target >= l1:
@@ -174,7 +160,7 @@ def interval(values: list[float]) -> str:
 
 
 def anova(table: dict[str, list[float]], base: str) -> list[str]:
-    """Of final losses at equal tokens: effect of each technique and interaction, in nats, with its p value."""
+    """Effect of each technique and interaction on the final loss at equal tokens, in nats, with its p value."""
     import pandas
     import statsmodels.formula.api as smf
     from statsmodels.stats.anova import anova_lm
@@ -215,11 +201,8 @@ def main() -> None:
             for arm, changes in recipes.items():
                 if share in shares[arm]:
                     table[arm][share][seed] = runs(changes, share, seed)
-            print(
-                f"seed {seed}, {share:g} of the budget: "
-                + ", ".join(f"{arm} {rows[share][seed]['loss']:.3f}" for arm, rows in table.items() if share in rows),
-                flush=True,
-            )
+            losses = [f"{arm} {rows[share][seed]['loss']:.3f}" for arm, rows in table.items() if share in rows]
+            print(f"seed {seed}, {share:g} of the budget: {', '.join(losses)}", flush=True)
 
     per_token, evaluation = timing(runs, recipes)
     report = {}
@@ -227,27 +210,16 @@ def main() -> None:
         f"{args.blocks} blocks of attention and SwiGLU, {args.d_model} wide, {args.tokens:,} tokens, "
         f"{args.seeds} seeds, {args.device}"
     )
-    lines = [
-        head,
-        "tuning (seed 1000):",
-        *lines,
-        "",
-        "time and tokens to the baseline's final loss, over the baseline's; geometric mean [95 %]; <, >: outside "
-        "the budgets",
-    ]
+    note = "relative to the baseline; geometric mean [95 %]; <, >: outside the budgets"
+    lines = [head, "tuning (seed 1000):", *lines, "", f"time and tokens to the baseline's final loss, {note}"]
     for base in TARGETS:
         target = statistics.mean(r["loss"] for r in table[base][1.0])
         lines.append(f"target: {base}, {target:.4f} nats/byte")
         for arm, rows in table.items():
             if arm.split(" + ")[0] not in (base, "muon") and arm not in TARGETS:
                 continue
-            tokens, bounds = zip(
-                *(
-                    time_to(target, [(rs[s]["tokens"], rs[s]["loss"]) for rs in rows.values()])
-                    for s in range(args.seeds)
-                ),
-                strict=True,
-            )
+            points = [[(rs[s]["tokens"], rs[s]["loss"]) for rs in rows.values()] for s in range(args.seeds)]
+            tokens, bounds = zip(*(time_to(target, found) for found in points), strict=True)
             by_tokens = [t / table[base][1.0][0]["tokens"] for t in tokens]
             whole = evaluation + args.tokens * per_token[base]
             by_time = [(evaluation + t * per_token[arm]) / whole for t in tokens]

@@ -1,23 +1,20 @@
-"""How many tokens per second does one training step of ours make, against what a user would otherwise train with?
+"""Question: how many tokens per second does a training step of ours process, compared with other implementations?
 
-    python benchmarks/training/throughput.py [--device cpu|cuda] [--sizes 1M 14M] [--compile] [--out
-    benchmarks/training/results]
+    python benchmarks/training/throughput.py [--device cpu|cuda] [--sizes 1M 14M] [--compile] [--out FOLDER]
 
-Arms, each one whole step (loss, backward, clip at 1, AdamW; the same tokens, the same context, fused optimizer for
-all):
-- star: our Transformer++ (genome transformer++), and our LFM2 (genome lfm2-350m), at that size;
-- nanogpt: a plain GPT of the same width, depth and parameter count: one map for q, k and v, LayerNorm, GELU over 4
-    widths, learned
-  positions, tied head. It has neither RoPE nor a gate, so it has less to do than the others;
-- llama, lfm2: transformers' LlamaForCausalLM and Lfm2ForCausalLM of the same shape, parameter for parameter;
-- loss: the head and cross-entropy alone, all logits at once against ours in chunks (time, and the largest tensor).
+Arms, each with whole steps (loss, backward, clip at 1, fused AdamW) on the same tokens and the same context:
+- star: our Transformer++ (genome transformer++) and our LFM2 (genome lfm2-350m), at that size;
+- nanogpt: a plain GPT of the same width, depth and parameter count: one map for q, k and v, LayerNorm, GELU of 4
+  widths, learned positions, tied head. It has neither RoPE nor a gate, so it has less work than the others;
+- llama, lfm2: transformers' LlamaForCausalLM and Lfm2ForCausalLM of the same shape, with equal parameters;
+- loss: only the head and the cross-entropy, all logits at once or ours in chunks (time, and the largest tensor).
 
-Arms of one size take turns in one process, in an order that rotates, so that the drift of a noisy machine cancels in
-the ratios. With one thread on a CPU, time is the CPU time of the process: that of an idle machine, where this one is
-shared with others. Prints tokens/s, MFU (our count of training FLOPs, causal attention, over the device's peak; on a
-CPU the peak is what its own matrix product reaches here) and star / peer in tokens/s (above 1: ours is faster): the
-median of paired ratios with a 95 % bootstrap interval. Writes throughput-DEVICE.json and .txt. On CUDA: bfloat16, ours
-by `compute_dtype`, the peers by autocast. Goal: at least 1.0 against every peer on a CPU. Needs the extra `bench`.
+Arms of one size take turns in one process, in a rotating order, so that the drift of a noisy machine cancels in the
+ratios. With one thread on a CPU, time is the CPU time of the process, because other programs may share the machine.
+Prints tokens/s, MFU (our count of training FLOPs, causal attention, over the device's peak; on a CPU the peak is that
+of a matrix product measured here) and star / peer in tokens/s (above 1: ours is faster), as the median of paired ratios
+with a 95 % bootstrap interval. Writes throughput-DEVICE.json and .txt. On CUDA all arms use bfloat16, ours by
+`compute_dtype`, the peers by autocast. Goal: at least 1.0 against every peer on a CPU. Needs the extra `bench`.
 """
 
 from __future__ import annotations
@@ -29,7 +26,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +76,7 @@ class Row:
 
 
 class GPT(nn.Module):
-    """A GPT as nanoGPT trains it: the shortest honest one in PyTorch."""
+    """A GPT as in nanoGPT, in plain PyTorch."""
 
     def __init__(self, size: Size):
         super().__init__()
@@ -122,10 +119,9 @@ class Causal(nn.Module):
 
 
 def now() -> float:
-    """Seconds; of the process alone where one thread of a CPU does everything."""
-    return (
-        time.process_time() if torch.get_num_threads() == 1 and not torch.cuda.is_available() else time.perf_counter()
-    )
+    """Seconds; CPU time of the process if one thread of a CPU does everything."""
+    alone = torch.get_num_threads() == 1 and not torch.cuda.is_available()
+    return time.process_time() if alone else time.perf_counter()
 
 
 def genome_of(family: str, size: Size) -> star.Genome:
@@ -216,10 +212,9 @@ def compare(
     arms = [Trainer("star", star.build(genome, size.vocab_size), device, compiled)]
     arms += [Trainer(name, build(size), device, compiled) for name, build in PEERS[family].items()]
     for arm in arms:
-        same = 0.02 if arm.name == "nanogpt" else 0.0  # positions, and an inner width that is rounded
-        if abs(arm.parameters / arms[0].parameters - 1) > same + (
-            size.seq_len * size.width / arms[0].parameters if same else 0
-        ):
+        # The GPT has learned positions, and our inner width is rounded.
+        extra = size.seq_len * size.width + 0.02 * arms[0].parameters if arm.name == "nanogpt" else 0
+        if abs(arm.parameters - arms[0].parameters) > extra:
             raise AssertionError(f"{arm.name} has {arm.parameters:,} parameters and star {arms[0].parameters:,}")
     batch = [torch.randint(size.vocab_size, (size.batch, size.seq_len), device=device) for _ in range(2)]
     steps, memory = 1, {}
@@ -240,14 +235,11 @@ def compare(
     for arm in arms:
         rate = steps * size.batch * size.seq_len / statistics.median(times[arm.name])
         mfu = rate * flops / peak if peak else None
-        interval = (
-            (None, None, None)
-            if arm is arms[0]
-            else median_interval(np.array(times[arm.name]) / np.array(times["star"]))
-        )
-        rows.append(
-            Row(size_name, family, arm.name, arm.parameters, rate, mfu, memory.get(arm.name), *interval, rounds)
-        )
+        row = Row(size_name, family, arm.name, arm.parameters, rate, mfu, memory.get(arm.name), rounds=rounds)
+        if arm is not arms[0]:
+            ratio, low, high = median_interval(np.array(times[arm.name]) / np.array(times["star"]))
+            row = replace(row, ratio=ratio, low=low, high=high)
+        rows.append(row)
     return rows
 
 
@@ -258,7 +250,7 @@ def median_interval(values: np.ndarray, draws: int = 10_000) -> tuple[float, flo
 
 
 class Largest(TorchDispatchMode):
-    """The bytes of the largest tensor made inside."""
+    """Measures the bytes of the largest tensor created in the context."""
 
     nbytes = 0
 
@@ -294,27 +286,19 @@ def losses(device: str, seconds: float) -> list[dict]:
                     torch.cuda.synchronize()
                 times[name].append(now() - before)
         ratio, low, high = median_interval(np.array(times["all at once"]) / np.array(times["star"]))
-        rows.append(
-            {
-                "vocab_size": vocab_size,
-                "width": width,
-                "tokens": n_tokens,
-                "ratio": ratio,
-                "low": low,
-                "high": high,
-                "rounds": len(times["star"]),
-            }
-        )
-        rows[-1] |= {
+        row = {"vocab_size": vocab_size, "width": width, "tokens": n_tokens}
+        row |= {"ratio": ratio, "low": low, "high": high, "rounds": len(times["star"])}
+        row |= {
             "ms": 1e3 * statistics.median(times["star"]),
             "largest_mib": largest["star"],
             "largest_mib_at_once": largest["all at once"],
         }
+        rows.append(row)
     return rows
 
 
 def peak_flops(device: str) -> float | None:
-    """FLOP/s: from the table of GPUs, on a CPU the best of several matrix products of 1,024."""
+    """FLOP/s: of a GPU from the table, of a CPU in the fastest of several 1,024 x 1,024 matrix products."""
     if device == "cuda":
         return next((peak for name, peak in PEAKS.items() if name in torch.cuda.get_device_name()), None)
     a, times = torch.randn(1024, 1024), []
@@ -328,24 +312,19 @@ def peak_flops(device: str) -> float | None:
 def cpu_name() -> str:
     """Such as "AMD EPYC, x86_64 CPU"."""
     info = Path("/proc/cpuinfo")
-    names = (
-        [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        if info.exists()
-        else []
-    )
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return ", ".join([*names[:1], f"{platform.machine()} CPU"])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    names = f"CPU: {', '.join(CPU_SIZES)}; CUDA: {', '.join(CUDA_SIZES)} (default: all)"
+    parser.add_argument("--sizes", nargs="+", metavar="SIZE", help=names)
     parser.add_argument(
-        "--sizes",
-        nargs="+",
-        metavar="SIZE",
-        help=f"CPU: {', '.join(CPU_SIZES)}; CUDA: {', '.join(CUDA_SIZES)} (default: all)",
+        "--compile", action="store_true", help="compile our models block by block and the peers as a whole"
     )
-    parser.add_argument("--compile", action="store_true", help="compile: ours block by block, the peers whole")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=60.0, help="time for each family of each size")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
@@ -356,10 +335,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     transformers.logging.set_verbosity_error()
-    device, peak = (
-        torch.cuda.get_device_name() if args.device == "cuda" else f"{cpu_name()}, {args.threads} thread(s)",
-        peak_flops(args.device),
-    )
+    device = torch.cuda.get_device_name() if args.device == "cuda" else f"{cpu_name()}, {args.threads} thread(s)"
+    peak = peak_flops(args.device)
     lines: list[str] = []
 
     def show(line: str) -> None:
@@ -367,12 +344,8 @@ def main() -> None:
         print(line, flush=True)
 
     dtype = "bfloat16" if args.device == "cuda" else "float32"
-    show(
-        f"{device}, {dtype}, torch {torch.__version__}, transformers {transformers.__version__}, peak "
-        f"{peak / 1e9:,.0f} GFLOP/s"
-        if peak
-        else device
-    )
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    show(f"{device}, {dtype}, {versions}, peak {peak / 1e9:,.0f} GFLOP/s" if peak else device)
     show(f"\n{'size':6}{'family':15}{'arm':10}{'parameters':>13}{'tokens/s':>11}{'MFU':>7}   star / peer")
     rows: list[Row] = []
     for name in args.sizes or sizes:
@@ -380,19 +353,14 @@ def main() -> None:
             for row in compare(name, sizes[name], family, args.device, args.compile, args.seconds, peak):
                 rows.append(row)
                 mfu = f"{row.mfu:.0%}" if row.mfu else "-"
-                ratio = (
-                    f"{row.ratio:.2f} [{row.low:.2f}, {row.high:.2f}]{'  slower' if row.high < 1 else ''}"
-                    if row.ratio
-                    else ""
-                )
+                ratio = f"{row.ratio:.2f} [{row.low:.2f}, {row.high:.2f}]" if row.ratio else ""
+                ratio += "  slower" if row.ratio and row.high < 1 else ""
                 show(
                     f"{row.size:6}{row.family:15}{row.arm:10}{row.parameters:13,}"
                     f"{row.tokens_per_second:11,.0f}{mfu:>7}   {ratio}"
                 )
-    show(
-        f"\nloss: {'vocabulary':>10}{'width':>7}{'tokens':>8}{'ms':>9}{'largest MiB':>13}{'at once':>9}   at once / "
-        "ours"
-    )
+    columns = f"{'vocabulary':>10}{'width':>7}{'tokens':>8}{'ms':>9}{'largest MiB':>13}{'at once':>9}"
+    show(f"\nloss: {columns}   at once / ours")
     loss_rows = losses(args.device, args.seconds / 4)
     for row in loss_rows:
         show(

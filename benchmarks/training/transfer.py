@@ -1,9 +1,9 @@
-"""Question: does the best learning rate stay where it is when a model gets four times as wide, or four times as deep?
+"""Question: does the best learning rate stay the same when a model gets four times as wide, or four times as deep?
 
-Arms: AdamW and Muon with rates that are carried over (`base_width`), and AdamW without. Each model is trained at every
-rate of a grid of factors of two, on equal tokens of the standard library; the goal is that the best one moves by at
-most one step of the grid. "Kept" is what the best rate of the smallest model costs in the largest, in nats above that
-one's own best.
+Arms: AdamW and Muon with scaled learning rates (`base_width`), and AdamW without. Each model is trained at every rate
+of a grid with factors of two, on the same number of tokens of the standard library. The goal is that the best rate
+moves by at most one step of the grid. "kept": the loss of the largest model at the best rate of the smallest one, in
+nats above its own best.
 
     python benchmarks/training/transfer.py [--tokens 65536] [--seeds 1] [--device cpu]
 """
@@ -39,16 +39,14 @@ def train_one(
 ) -> float:
     genome = Genome(parse_text("-".join([BACKBONE] * copies)), d_model=width, head_dim=16)
     model = build(genome, corpus.vocab_size, seed)
-    if changes.get("base_width") == 0:  # the usual start, too: embedding of 1 / sqrt(width), logits not scaled
+    if changes.get("base_width") == 0:  # also the usual initial values: embedding of 1 / sqrt(width)
         with torch.no_grad():
             model.embedding.mul_((64 / width) ** 0.5)
             model.final_norm.fill_(1.0)
         groups = [{key: value for key, value in group.items() if key != "scale"} for group in model.parameter_groups()]
         model.parameter_groups = lambda: groups
-    recipe = Recipe(
-        tokens=tokens, learning_rate=rate, batch_size=4, eval_interval=1.0, seed=seed, device=device
-    ).replace(**changes)
-    result = train(model, corpus, recipe)
+    recipe = Recipe(tokens=tokens, learning_rate=rate, batch_size=4, eval_interval=1.0, seed=seed, device=device)
+    result = train(model, corpus, recipe.replace(**changes))
     return result.val_loss if result.status == "ok" else math.inf
 
 
@@ -71,19 +69,17 @@ def main() -> None:
                 for rate in RATES:
                     key = (arm, width, copies, rate)
                     if key not in known:
-                        known[key] = statistics.mean(
-                            train_one(corpus, width, copies, changes, rate, args.tokens, s, args.device)
-                            for s in range(args.seeds)
-                        )
+                        options = (width, copies, changes, rate, args.tokens)
+                        found = [train_one(corpus, *options, seed, args.device) for seed in range(args.seeds)]
+                        known[key] = statistics.mean(found)
                 losses = [known[arm, width, copies, rate] for rate in RATES]
                 table[f"width {width}, {4 * copies} LIVs"] = losses
                 best.append(losses.index(min(losses)))
             moved, kept = max(best) - min(best), losses[best[0]] - min(losses)
             verdict = "met" if moved <= 1 else "MISSED"
             report[f"{arm}, {way}"] = {"losses": table, "rates": RATES, "moved": moved, "kept": kept}
-            rates = ", ".join(
-                f"{name}: {RATES[at]:.2g} ({min(table[name]):.3f})" for name, at in zip(table, best, strict=True)
-            )
+            found = [f"{name}: {RATES[at]:.2g} ({min(table[name]):.3f})" for name, at in zip(table, best, strict=True)]
+            rates = ", ".join(found)
             goal = "" if "not" in arm else f"; goal, at most 1: {verdict}"
             lines.append(
                 f"{arm}, {way}: best rate (loss) at {rates}; moves by {moved} steps, keeping it costs {kept:.3f}{goal}"
