@@ -6,7 +6,7 @@ For each task a new model with the genome's pattern, at most `WIDTH` wide, is tr
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from typing import cast
 
 import numpy as np
@@ -18,6 +18,7 @@ from star.data.synthetic import IGNORE, TASKS, Task
 from star.genome import Genome
 from star.model import LanguageModel, build
 from star.training.optim import build_optimizer
+from star.training.program import Program, finish, on_own_stream
 from star.training.recipe import Recipe
 from star.training.schedule import learning_rate_factor
 from star.training.trainable import Trainable
@@ -40,10 +41,23 @@ def measure(
 
     tokens: training tokens for each task.
     """
+    return finish(measuring(genome, tokens, seed, tasks, device, deadline))
+
+
+def measuring(
+    genome: Genome,
+    tokens: int,
+    seed: int = 0,
+    tasks: Mapping[str, Task] = TASKS,
+    device: str = "cpu",
+    deadline: float | None = None,
+) -> Generator[None, None, dict[str, float] | None]:
+    """The steps of `measure`, one for each optimizer step."""
     genome = genome.scaled(d_model=WIDTH) if genome.d_model > WIDTH else genome
     scores = {}
     for number, task in enumerate(tasks.values()):
-        score = train_task(genome, task, tokens, seed + number, device, deadline)
+        steps = train_task(genome, task, tokens, seed + number, torch.device(device), deadline)
+        score = yield from on_own_stream(steps, torch.device(device))
         if score is None:
             return None
         scores[task.name] = score
@@ -51,8 +65,8 @@ def measure(
 
 
 def train_task(
-    genome: Genome, task: Task, tokens: int, seed: int, device: str = "cpu", deadline: float | None = None
-) -> float | None:
+    genome: Genome, task: Task, tokens: int, seed: int, device: torch.device, deadline: float | None = None
+) -> Generator[None, None, float | None]:
     """Train a model of this genome on one task; its accuracy on held-out sequences, None past the deadline."""
     model = build(genome, vocab_size=task.vocab_size, seed=seed).to(device).train()
     reader = _Reader(task, genome.d_model, seed).to(device) if task.from_last else None
@@ -63,17 +77,29 @@ def train_task(
     batch_size = max(1, TOKENS_PER_STEP // task.length)
     steps = max(1, tokens // (batch_size * task.length))
     rng, test = np.random.default_rng([seed, 0]), np.random.default_rng([seed, 1])
-    for step in range(steps):
-        if deadline is not None and time.monotonic() > deadline:
-            return None
-        inputs, targets = (part.to(device) for part in task.batch(batch_size, rng))
+    batches = [task.batch(batch_size, rng) for _ in range(steps)]
+    all_inputs, all_targets = (torch.stack(parts).to(device) for parts in zip(*batches, strict=True))  # [steps, B, T]
+    factors = learning_rate_factor(RECIPE.schedule, np.arange(steps) + 0.5, steps, RECIPE.warmup)
+    all_factors, counter = torch.from_numpy(factors).to(device), torch.zeros(1, dtype=torch.int64, device=device)
+
+    def step() -> tuple[Tensor, ...]:
+        inputs, targets = (part.index_select(0, counter)[0] for part in (all_inputs, all_targets))
         logits = _answers(model, reader, inputs).float()
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
         loss.backward()
         nn.utils.clip_grad_norm_(params, RECIPE.clip)
-        optimizer.set(learning_rate_factor(RECIPE.schedule, step + 0.5, steps, RECIPE.warmup))
+        optimizer.set(all_factors.take(counter[0]))
         optimizer.step()
         optimizer.zero_grad()
+        counter.add_(1)
+        return ()
+
+    program = Program(step, device)
+    for _ in range(steps):
+        if deadline is not None and time.monotonic() > deadline:
+            return None
+        program()
+        yield
     model.eval()
     with torch.no_grad():
         inputs, targets = (part.to(device) for part in task.batch(TEST_SEQUENCES, test))

@@ -8,8 +8,8 @@ A corpus is tokenised once per machine, cached, and opened from the cache in mil
 From STAR this package imports only `star.errors`.
 """
 
-from star.data.batches import Batches, Prefetcher, validation_blocks
+from star.data.batches import Batches, DeviceBatches, validation_blocks
 from star.data.corpus import Corpus, open_corpus
 from star.data.tokenizer import ByteTokenizer
 
-__all__ = ["Batches", "ByteTokenizer", "Corpus", "Prefetcher", "open_corpus", "validation_blocks"]
+__all__ = ["Batches", "ByteTokenizer", "Corpus", "DeviceBatches", "open_corpus", "validation_blocks"]

@@ -69,7 +69,7 @@ def split(text: TextFile) -> dict[str, list[tuple[int, int]]]:
     if size < SHARE / 2 * total:
         longest = max(unique, key=lambda index: (lengths[index], -index))
         start, stop = ranges[longest]
-        cut = stop - min(int(SHARE * total), (stop - start) // 2)
+        cut = stop - max(1, min(int(SHARE * total), (stop - start) // 2))
         return {"train": [*(ranges | {longest: (start, cut)}).values()], "validation": [(cut, stop)]}
     chosen = set(validation)
     return {

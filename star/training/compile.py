@@ -1,8 +1,7 @@
-"""Faster or smaller blocks: compiled once for all candidates, recomputed in the backward, or captured as a CUDA graph.
+"""Faster or smaller blocks: compiled once for all candidates, or recomputed in the backward.
 
     compile_blocks(model)         # one compilation for each block variant of a whole search, not for each architecture
     checkpoint_blocks(model)      # the backward keeps only the residual stream and recomputes each block
-    CapturedBackward(model, ...)  # for the smallest models: no time is spent on launching kernels
 
 A search trains many architectures made of few kinds of blocks. Compiling a whole model takes tens of seconds. Here each
 variant (operator, sizes, norms, features taken and provided) is compiled once per process, when it first occurs, with
@@ -25,7 +24,6 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from star.model.language_model import Block, LanguageModel
-from star.training.trainable import Trainable
 
 # Compilations of one variant, for other batch shapes and dtypes. Above torch's limit of 8 it would run uncompiled.
 RECOMPILE_LIMIT = 512
@@ -98,45 +96,3 @@ def _prepare_compiler() -> None:
     device = torch.cuda.get_device_name().replace(" ", "-") if torch.cuda.is_available() else "cpu"
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / f"torch-{torch.__version__}-{device}"))
     os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "1")
-
-
-class CapturedBackward:
-    """Loss and gradients of one batch shape as one CUDA graph, for models so small that launching kernels dominates.
-
-        backward = CapturedBackward(model, batch_size, seq_len)
-        loss = backward(inputs, targets)      # in place of model.loss(inputs, targets) and loss.backward()
-        optimizer.step(); optimizer.zero_grad()
-
-    CUDA only, not yet measured. Every call overwrites the gradients (they do not accumulate) and the loss tensor that
-    the previous call returned.
-    """
-
-    WARMUP = 3
-
-    def __init__(self, model: Trainable, batch_size: int, seq_len: int):
-        device = next(model.parameters()).device
-        self.params = [param for param in model.parameters() if param.requires_grad]
-        self.inputs = torch.zeros(batch_size, seq_len, dtype=torch.int64, device=device)
-        self.targets = torch.zeros_like(self.inputs)
-        side = torch.cuda.Stream(device)
-        side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side):
-            for _ in range(self.WARMUP):  # compiles, tunes and fills caches outside the graph
-                model.loss(self.inputs, self.targets).backward()
-        torch.cuda.current_stream(device).wait_stream(side)
-        for param in self.params:
-            param.grad = None  # so that the captured backward writes gradients instead of adding to them
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.loss = model.loss(self.inputs, self.targets)
-            self.loss.backward()
-        self.loss = self.loss.detach()
-        self.gradients = [param.grad for param in self.params]
-
-    def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        self.inputs.copy_(inputs, non_blocking=True)
-        self.targets.copy_(targets, non_blocking=True)
-        self.graph.replay()
-        for param, gradient in zip(self.params, self.gradients, strict=True):
-            param.grad = gradient
-        return self.loss

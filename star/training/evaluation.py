@@ -11,17 +11,26 @@ from star.training.trainable import Trainable
 TOKENS_AT_ONCE = 8192  # bounds the memory of an evaluation
 
 
-@torch.no_grad()
 def evaluate(model: LanguageModel | Trainable, inputs: Tensor, targets: Tensor) -> tuple[float, float]:
     """Mean loss in nats per token on blocks, int64 [n, T], and its standard error, from the variance between blocks.
 
     This error describes the choice of the text. The difference between two candidates on the same blocks is much more
     precise than two such errors suggest, because both find the same blocks difficult.
     """
+    return summary(block_losses(model, inputs, targets))
+
+
+@torch.no_grad()
+def block_losses(model: LanguageModel | Trainable, inputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean loss in nats per token of every block, float64 [n], of blocks int64 [n, T]."""
     at_once = max(1, TOKENS_AT_ONCE // inputs.shape[1])
     means = [
         model.loss(x, y, reduction="none").double().mean(dim=1)
         for x, y in zip(inputs.split(at_once), targets.split(at_once), strict=True)
     ]
-    blocks = torch.cat(means)  # [n]
+    return torch.cat(means)
+
+
+def summary(blocks: Tensor) -> tuple[float, float]:
+    """Mean and standard error of `block_losses` [n]."""
     return blocks.mean().item(), blocks.std().item() / math.sqrt(len(blocks))

@@ -23,11 +23,14 @@ from star.training.trainable import Trainable
 class Optimizers:
     """AdamW and, if the recipe asks for it, Muon, as one optimizer.
 
-    Each group has its `peak` learning rate, at schedule factor 1, and its `decay`.
+    Each group has its `peak` learning rate, at schedule factor 1, and its `decay`. The learning rates of all groups are
+    one tensor, so that a captured step reads the present ones.
     """
 
     def __init__(self, parts: list[torch.optim.Optimizer]):
         self.parts = parts
+        self.device = self.param_groups[0]["params"][0].device
+        self._make_rates()
 
     @property
     def param_groups(self) -> list[dict]:
@@ -41,16 +44,16 @@ class Optimizers:
                 for param in group["params"]:
                     yield param, part.state[param]
 
-    def set(self, factor: float, batch: float = 1.0) -> None:
+    def set(self, factor: float | torch.Tensor, batch: float = 1.0) -> None:
         """Set learning rates and decays for the next step.
 
-        factor: of the schedule; batch: size of this step's batch relative to the recipe's. The averages keep their
-        half-lives in tokens, beta^batch (arXiv 2507.07101), and weights decay equally per token. The learning rate
-        grows with the square root of the batch, but not above the tuned one.
+        factor: of the schedule, a number or a tensor []; batch: size of this step's batch relative to the recipe's. The
+        averages keep their half-lives in tokens, beta^batch (arXiv 2507.07101), and weights decay equally per token.
+        The learning rate grows with the square root of the batch, but not above the tuned one.
         """
         coupling = min(1.0, batch**0.5)
+        self.rates.copy_(self.peaks * factor * coupling)
         for group in self.param_groups:
-            group["lr"] = group["peak"] * factor * coupling
             if batch == group["batch"]:
                 continue
             group["batch"] = batch
@@ -66,6 +69,15 @@ class Optimizers:
         group = {"params": params, "lr": rate, "peak": rate, "weight_decay": 0.0, "decay": 0.0}
         group |= {"kind": "other", "muon": False, "batch": 1.0, "per_step": adamw.defaults["betas"]}
         adamw.add_param_group(group)
+        self._make_rates()
+
+    def _make_rates(self) -> None:
+        groups = self.param_groups
+        self.peaks = torch.tensor([group["peak"] for group in groups], dtype=torch.float64, device=self.device)
+        # The fused AdamW of CUDA reads float32, that of the CPU any dtype.
+        self.rates = self.peaks.float() if self.device.type == "cuda" else self.peaks.clone()
+        for group, rate in zip(groups, self.rates.unbind(), strict=True):
+            group["lr"] = rate
 
     def step(self) -> None:
         """One step of all optimizers."""
@@ -104,7 +116,10 @@ def build_optimizer(model: LanguageModel | Trainable, recipe: Recipe) -> Optimiz
         raise ValueError(f"parameters in none of the model's groups: {', '.join(forgotten)}")
     hidden = [group for group in groups.values() if group["muon"]]
     rest = [group for group in groups.values() if not group["muon"]]
-    parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, betas=recipe.betas, fused=True)] if rest else []
+    parts: list[torch.optim.Optimizer] = []
+    if rest:
+        cuda = rest[0]["params"][0].is_cuda
+        parts.append(torch.optim.AdamW(rest, betas=recipe.betas, fused=True, capturable=cuda))
     if hidden:
         parts.append(Muon(hidden, momentum=recipe.momentum, base_width=recipe.base_width or 64))
     return Optimizers(parts)

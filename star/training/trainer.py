@@ -6,23 +6,24 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import asdict
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from star.data import Batches, Corpus, Prefetcher, validation_blocks
+from star.data import Batches, Corpus, DeviceBatches, validation_blocks
 from star.errors import UserError, is_out_of_memory
 from star.genome import to_json
 from star.model import LanguageModel
 from star.training.accumulation import Accumulation
 from star.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from star.training.compile import CapturedBackward, checkpoint_blocks, compile_blocks
+from star.training.compile import checkpoint_blocks, compile_blocks
 from star.training.device import peak_memory, reset_peak_memory, resolve_device, resolve_dtype
 from star.training.distributed import (
     any_of,
@@ -34,8 +35,9 @@ from star.training.distributed import (
     shared_loss,
     world_size,
 )
-from star.training.evaluation import evaluate
+from star.training.evaluation import block_losses, summary
 from star.training.optim import build_optimizer
+from star.training.program import Program, finish, on_own_stream
 from star.training.recipe import Recipe
 from star.training.result import TrainingResult, divergence
 from star.training.schedule import learning_rate_factor
@@ -44,6 +46,7 @@ from star.training.trainable import Trainable
 
 # Attention heads are scored at most once in so many micro-batches, which costs about as much as one, but this often.
 MICRO_BATCHES_PER_SCORE, FEWEST_SCORES = 40, 5
+AHEAD = 8192  # micro-batches whose places in the text and learning rates lie on the device
 PROGRESS_SECONDS = 0.5  # between two calls of on_progress
 # Attributes of a `TrainingRun` that a checkpoint stores as they are
 STORED = ("step", "done", "parts", "recomputes", "curve", "val_loss_se", "evaluation_seconds", "peak_memory")
@@ -58,6 +61,19 @@ def train(
     checkpoint: str | Path | None = None,
     stop_tokens: int | None = None,
 ) -> TrainingResult:
+    """All steps of `training`, which see for the arguments, and its result."""
+    return finish(training(model, corpus, recipe, on_progress, deadline, checkpoint, stop_tokens))
+
+
+def training(
+    model: nn.Module,
+    corpus: Corpus,
+    recipe: Recipe,
+    on_progress: Callable[[dict], None] | None = None,
+    deadline: float | None = None,
+    checkpoint: str | Path | None = None,
+    stop_tokens: int | None = None,
+) -> Generator[None, None, TrainingResult]:
     """Train `model` in place on `corpus.train`, and evaluate it on a fixed sample of `corpus.validation`.
 
     model: a `star.model.LanguageModel`, or any module with the methods of `star.training.trainable.Trainable`.
@@ -72,6 +88,8 @@ def train(
     A loss that is not finite, or that rises above the unigram level late in training (see `divergence`), ends training
     with status "diverged" at the next evaluation. If memory runs out, the error is raised again with a note on what
     was being trained. Raises UserError if model, corpus, recipe and machine do not fit together.
+
+    A generator that yields after every optimizer step, so that one process can train several models in turn.
     """
     corpus.check_context(recipe.seq_len)
     if getattr(model, "vocab_size", corpus.vocab_size) != corpus.vocab_size:
@@ -81,14 +99,18 @@ def train(
         )
     device = local_device(resolve_device(recipe.device))
     reset_peak_memory(device)
+
+    def steps() -> Generator[None, None, TrainingResult]:
+        run = TrainingRun(cast(Trainable, model), corpus, recipe, device, stop_tokens)
+        try:
+            return (yield from _train(run, on_progress, deadline, Path(checkpoint) if checkpoint else None))
+        finally:
+            run.forget()
+            del run.loss  # it may refer to the other processes, and must then be destroyed before they leave
+
     try:
         with process_group(device):
-            run = TrainingRun(cast(Trainable, model), corpus, recipe, device, stop_tokens)
-            try:
-                return _train(run, on_progress, deadline, Path(checkpoint) if checkpoint else None)
-            finally:
-                run.close()
-                del run.loss  # it may refer to the other processes, and must then be destroyed before they leave
+            return (yield from on_own_stream(steps(), device))
     except (MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):
             size, peak = sum(param.numel() for param in model.parameters()), peak_memory(device) / 2**20
@@ -101,7 +123,7 @@ def train(
 
 def _train(
     run: TrainingRun, on_progress: Callable[[dict], None] | None, deadline: float | None, checkpoint: Path | None
-) -> TrainingResult:
+) -> Generator[None, None, TrainingResult]:
     if checkpoint and checkpoint.exists():
         run.restore(checkpoint)
     reported = time.monotonic()
@@ -121,6 +143,7 @@ def _train(
         if on_progress and now - reported >= PROGRESS_SECONDS:
             reported = now
             on_progress(run.progress(loss.item()))
+        yield
     if run.evaluated < run.done:
         if checkpoint:
             run.save(checkpoint)  # without this evaluation, which a run that never stopped would not have
@@ -156,13 +179,11 @@ class TrainingRun:
         self.accumulation = Accumulation(recipe)
         self.sparsifier = self.make_sparsifier() if recipe.sparsify else None
         self.loss = model.loss if world_size() == 1 else shared_loss(model, device)
-        self.batches = Batches(corpus.train, recipe.batch_size, recipe.seq_len, recipe.seed)
-        self.pieces: Prefetcher | None = None
-        self.captured: CapturedBackward | None = None
-        if recipe.compile in ("blocks", "graph") or (recipe.compile == "auto" and device.type == "cuda"):
+        batches = Batches(corpus.train, recipe.batch_size, recipe.seq_len, recipe.seed)
+        self.ahead = min(self.total, max(AHEAD, recipe.accumulate, recipe.accumulate_max))
+        self.batches = DeviceBatches(batches, self.ahead * recipe.batch_size, device)
+        if recipe.compile == "blocks":
             compile_blocks(self.language_model)
-        if recipe.compile == "graph":
-            self.check_graph()
         sample = validation_blocks(corpus.validation, recipe.seq_len, recipe.eval_tokens)
         self.sample = sample[0].to(device), sample[1].to(device)
         self.unigram, self.uniform = corpus.baselines()["unigram"], math.log(corpus.vocab_size)
@@ -178,6 +199,14 @@ class TrainingRun:
         self.curve: list[dict] = []
         self.val_loss_se: float | None = None
         self.loss_sum = torch.zeros((), device=device)  # over the micro-batches since the last evaluation
+        # For the programs: micro-batches done since `load`, and the schedule after each half of a micro-batch from
+        # there. A step takes the factor at its middle, so that the sum over the run does not depend on the sizes.
+        self.loaded = 1  # the micro-batch from which on `load` has run; not yet
+        self.counter = torch.zeros((), dtype=torch.int64, device=device)
+        self.factors = torch.zeros(2 * self.ahead + 1, dtype=torch.float64, device=device)
+        self.programs: dict[tuple[int, bool], Program] = {}  # by micro-batches, and whether the step estimates noise
+        self.captures = recipe.compile != "off" and world_size() == 1
+        self.evaluation = Program(lambda: (block_losses(self.model, *self.sample),), device, self.captures, warmup=1)
         self.evaluation_seconds = 0.0
         self.earlier_seconds = 0.0  # before the checkpoint that this run resumed from
         self.peak_memory = 0
@@ -192,16 +221,6 @@ class TrainingRun:
                 f"compiled blocks and sparsification need a star.model.LanguageModel; the model is a {kind}"
             )
         return self.model
-
-    def check_graph(self) -> None:
-        """Raise UserError if the step cannot be a CUDA graph."""
-        recipe = self.recipe
-        varying = recipe.adaptive or recipe.sparsify or recipe.accumulate > 1
-        if self.device.type != "cuda" or world_size() > 1 or varying:
-            raise UserError(
-                'the training recipe\'s compile is "graph", which takes one process on CUDA and identical steps '
-                '(no accumulation, no sparsification); use "blocks" or "auto"'
-            )
 
     def make_sparsifier(self) -> Sparsifier:
         """The sparsifier of the recipe."""
@@ -236,46 +255,62 @@ class TrainingRun:
         return any(self.evaluated < point <= self.done for point in self.evaluations)
 
     def advance(self) -> Tensor:
-        """Take one optimizer step; returns its training loss."""
-        recipe = self.recipe
+        """Take one optimizer step; returns its training loss, which the next step may overwrite."""
         n = min(self.accumulation.size(self.step), self.total - self.done)
-        # The schedule is evaluated at the middle of the step, so that its sum over the run does not depend on n.
-        progress = (self.done + n / 2) / self.total
-        factor = learning_rate_factor(recipe.schedule, progress, 1.0, recipe.warmup, recipe.cooldown, recipe.floor)
-        self.optimizer.set(factor, n / recipe.accumulate)
+        if not 0 <= self.done - self.loaded <= self.ahead - n:
+            self.load()
         if self.sparsifier and self.sparsifier.due(self.tokens):
             # The same sequences in every process
-            inputs, targets = self.batches.sequences(self.done * recipe.batch_size, recipe.batch_size)
-            self.sparsifier.update(self.language_model, inputs.to(self.device), targets.to(self.device), self.tokens)
-        loss = self.gradients(n)
-        if recipe.clip:
-            nn.utils.clip_grad_norm_(self.params, recipe.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.loss_sum += loss * n
+            inputs, targets = self.batches(self.counter * self.recipe.batch_size, self.recipe.batch_size)
+            self.sparsifier.update(self.language_model, inputs, targets, self.tokens)
+            self.forget()  # heads have other windows now
+        estimates = self.accumulation.due(self.step) and n * self.parts * world_size() > 1
+        loss, *noise = self.take(n, estimates)
+        if estimates:
+            mean_square, square_of_mean = (value.item() for value in noise)
+            progress, k = self.done / self.total, n * self.parts * world_size()
+            share = 1 / self.parts / world_size()  # of a micro-batch, in each of the gradients
+            self.accumulation.observe(self.step, progress, mean_square, square_of_mean, k, share)
         self.step += 1
         self.done += n
         if self.sparsifier and self.done == self.total:
             self.sparsifier.finish()
         return loss
 
-    def gradients(self, n: int) -> Tensor:
-        """Leave the mean gradient of the next n micro-batches in the parameters; returns their mean loss."""
+    def load(self) -> None:
+        """Give the device the next `ahead` micro-batches and their learning rates."""
+        recipe, self.loaded = self.recipe, self.done
+        self.batches.load(self.done * recipe.batch_size)
+        moments = np.minimum(self.done + np.arange(2 * self.ahead + 1) / 2, self.total)
+        shape = recipe.warmup, recipe.cooldown, recipe.floor
+        self.factors.copy_(torch.from_numpy(learning_rate_factor(recipe.schedule, moments, self.total, *shape)))
+        self.counter.zero_()
+
+    def take(self, n: int, estimates: bool) -> tuple[Tensor, ...]:
+        """Run the program of a step of n micro-batches. If memory runs out, try again with less."""
         while True:
+            if (n, estimates) not in self.programs:
+                function = partial(self.optimizer_step, n, estimates)
+                self.programs[n, estimates] = Program(function, self.device, self.captures)
             try:
-                return self._gradients(n)
+                return self.programs[n, estimates]()
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error) or not self.save_memory():
                     raise
             # Nothing has changed yet, so the step can be repeated.
             self.optimizer.zero_grad()
-            self.close()
+            self.forget()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
+    def forget(self) -> None:
+        """Drop all programs, because the model computes differently from now on."""
+        self.programs.clear()
+        self.evaluation = Program(self.evaluation.function, self.device, self.captures, warmup=1)
+
     def save_memory(self) -> bool:
         """Halve the micro-batch, or else recompute activations in the backward pass; False if neither is possible."""
-        if world_size() > 1 or self.captured is not None:
+        if world_size() > 1:
             return False
         if self.parts == 1 and self.recipe.batch_size % 2 == 0:
             self.parts = 2
@@ -286,53 +321,57 @@ class TrainingRun:
             return False
         return True
 
-    def _gradients(self, n: int) -> Tensor:
-        if self.recipe.compile == "graph":
-            return self._replay()
-        if self.pieces is None:
-            self.pieces = Prefetcher(_Pieces(self.batches, self.parts), self.done * self.parts, self.device)
-        pieces = n * self.parts
-        estimating = self.accumulation.due(self.step) and pieces * world_size() > 1
+    def optimizer_step(self, n: int, estimates: bool) -> tuple[Tensor, ...]:
+        """A step of n micro-batches as a function of tensors alone, see `star.training.program`.
+
+        Returns what `gradients` does.
+        """
+        self.optimizer.set(self.factors.take(2 * self.counter + n), n / self.recipe.accumulate)
+        loss, *noise = self.gradients(n, estimates)
+        if self.recipe.clip:
+            nn.utils.clip_grad_norm_(self.params, self.recipe.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.loss_sum += loss * n
+        self.counter += n
+        return loss, *noise
+
+    def gradients(self, n: int, estimates: bool) -> tuple[Tensor, ...]:
+        """Leave the mean gradient of the next n micro-batches in the parameters.
+
+        Returns their mean loss; if the step estimates the noise, then also the mean squared norm of the gradients of
+        all pieces and the squared norm of their mean.
+        """
+        pieces, rows = n * self.parts, self.recipe.batch_size // self.parts // world_size()
         losses, squares, total = [], [], list[Tensor]()
         for piece in range(pieces):
-            local = estimating or piece < pieces - 1  # gradients are not yet averaged over the processes
+            local = estimates or piece < pieces - 1  # gradients are not yet averaged over the processes
+            first = ((self.counter * self.parts + piece) * world_size() + rank()) * rows
             with local_gradients(self.loss) if local else contextlib.nullcontext():
-                loss = self.loss(*self.pieces[self.done * self.parts + piece])
-                (loss if estimating else loss / pieces).backward()
+                loss = self.loss(*self.batches(first, rows))
+                (loss if estimates else loss / pieces).backward()
             losses.append(loss.detach())
-            if estimating:
+            if estimates:
                 squares.append(_gradient_square(self.watched))
                 gradients = [param.grad if param.grad is not None else torch.zeros_like(param) for param in self.params]
                 total = list(torch._foreach_add(total, gradients)) if total else gradients
                 self.optimizer.zero_grad()
-        if estimating:
-            self._observe(total, squares)
         mean_loss = reduce(add, losses) / pieces
         average([mean_loss])
-        return mean_loss
-
-    def _observe(self, total: list[Tensor], squares: list[Tensor]) -> None:
-        """Estimate the noise from the sum of the gradients of all pieces and their squared norms; set the gradients."""
+        if not estimates:
+            return (mean_loss,)
         mean_square = torch.stack(squares).mean()
         for param, gradient in zip(self.params, total, strict=True):
-            param.grad = gradient.div_(len(squares))
+            param.grad = gradient.div_(pieces)
         average([*total, mean_square])
-        square_of_mean = _gradient_square(self.watched)
-        share = 1 / self.parts / world_size()  # of a micro-batch, in each of the gradients
-        progress, k = self.done / self.total, len(squares) * world_size()
-        self.accumulation.observe(self.step, progress, mean_square.item(), square_of_mean.item(), k, share)
-
-    def _replay(self) -> Tensor:
-        if self.captured is None:
-            self.captured = CapturedBackward(self.model, self.recipe.batch_size, self.recipe.seq_len)
-        return self.captured(*self.batches[self.done]).clone()
+        return mean_loss, mean_square, _gradient_square(self.watched)
 
     def evaluate(self) -> None:
         """Add a point to the learning curve."""
         train_loss = self.loss_sum.item() / (self.done - self.evaluated)  # waits for the device: the clock is right
         started = time.monotonic()
         self.model.eval()
-        val_loss, self.val_loss_se = evaluate(self.model, *self.sample)
+        val_loss, self.val_loss_se = summary(*self.evaluation())
         self.model.train()
         self.evaluation_seconds += time.monotonic() - started
         point: dict[str, float] = {"step": self.step, "tokens": self.tokens}
@@ -351,7 +390,7 @@ class TrainingRun:
             "tokens": self.tokens,
             "total_tokens": self.stop * self.recipe.micro_batch,
             "loss": loss,
-            "learning_rate": self.optimizer.param_groups[-1]["lr"],
+            "learning_rate": self.optimizer.rates[-1].item(),
             "val_loss": self.curve[-1]["val_loss"] if self.curve else None,
             "tokens_per_second": self.tokens_per_second,
             "eta": self.seconds / self.done * (self.stop - self.done),
@@ -376,12 +415,6 @@ class TrainingRun:
             peak_memory=max(self.peak_memory, peak_memory(self.device)),
             sparsity=sparsity,
         )
-
-    def close(self) -> None:
-        """End the thread that prepares batches; it starts again when it is needed."""
-        if self.pieces is not None:
-            self.pieces.close()
-            self.pieces = None
 
     def save(self, path: Path) -> None:
         """Write a checkpoint, in the first process only. Raises UserError if it cannot be written."""
@@ -411,18 +444,9 @@ class TrainingRun:
             self.sparsifier.load(state)
         for name, value in progress.items():
             setattr(self, name, value)
+        self.loaded = self.done + 1  # so that the next step loads
         if self.recomputes:
             checkpoint_blocks(self.language_model)
-
-
-class _Pieces:
-    """This process's share of micro-batches cut into parts: number i is part i % parts of micro-batch i // parts."""
-
-    def __init__(self, batches: Batches, parts: int):
-        self.batches, self.rows = batches, batches.batch_size // parts // world_size()
-
-    def __getitem__(self, piece: int) -> tuple[Tensor, Tensor]:
-        return self.batches.sequences((piece * world_size() + rank()) * self.rows, self.rows)
 
 
 def _gradient_square(params: list[nn.Parameter]) -> Tensor:

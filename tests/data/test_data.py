@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from star.data import Batches, ByteTokenizer, open_corpus, validation_blocks
+from star.data import Batches, ByteTokenizer, DeviceBatches, open_corpus, validation_blocks
 from star.data.baselines import ngram_losses
 from star.errors import UserError
 
@@ -384,6 +384,19 @@ def test_an_epoch_sees_every_block_once_and_batches_are_random_access():
     assert not torch.equal(Batches(tokens, 3, 10, 6)[0][0], forwards[0][0])
     first, second = batches.sequences(0, 3), batches.sequences(3, 3)  # a batch that grows sees the same sequences
     assert torch.equal(batches.sequences(0, 6)[0], torch.cat([first[0], second[0]]))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.int64])
+def test_batches_gathered_on_a_device_are_the_same(dtype):
+    tokens = np.random.default_rng(0).integers(0, min(np.iinfo(dtype).max, 60_000), 700).astype(dtype)
+    tokens.flags.writeable = False  # as a corpus is
+    plain = Batches(tokens, batch_size=4, seq_len=16, seed=1)  # an epoch is 10.5 batches
+    gathered = DeviceBatches(Batches(tokens, 4, 16, 1), 24, torch.device("cpu"))
+    for first in (0, 24, 24 * 7, 3):
+        gathered.load(first)
+        for number, rows in ((0, 4), (4, 4), (20, 4), (6, 2), (23, 1)):
+            expected = plain.sequences(first + number, rows)
+            assert all(map(torch.equal, gathered(torch.tensor(number), rows), expected))
 
 
 @settings(max_examples=50, deadline=None)

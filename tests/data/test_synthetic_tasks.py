@@ -18,7 +18,9 @@ from star.data.synthetic import IGNORE, TASKS
 from star.errors import UserError
 from star.genome import Genome, to_json
 from star.genome.codec import parse_text
+from star.training.program import finish
 
+CPU = torch.device("cpu")
 NAMES = ["recall", "fuzzy recall", "noisy recall", "copying", "compression", "memorisation"]
 
 
@@ -148,8 +150,8 @@ def test_guessing_scores_at_chance(name):
 def test_recall_needs_to_see_other_tokens():
     """A memoryless model can only guess; attention over filtered features finds the pairs."""
     task = TASKS["recall"].replace(length=16, symbols=4)
-    blind = train_task(genome("9-9"), task, 60_000, seed=0)
-    seeing = train_task(genome("2-9"), task, 60_000, seed=0)
+    blind = finish(train_task(genome("9-9"), task, 60_000, 0, CPU))
+    seeing = finish(train_task(genome("2-9"), task, 60_000, 0, CPU))
     assert blind < 0.4 and seeing > 0.9
 
 
@@ -163,7 +165,7 @@ def test_each_task_is_learnt_by_something():
     }
     for name, changes in easy.items():
         task = TASKS[name].replace(**changes)
-        score = train_task(genome("2-9"), task, 40_000, seed=0)
+        score = finish(train_task(genome("2-9"), task, 40_000, 0, CPU))
         assert score > min(0.95, task.chance + 0.3), (name, score)
 
 
@@ -179,7 +181,13 @@ def test_a_measurement_is_repeatable_and_stops_at_its_deadline(monkeypatch):
 
 def test_wide_genomes_are_scaled_down(monkeypatch):
     seen = []
-    monkeypatch.setattr(assessed, "train_task", lambda genome, *_: seen.append(genome.d_model) or 0.5)
+
+    def train_task(genome, *_):
+        seen.append(genome.d_model)
+        yield
+        return 0.5
+
+    monkeypatch.setattr(assessed, "train_task", train_task)
     for width, expected in ((16, 16), (64, 64), (512, 64)):
         measure(genome("1-9", width), 100)
         assert set(seen[-6:]) == {expected}

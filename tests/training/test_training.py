@@ -346,7 +346,7 @@ def test_schedules(schedule, expected):
 def test_the_learning_rate_follows_tokens_and_not_steps(corpus):
     """At any batch size the mean rate over a run is the schedule's, and no step has a rate of zero."""
     rates = []
-    hook = register_optimizer_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
+    hook = register_optimizer_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"].item()))
     for batch_size in (1, 4, 16):
         rates.clear()
         train(Model(), corpus, SMALL.replace(tokens=12_800, batch_size=batch_size, warmup=0.1, eval_interval=1.0))
