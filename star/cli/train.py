@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +11,16 @@ import typer
 
 from star.cli.arguments import DATA_HELP, DepthOption, GenomeArgument, OverwriteOption, WidthOption
 from star.cli.console import say
+
+
+@dataclass
+class _Stop:
+    """Remembers that a signal asked for the end."""
+
+    stopped: bool = False
+
+    def stop(self) -> None:
+        self.stopped = True
 
 
 def train(
@@ -65,9 +75,12 @@ def train(
     from star.genome import from_json
     from star.genome.scale import parse_scale
     from star.model import build
+    from star.search.session import stop_on_signals
     from star.training import open_logger
-    from star.training import train as train_model
+    from star.training.checkpoint import saved_step
     from star.training.distributed import rank
+    from star.training.program import finish
+    from star.training.trainer import training
 
     first = rank() == 0  # only the first process of torchrun prints and writes
     chosen = choose_genome(genome, d_model, depth)
@@ -93,7 +106,7 @@ def train(
             f"({references} nats/byte); {recipe.describe()}"
         )
         if checkpoint.exists():
-            say(f"resuming from {checkpoint}")
+            say(f"resuming from {checkpoint} at step {saved_step(checkpoint):,}")
     with TrainingDisplay() as display:
         listeners: list[Callable[[dict], None]] = [display, *loggers]
 
@@ -101,7 +114,15 @@ def train(
             for listener in listeners:
                 listener(event)
 
-        result = train_model(model, corpus, recipe, listen if first else None, checkpoint=checkpoint)
+        steps = training(model, corpus, recipe, listen if first else None, checkpoint=checkpoint)
+        work = _Stop()
+        with stop_on_signals(work):
+            try:
+                result = finish(steps, lambda: work.stopped)
+            except KeyboardInterrupt:
+                if not checkpoint.exists():
+                    raise
+                raise RunFailed(f"stopped; the same command resumes from {checkpoint}") from None
     if not first:
         return
     for logger in loggers:

@@ -41,13 +41,10 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizers, identit
     try:
         with safe_open(path, framework="pt") as file:
             facts = {key: json.loads(text) for key, text in (file.metadata() or {}).items()}
-            for key, wanted in identity.items():
-                found = facts["identity"].get(key)
-                if found != wanted:
-                    raise CheckpointError(
-                        f"The checkpoint {path} is of another run: its {key} is {found}, not {wanted}; remove it to "
-                        "start again."
-                    )
+            if different := _differences(facts["identity"], identity):
+                raise CheckpointError(
+                    f"The checkpoint {path} is of another run: {'; '.join(different)}; remove it to start again."
+                )
             tensors = {name: file.get_tensor(name) for name in file.keys()}
         weights = _below("model.", tensors)
         model.load_state_dict(weights | {name: weights[owner] for name, owner in _aliases(model).items()})
@@ -59,6 +56,26 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizers, identit
         raise CheckpointError(
             f"The checkpoint {path} cannot be read ({str(error).splitlines()[0]}); remove it to start again."
         ) from error
+
+
+def saved_step(path: Path) -> int:
+    """The optimizer step of a checkpoint. Raises CheckpointError if it cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return json.loads(file.metadata()["progress"])["step"]
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"The checkpoint {path} cannot be read ({error}); remove it to start again.") from error
+
+
+def _differences(found: dict, wanted: dict, what: str = "its ") -> list[str]:
+    """One phrase for every fact that differs, settings inside it by name."""
+    phrases = []
+    for key, value in wanted.items():
+        if isinstance(value, dict) and isinstance(found.get(key), dict):
+            phrases += _differences(found[key], value, f"{what}{key}.")
+        elif found.get(key) != value:
+            phrases.append(f"{what}{key} is {found.get(key)!r}, not {value!r}")
+    return phrases
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

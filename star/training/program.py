@@ -97,13 +97,20 @@ def on_own_stream(steps: Generator[None, None, T], device: torch.device) -> Gene
             except StopIteration as end:
                 torch.cuda.current_stream(device).synchronize()
                 return end.value
-        yield
+        try:
+            yield
+        except GeneratorExit:
+            with torch.cuda.stream(stream):
+                steps.close()
+            raise
 
 
-def finish(steps: Generator[None, None, T]) -> T:
-    """Take all steps; their result."""
-    while True:
+def finish(steps: Generator[None, None, T], stopped: Callable[[], bool] = lambda: False) -> T:
+    """Take all steps; their result. Once `stopped()` is true, closes the steps and raises KeyboardInterrupt."""
+    while not stopped():
         try:
             next(steps)
         except StopIteration as end:
             return end.value
+    steps.close()
+    raise KeyboardInterrupt

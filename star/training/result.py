@@ -21,18 +21,20 @@ class TrainingResult:
     sparsity: dict | None = None
 
 
-def divergence(curve: list[dict], progress: float, unigram: float, uniform: float) -> str:
+def divergence(curve: list[dict], progress: float, unigram: float) -> str:
     """Why the run with this learning curve has diverged; "" if it has not.
 
-    progress: fraction of the budget; unigram, uniform: losses of these baselines, in nats per token. In the first half
-    of training any finite loss is accepted. In the second half a loss above the unigram level means divergence if it
-    was lower before, or if it is above the loss of a uniform guess. A loss that still falls, as under a very small
-    budget, is slow and not diverged.
+    progress: fraction of the budget; unigram: loss of this baseline, in nats per token. Diverged means that the loss is
+    not finite, or that in the second half of training it is above the unigram level after it was lower. A loss that
+    still falls, as under a very small learning rate, is slow and not diverged.
     """
     point = curve[-1]
     if point["train_loss"] is None or point["val_loss"] is None:
         return f"the loss is not finite after {point['tokens']:,} tokens"
     loss, best = point["val_loss"], min(earlier["val_loss"] for earlier in curve)
-    if progress >= 0.5 and loss > unigram and (loss > best + 0.1 or loss > uniform):
-        return f"the loss is {loss:.2f} after {point['tokens']:,} tokens, past the unigram level of {unigram:.2f}"
+    if progress >= 0.5 and loss > unigram and loss > best + 0.1:
+        return (
+            f"the loss has risen from {best:.2f} to {loss:.2f} after {point['tokens']:,} tokens, "
+            f"past the unigram level of {unigram:.2f}"
+        )
     return ""

@@ -47,6 +47,7 @@ from star.training.trainable import Trainable
 # Attention heads are scored at most once in so many micro-batches, which costs about as much as one, but this often.
 MICRO_BATCHES_PER_SCORE, FEWEST_SCORES = 40, 5
 AHEAD = 8192  # micro-batches whose places in the text and learning rates lie on the device
+CHECKPOINT_SECONDS = 30.0  # between two checkpoints, at most
 PROGRESS_SECONDS = 0.5  # between two calls of on_progress
 # Attributes of a `TrainingRun` that a checkpoint stores as they are
 STORED = ("step", "done", "parts", "recomputes", "curve", "val_loss_se", "evaluation_seconds", "peak_memory")
@@ -79,15 +80,15 @@ def training(
     model: a `star.model.LanguageModel`, or any module with the methods of `star.training.trainable.Trainable`.
     on_progress: called at most twice a second with step, steps, tokens, loss, val_loss, tokens_per_second, eta (s).
     deadline: a moment of `time.monotonic()`; training that passes it ends with status "timeout".
-    checkpoint: a file, written after every evaluation. If it exists, training resumes from it, bit-identical on a CPU.
-        Raises CheckpointError if it belongs to another run.
+    checkpoint: a file, written after every evaluation, every `CHECKPOINT_SECONDS`, and when the generator is closed. If
+        it exists, training resumes from it, bit-identical on a CPU. Raises CheckpointError if it is of another run.
     stop_tokens: a rung: after so many tokens (rounded up to whole batches) the model is evaluated and saved, and
         training ends with status "ok". The schedule remains the one of the whole budget. A run that continues from
         there is bit-identical to one that never stopped, because the checkpoint does not contain this evaluation.
 
-    A loss that is not finite, or that rises above the unigram level late in training (see `divergence`), ends training
-    with status "diverged" at the next evaluation. If memory runs out, the error is raised again with a note on what
-    was being trained. Raises UserError if model, corpus, recipe and machine do not fit together.
+    A loss that is not finite, or that has risen above the unigram level late in training (see `divergence`), ends it
+    with status "diverged" at the next evaluation. If memory runs out, the error is raised again with a note on what was
+    being trained. Raises UserError if model, corpus, recipe and machine do not fit together.
 
     A generator that yields after every optimizer step, so that one process can train several models in turn.
     """
@@ -126,7 +127,7 @@ def _train(
 ) -> Generator[None, None, TrainingResult]:
     if checkpoint and checkpoint.exists():
         run.restore(checkpoint)
-    reported = time.monotonic()
+    reported = saved = time.monotonic()
     while run.done < run.stop:
         loss = run.advance()
         if run.due:
@@ -134,16 +135,22 @@ def _train(
             run.loss_sum.zero_()
             if reason := run.diverged():
                 return run.result("diverged", reason)
-            if checkpoint:
-                run.save(checkpoint)
         now = time.monotonic()
+        if checkpoint and (run.evaluated == run.done or now - saved >= CHECKPOINT_SECONDS):
+            saved = now
+            run.save(checkpoint)
         if deadline is not None and run.done < run.stop and any_of(now > deadline, run.device):
             budget = run.stop * run.recipe.micro_batch
             return run.result("timeout", f"out of time after {run.tokens:,} of {budget:,} tokens")
         if on_progress and now - reported >= PROGRESS_SECONDS:
             reported = now
             on_progress(run.progress(loss.item()))
-        yield
+        try:
+            yield
+        except GeneratorExit:
+            if checkpoint:
+                run.save(checkpoint)
+            raise
     if run.evaluated < run.done:
         if checkpoint:
             run.save(checkpoint)  # without this evaluation, which a run that never stopped would not have
@@ -186,7 +193,7 @@ class TrainingRun:
             compile_blocks(self.language_model)
         sample = validation_blocks(corpus.validation, recipe.seq_len, recipe.eval_tokens)
         self.sample = sample[0].to(device), sample[1].to(device)
-        self.unigram, self.uniform = corpus.baselines()["unigram"], math.log(corpus.vocab_size)
+        self.unigram = corpus.baselines()["unigram"]
         fractions = [min(1.0, k * recipe.eval_interval) for k in range(1, math.ceil(1 / recipe.eval_interval) + 1)]
         self.evaluations = [math.ceil(self.total * fraction) for fraction in fractions]  # after so many micro-batches
         genome = getattr(model, "genome", None)
@@ -380,7 +387,7 @@ class TrainingRun:
 
     def diverged(self) -> str:
         """Why training has diverged; empty if it has not."""
-        return divergence(self.curve, self.done / self.total, self.unigram, self.uniform)
+        return divergence(self.curve, self.done / self.total, self.unigram)
 
     def progress(self, loss: float) -> dict:
         """Facts for a display after a step with this loss."""

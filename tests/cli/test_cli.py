@@ -240,21 +240,25 @@ def test_what_a_refinement_made_is_shown_exported_and_trained_longer(run, text, 
     assert ok("generate", tmp_path / "exported", "--tokens", 10)
 
 
-def test_train_resumes_where_it_was_stopped(text, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_train_resumes_where_it_was_stopped(text, tmp_path, number):
     options = "--preset smoke --d-model 32 --depth 2 --set eval_tokens=512 --set device=cpu".split()
     options += ["--data", text, "--tokens"]
+    out, checkpoint = tmp_path / "model", tmp_path / "model.checkpoint.safetensors"
     ok("train", "transformer++", *options, 40_960, "--out", tmp_path / "whole")
-    stopped = process("train", "transformer++", *options, 40_960, "--out", tmp_path / "model")
-    checkpoint = tmp_path / "model.checkpoint.safetensors"
+    stopped = process("train", "transformer++", *options, 40_960, "--out", out)
     while not checkpoint.exists() and stopped.poll() is None:
         time.sleep(0.01)
-    stopped.kill()
-    stopped.wait()
-    assert checkpoint.exists() and not (tmp_path / "model").exists()
-    assert "of another run: its recipe" in refused(
-        "train", "transformer++", *options, 20_480, "--out", tmp_path / "model"
-    )
-    assert f"resuming from {checkpoint}" in ok("train", "transformer++", *options, 40_960, "--out", tmp_path / "model")
+    stopped.send_signal(number)
+    _, errors = stopped.communicate()
+    assert checkpoint.exists() and not out.exists()
+    if number != signal.SIGKILL:
+        assert stopped.returncode == 1
+        assert errors.strip() == f"star: stopped; the same command resumes from {checkpoint}"
+    message = refused("train", "transformer++", *options, 20_480, "--out", out)
+    assert "of another run: its recipe.tokens is 40960, not 20480; remove it" in message
+    output = ok("train", "transformer++", *options, 40_960, "--out", out)
+    assert re.search(rf"resuming from {re.escape(str(checkpoint))} at step \d+", output)
     whole, resumed = (
         json.loads((tmp_path / name / "training.json").read_text())["curve"] for name in ("whole", "model")
     )

@@ -258,14 +258,14 @@ def test_a_loss_that_rises_above_the_unigram_level_late_is_divergence(corpus):
 def test_the_rule_for_divergence():
     def verdict(progress, *val_losses, train_loss=2.0):
         curve = [{"tokens": 10, "train_loss": train_loss, "val_loss": loss} for loss in val_losses]
-        return bool(divergence(curve, progress, unigram=3.2, uniform=5.5))
+        return bool(divergence(curve, progress, unigram=3.2))
 
     assert not verdict(1.0, 4.0, 3.0, 2.5)
     assert not verdict(0.4, 3.0, 9.0)  # early, any finite loss is accepted
     assert verdict(0.6, 3.0, 3.4)  # late, and it rises above the unigram level
     assert not verdict(0.6, 2.5, 3.1)  # rising, but below it
     assert not verdict(1.0, 5.0, 4.0)  # slow, but still falling
-    assert verdict(1.0, 9.0, 6.0)  # worse than guessing
+    assert not verdict(1.0, 6.135, 6.054)  # slow, and still worse than guessing
     assert verdict(0.1, None) and verdict(0.1, 2.0, train_loss=None)
 
 
