@@ -131,11 +131,14 @@ class EngineConfig:
     address: str = setting(
         "", 'Ray cluster: "auto" or HOST:PORT; empty: RAY_ADDRESS, else one on this machine', resumable=True
     )
-    workers: int = setting(
-        0, "candidates trained at the same time; 0: as many as CPU cores or GPUs allow", 0, 4096, resumable=True
-    )
-    workers_per_gpu: int = setting(
-        0, "candidates that share a GPU; 0: estimated from the largest genome", 0, 64, resumable=True
+    workers: int = setting(0, "worker processes; 0: as many as CPU cores or GPUs allow", 0, 4096, resumable=True)
+    workers_per_gpu: int = setting(0, "worker processes that share a GPU; 0: two", 0, 64, resumable=True)
+    side_by_side: int = setting(
+        0,
+        "candidates that a worker trains side by side on a GPU; 0: as many as fill it, by width and batch",
+        0,
+        64,
+        resumable=True,
     )
     threads: int = setting(1, "CPU threads of each worker; results depend on it in the last digits", 1, 1024)
     timeout: float = setting(600.0, "time limit of a candidate in seconds; 0: none", 0, resumable=True)

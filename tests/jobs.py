@@ -47,6 +47,22 @@ def job(job: dict, report) -> dict:
             time.sleep(60)
 
 
+def in_turns(job: dict, report):
+    """A job in steps: it notes each of them in a file, then ends as job["do"] says."""
+    for step in range(job.get("steps", 3)):
+        report({"step": step})
+        with open(job["path"], "a") as file:
+            file.write(f"{job['name']}{step} ")
+        yield
+        if job["do"] == "raise" and step == 1:
+            raise ValueError("no")
+        if job["do"] == "die" and step == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if job["do"] == "slow":
+            time.sleep(0.2)
+    return {"name": job["name"], "pid": os.getpid(), "side_by_side": job.get("side_by_side", 1)}
+
+
 def hopeless(job: dict, report) -> dict:
     raise RuntimeError("no candidate can work here")
 

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import sys
 import tempfile
+import types
 import warnings
 from pathlib import Path
 
@@ -52,14 +53,15 @@ def slots_of(settings, tmp_path) -> tuple[int, list[str]]:
 def test_more_workers_than_a_generation_keeps_busy(tmp_path):
     small = {"engine__kind": "pool", "search__population": 4}
     slots, said = slots_of(config(**small, engine__workers=6), tmp_path)
-    assert slots == 4 and said == ["engine.workers is 6, but a generation has 4 candidates: 4 workers are used."]
+    assert slots == 4 and said == ["engine.workers is 6, but a generation has 4 candidates: 4 are trained at a time."]
     assert slots_of(config(**small, engine__workers=6, search__offspring=6), tmp_path) == (6, [])
     assert slots_of(config(**small, engine__workers=6, search__asynchronous=True), tmp_path) == (6, []), (
         "no generation to wait for"
     )
     slots, said = slots_of(config(**small, engine__workers=4, search__offspring=2), tmp_path)
     assert slots == 4 and said == [
-        "4 workers, but a generation after the first has 2 candidates: raise search.offspring or use --async."
+        "4 candidates can be trained at a time, but a generation after the first has 2: raise search.offspring or use "
+        "--async."
     ]
     events = []
     evolve(tmp_path / "run", config(**small, engine__workers=5, search__generations=1), callbacks=[events.append])
@@ -68,12 +70,14 @@ def test_more_workers_than_a_generation_keeps_busy(tmp_path):
 
 def test_workers_share_gpus_evenly(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules[make_engine.__module__], "visible_gpus", lambda: ["0", "1", "5"])
-    settings = config(engine__kind="pool", evaluation="training", engine__workers_per_gpu=2)
+    properties = types.SimpleNamespace(multi_processor_count=100)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: properties)
+    settings = config(engine__kind="pool", evaluation="training", engine__workers_per_gpu=2, engine__side_by_side=1)
     engine = make_engine(settings, "jobs:job", tmp_path)
-    assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in engine._slots] == ["0", "1", "5"] * 2
+    assert [worker.environment["CUDA_VISIBLE_DEVICES"] for worker in engine._workers] == ["0", "1", "5"] * 2
     engine.close()
     engine = make_engine(settings.replace({"training.device": "cpu"}), "jobs:job", tmp_path)
-    assert all("CUDA_VISIBLE_DEVICES" not in slot.environment for slot in engine._slots)
+    assert all("CUDA_VISIBLE_DEVICES" not in worker.environment for worker in engine._workers)
     engine.close()
 
 

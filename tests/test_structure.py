@@ -19,7 +19,7 @@ MODULES = {name.removesuffix(".__init__"): path for name, path in FILES.items()}
 
 # From the bottom to the top; what stands in one line may import each other, module by module without a circle.
 LAYERS = [
-    ["errors", "fields"],
+    ["errors", "fields", "turns"],
     ["liv"],
     ["genome"],
     ["cost", "model"],

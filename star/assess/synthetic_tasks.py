@@ -18,10 +18,11 @@ from star.data.synthetic import IGNORE, TASKS, Task
 from star.genome import Genome
 from star.model import LanguageModel, build
 from star.training.optim import build_optimizer
-from star.training.program import Program, finish, on_own_stream
+from star.training.program import Program, on_own_stream
 from star.training.recipe import Recipe
 from star.training.schedule import learning_rate_factor
 from star.training.trainable import Trainable
+from star.turns import finish
 
 WIDTH = 64
 TOKENS_PER_STEP = 1024

@@ -79,8 +79,8 @@ def train(
     from star.training import open_logger
     from star.training.checkpoint import saved_step
     from star.training.distributed import rank
-    from star.training.program import finish
     from star.training.trainer import training
+    from star.turns import finish
 
     first = rank() == 0  # only the first process of torchrun prints and writes
     chosen = choose_genome(genome, d_model, depth)

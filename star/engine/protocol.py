@@ -32,16 +32,17 @@ class Outcome:
 class Engine(Protocol):
     """Runs `function(job, report) -> dict` for submitted jobs.
 
-    The function is given by name, "module:function", and takes and returns plain JSON-able dicts. It may call
+    The function is given by name, "module:function", and takes and returns plain JSON-able dicts. It may be a generator
+    that yields between its steps: then one worker can run several jobs in turn. It may call
     `report(dict)` to show progress, which reaches `on_progress(job_id, dict)` in the coordinator now and then. Progress
     is for display only and may be lost.
     """
 
-    slots: int  # jobs it can hold at one time; a job submitted into a free slot starts at once
+    slots: int  # jobs it can hold at one time
     on_progress: Callable[[str, dict], None] | None
 
     def submit(self, job_id: str, job: dict) -> None:
-        """Start a job. There must be fewer than `slots` jobs without an outcome."""
+        """Take a job, and start it if a worker is free. There must be fewer than `slots` jobs without an outcome."""
 
     def poll(self, timeout: float) -> list[Outcome]:
         """Outcomes since the last call, each once; waits up to `timeout` seconds for the first."""

@@ -8,10 +8,11 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 
 from star.engine.protocol import Report
 from star.errors import is_out_of_memory
+from star.turns import finish, take_turns
 
 
 class Cancelled(BaseException):
@@ -20,11 +21,24 @@ class Cancelled(BaseException):
 
 def run_job(function: str, job: dict, report: Report) -> dict:
     """Run one job and return the fields of its Outcome (all but job_id and worker). Raises nothing but Cancelled."""
+    return finish(_steps(function, job, report))
+
+
+def run_side_by_side(function: str, jobs: Sequence[dict], reports: Sequence[Report]) -> list[dict]:
+    """Run several jobs, whose functions are generators, in turn; the fields of their Outcomes in the same order."""
+    number = {"side_by_side": len(jobs)}
+    return take_turns([_steps(function, job | number, report) for job, report in zip(jobs, reports, strict=True)])
+
+
+def _steps(function: str, job: dict, report: Report) -> Generator[None, None, dict]:
     start = time.perf_counter()
     try:
-        result = json.loads(json.dumps(find(function)(job, report)))  # ensures that it is plain data
+        result = find(function)(job, report)
+        if isinstance(result, Generator):
+            result = yield from result
+        result = json.loads(json.dumps(result))  # ensures that it is plain data
         outcome = {"status": result.get("status", "ok"), "reason": result.get("reason", ""), "result": result}
-    except Cancelled:
+    except (Cancelled, GeneratorExit):
         raise
     except BaseException as error:  # SystemExit and KeyboardInterrupt too: they must not end a worker
         reason = f"{type(error).__name__}: {str(error).strip().split(chr(10))[0]}"
@@ -32,7 +46,7 @@ def run_job(function: str, job: dict, report: Report) -> dict:
     return outcome | {"seconds": time.perf_counter() - start}
 
 
-def find(function: str) -> Callable[[dict, Report], dict]:
+def find(function: str) -> Callable[[dict, Report], dict | Generator[None, None, dict]]:
     """The callable behind "module:function"."""
     module, _, name = function.partition(":")
     return getattr(importlib.import_module(module), name)

@@ -62,6 +62,7 @@ class Candidates:
             "timeout": self.config.engine.timeout or None,
             "directory": str(directory.absolute()),
             "keep_weights": self.config.keep != "none",
+            "alone": bool(tries),
         }
 
     def repeat(self, proposal: Proposal, repeat: int) -> dict:

@@ -103,14 +103,3 @@ def on_own_stream(steps: Generator[None, None, T], device: torch.device) -> Gene
             with torch.cuda.stream(stream):
                 steps.close()
             raise
-
-
-def finish(steps: Generator[None, None, T], stopped: Callable[[], bool] = lambda: False) -> T:
-    """Take all steps; their result. Once `stopped()` is true, closes the steps and raises KeyboardInterrupt."""
-    while not stopped():
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
-    steps.close()
-    raise KeyboardInterrupt

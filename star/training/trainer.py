@@ -37,12 +37,13 @@ from star.training.distributed import (
 )
 from star.training.evaluation import block_losses, summary
 from star.training.optim import build_optimizer
-from star.training.program import Program, finish, on_own_stream
+from star.training.program import Program, on_own_stream
 from star.training.recipe import Recipe
 from star.training.result import TrainingResult, divergence
 from star.training.schedule import learning_rate_factor
 from star.training.sparsify import UPDATES, Sparsifier
 from star.training.trainable import Trainable
+from star.turns import finish
 
 # Attention heads are scored at most once in so many micro-batches, which costs about as much as one, but this often.
 MICRO_BATCHES_PER_SCORE, FEWEST_SCORES = 40, 5

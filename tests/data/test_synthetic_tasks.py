@@ -18,7 +18,7 @@ from star.data.synthetic import IGNORE, TASKS
 from star.errors import UserError
 from star.genome import Genome, to_json
 from star.genome.codec import parse_text
-from star.training.program import finish
+from star.turns import finish
 
 CPU = torch.device("cpu")
 NAMES = ["recall", "fuzzy recall", "noisy recall", "copying", "compression", "memorisation"]

@@ -84,6 +84,60 @@ def test_cancelled_jobs_have_no_outcome_and_free_their_slot(pool):
     assert set(drive(pool, {"c": {"do": "ok"}, "d": {"do": "ok"}})) == {"c", "d"}
 
 
+@pytest.fixture
+def shared(tmp_path):
+    """One worker that runs up to three jobs in turn, as many as each job allows."""
+    engine = ProcessPool("jobs:in_turns", 1, tmp_path / "progress", 20.0, company=lambda job: job["company"], most=3)
+    yield engine
+    engine.close()
+
+
+def turns(tmp_path, company: int = 3, **ways: str) -> dict[str, dict]:
+    """Jobs by name, each with the way in which it ends."""
+    common = {"path": str(tmp_path / "turns"), "company": company}
+    return {name: common | {"name": name, "do": do} for name, do in ways.items()}
+
+
+def test_jobs_in_one_worker_take_turns(shared, tmp_path):
+    assert shared.slots == 3
+    outcomes = drive(shared, turns(tmp_path, a="ok", b="ok", c="ok"))
+    assert (tmp_path / "turns").read_text() == "a0 b0 c0 a1 b1 c1 a2 b2 c2 "
+    assert {o.result["name"]: o.result["side_by_side"] for o in outcomes.values()} == {"a": 3, "b": 3, "c": 3}
+    assert len({o.result["pid"] for o in outcomes.values()}) == 1
+
+
+def test_each_job_decides_how_many_may_share_its_worker(shared, tmp_path):
+    jobs = turns(tmp_path, a="ok", b="ok") | turns(tmp_path, company=1, c="ok")
+    outcomes = drive(shared, jobs)
+    assert [outcomes[name].result["side_by_side"] for name in "abc"] == [2, 2, 1]
+
+
+def test_an_error_of_one_job_leaves_the_others(shared, tmp_path):
+    outcomes = drive(shared, turns(tmp_path, a="ok", b="raise", c="ok"))
+    assert {name: o.status for name, o in outcomes.items()} == {"a": "ok", "b": "failed", "c": "ok"}
+    assert outcomes["b"].reason == "ValueError: no"
+
+
+def test_when_a_worker_dies_all_its_jobs_are_lost(shared, tmp_path):
+    outcomes = drive(shared, turns(tmp_path, a="ok", b="die", c="ok"))
+    assert {o.status for o in outcomes.values()} == {"lost"}
+    assert all("signal 9" in o.reason for o in outcomes.values())
+    alone = drive(shared, turns(tmp_path, company=1, a="ok", c="ok"))
+    assert all(o.status == "ok" and o.result["side_by_side"] == 1 for o in alone.values())
+
+
+def test_a_cancelled_job_does_not_cost_the_others(shared, tmp_path):
+    for name, job in turns(tmp_path, a="slow", b="slow", c="slow").items():
+        shared.submit(name, job)
+    assert shared.poll(0.1) == []
+    wait_for((tmp_path / "turns").exists)
+    shared.cancel("b")
+    ended = []
+    while len(ended) < 2:
+        ended += shared.poll(10.0)
+    assert {o.job_id: o.status for o in ended} == {"a": "ok", "c": "ok"}
+
+
 def test_busy_workers_exit_when_their_coordinator_dies(tmp_path):
     pid_file = tmp_path / "pid"
     code = (

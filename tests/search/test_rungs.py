@@ -9,10 +9,12 @@ import torch
 
 from star.assess.evaluations import tabular, training
 from star.data import open_corpus
+from star.engine.worker import run_side_by_side
 from star.genome import Genome, to_json
 from star.genome.codec import parse_text
 from star.model import build
 from star.training import CheckpointError, Recipe, train
+from star.turns import finish
 
 RECIPE = Recipe(
     tokens=2048, batch_size=4, seq_len=16, eval_interval=0.25, eval_tokens=512, schedule="wsd", device="cpu"
@@ -134,15 +136,15 @@ def scores(result):
 
 def test_rungs_of_a_job_end_in_the_same_weights(job):
     folder = Path(job["directory"])
-    expected = training.assess(job, quiet)
+    expected = finish(training.assess(job, quiet))
     weights = (folder / "weights.safetensors").read_bytes()
     (folder / "weights.safetensors").unlink()
     for number, stop in enumerate((512, 1000)):
-        result = training.assess(rung(job, number, stop), quiet)
+        result = finish(training.assess(rung(job, number, stop), quiet))
         assert json.loads((folder / "result.json").read_text())["rung"] == number
         assert stop <= result["metrics"]["tokens"] < stop + 64
         assert (folder / "checkpoint.safetensors").exists() and not (folder / "weights.safetensors").exists()
-    result = training.assess(rung(job, 2, None), quiet)
+    result = finish(training.assess(rung(job, 2, None), quiet))
     assert scores(result) == scores(expected)
     assert (folder / "weights.safetensors").read_bytes() == weights
     assert not (folder / "checkpoint.safetensors").exists()  # nothing goes on from the end
@@ -151,17 +153,31 @@ def test_rungs_of_a_job_end_in_the_same_weights(job):
 @pytest.mark.parametrize("spoil", ["damaged", "missing", "of another attempt", "beyond"])
 def test_a_checkpoint_that_is_no_use_costs_time_only(job, spoil):
     path = Path(job["directory"]) / "checkpoint.safetensors"
-    expected = training.assess(job | {"directory": None, "rung": 1, "stop_tokens": 1000}, quiet)
-    training.assess(rung(job, 0, 512), quiet)
+    expected = finish(training.assess(job | {"directory": None, "rung": 1, "stop_tokens": 1000}, quiet))
+    finish(training.assess(rung(job, 0, 512), quiet))
     if spoil == "damaged":
         path.write_bytes(path.read_bytes()[:1000])
     elif spoil == "missing":
         path.unlink()
     elif spoil == "beyond":
-        training.assess(rung(job, 2, 1500), quiet)
+        finish(training.assess(rung(job, 2, 1500), quiet))
     else:
-        training.assess(rung(job | {"seed": 6, "attempt": 1, "recipe": job["recipe"] | {"seed": 6}}, 1, 1000), quiet)
-    assert scores(training.assess(rung(job, 1, 1000), quiet)) == scores(expected)
+        finish(
+            training.assess(
+                rung(job | {"seed": 6, "attempt": 1, "recipe": job["recipe"] | {"seed": 6}}, 1, 1000), quiet
+            )
+        )
+    assert scores(finish(training.assess(rung(job, 1, 1000), quiet))) == scores(expected)
+
+
+def test_candidates_side_by_side_get_what_they_get_alone(job, tmp_path):
+    other = job | {"id": "other", "genome": to_json(genome(TEXTS[1])), "directory": str(tmp_path / "other")}
+    alone = [scores(finish(training.assess(one, quiet))) for one in (job, other)]
+    weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("candidate", "other")]
+    outcomes = run_side_by_side("star.assess.evaluations.training:assess", [job, other], [quiet, quiet])
+    assert [scores(outcome["result"]) for outcome in outcomes] == alone
+    assert [outcome["result"]["metrics"]["side_by_side"] for outcome in outcomes] == [2, 2]
+    assert [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("candidate", "other")] == weights
 
 
 def test_tabular_rungs_rank_better_and_better():

@@ -1,72 +1,55 @@
-"""How many candidates share a device: what the formula says, and that it is followed where workers are made."""
+"""How many candidates share a GPU: what was measured, and that it is followed where workers are made."""
 
 import sys
+from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 from star.config import load_config
-from star.search.jobs import costs_of
-from star.search.spaces import make_space
-from star.search.workers import (
-    CONTEXT,
-    EFFICIENCY,
-    LIV_SECONDS,
-    MEMORY_SHARE,
-    MOST_PER_GPU,
-    Gpu,
-    Step,
-    largest_step,
-    make_engine,
-    step_of,
-    workers_on_gpu,
-    workers_per_gpu,
-)
+from star.search.workers import MOST_SIDE_BY_SIDE, company, make_engine, side_by_side
 
-GPU = Gpu(memory=80 * 2**30, flops=1e15)
-
-
-def step(computing: float = 1.0, n_livs: int = 6, memory: int = 2**20) -> Step:
-    """A step that computes for so many times as long as it takes to start."""
-    return Step(computing * n_livs * LIV_SECONDS * GPU.flops * EFFICIENCY, memory, n_livs)
+H100 = 132
 
 
 @pytest.mark.parametrize(
-    ("computing", "workers"), [(2.0, 1), (1.0, 1), (0.51, 1), (0.49, 2), (0.24, 4), (1e-4, MOST_PER_GPU)]
+    ("width", "tokens", "models"),
+    [(64, 2 * 128, 16), (64, 16 * 128, 8), (128, 16 * 128, 4), (128, 32 * 512, 1), (256, 2 * 128, 1), (512, 32, 1)],
 )
-def test_workers_fill_the_time_in_which_one_leaves_the_gpu_idle(computing, workers):
-    assert workers_per_gpu(step(computing), GPU, 64) == workers
+def test_small_models_share_a_gpu(width, tokens, models):
+    assert side_by_side(width, tokens, H100) == models <= MOST_SIDE_BY_SIDE
+    assert side_by_side(width, tokens, 16) <= models
 
 
-def test_workers_fit_memory_and_cores():
-    tiny = step(1e-4)
-    assert workers_per_gpu(tiny, GPU, 3) == 3
-    third = step(1e-4, memory=int(MEMORY_SHARE * GPU.memory / 3.5) - CONTEXT)
-    assert workers_per_gpu(third, GPU, 64) == 3
-    assert workers_per_gpu(step(1e-4, memory=2 * GPU.memory), GPU, 64) == 1, (
-        "it may still fit: the estimate is an upper one"
-    )
+def job(config, width: int = 64, alone: bool = False, **recipe):
+    defaults = {"device": "auto", "batch_size": config.training.batch_size, "seq_len": config.training.seq_len}
+    return {"alone": alone, "genome": {"d_model": width}, "recipe": defaults | recipe}
 
 
-@pytest.mark.parametrize("preset", ["smoke", "laptop", "gpu"])
-def test_the_largest_step_bounds_that_of_every_genome(preset):
-    config = load_config(preset)
-    space, most = make_space(config), largest_step(config)
-    for row in space.sample(np.random.default_rng(0), 20):
-        genome = space.decode(row)
-        costs = costs_of(genome, vocab_size=256, seq_len=config.training.seq_len)
-        own = step_of(costs, config.training, genome.d_model, len(genome.backbone), 256)
-        assert own.flops <= most.flops and own.memory <= most.memory and own.n_livs <= most.n_livs
+def test_a_lost_candidate_is_repeated_alone():
+    config = load_config("laptop")
+    allowed = company(config, H100)
+    assert allowed(job(config)) == 16 and allowed(job(config, alone=True)) == 1
+    assert allowed(job(config, device="cpu")) == 1 and allowed(job(config, width=512)) == 1
+    assert company(config.replace({"engine.side_by_side": 3}), H100)(job(config)) == 3
 
 
-def test_automatic_workers_where_there_are_gpus(tmp_path, monkeypatch):
-    monkeypatch.setattr("star.search.workers.visible_gpu", lambda: GPU)
+@pytest.fixture
+def gpus(monkeypatch):
+    properties = SimpleNamespace(multi_processor_count=H100)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: properties)
     monkeypatch.setattr(sys.modules[make_engine.__module__], "visible_gpus", lambda: ["0", "1"])
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)), raising=False)
+
+
+def test_automatic_workers_where_there_are_gpus(tmp_path, gpus):
     config = load_config("laptop", overrides={"engine.kind": "pool", "search.population": 64})
     engine = make_engine(config, "jobs:job", tmp_path)
-    assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in engine._slots] == ["0", "1"] * 4, "four cores for each"
+    assert [worker.environment["CUDA_VISIBLE_DEVICES"] for worker in engine._workers] == ["0", "1"] * 2
+    assert engine.slots == 4 * 16
     engine.close()
-    assert workers_on_gpu(config, 2, 1000) == MOST_PER_GPU and workers_on_gpu(load_config("paper"), 2, 1000) == 1
-    assert workers_on_gpu(config.replace({"engine.workers_per_gpu": 3}), 2, 8) == 3
-    assert workers_on_gpu(config, 0, 8) == 1
+    engine = make_engine(config.replace({"space.d_models": 512, "space.head_dim": 64}), "jobs:job", tmp_path)
+    assert len(engine._workers) == engine.slots == 4
+    engine.close()
+    few = config.replace({"search.population": 8, "search.offspring": 4})  # one worker holds a whole generation
+    engine = make_engine(few, "jobs:job", tmp_path)
+    assert len(engine._workers) == 1
+    engine.close()

@@ -17,8 +17,9 @@ from star.genome.codec import parse_text
 from star.model import build
 from star.training import Recipe, train
 from star.training.muon import Muon
-from star.training.program import CAPTURES, Program, finish
+from star.training.program import CAPTURES, Program
 from star.training.trainer import TrainingRun, training
+from star.turns import finish, take_turns
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(tokens=2048, batch_size=4, seq_len=16, eval_interval=0.25, eval_tokens=512, device="cpu")
@@ -197,17 +198,19 @@ def test_several_trainings_take_turns(corpus, captured):
     backbones = ("1-9", "7-9", "2-9-5")
     alone = [trained(corpus, RECIPE, backbone) for backbone in backbones]
     nets = [model(backbone) for backbone in backbones]
-    waiting = {n: training(net, corpus, RECIPE) for n, net in enumerate(nets)}
-    results, turns = {}, 0
-    while waiting:
-        for n, steps in list(waiting.items()):
+    turns, works = [], [training(net, corpus, RECIPE) for net in nets]
+
+    def noted(n):
+        while True:
+            turns.append(n)
             try:
-                next(steps)
+                next(works[n])
             except StopIteration as end:
-                results[n] = end.value
-                del waiting[n]
-        turns += 1
-    assert turns >= RECIPE.micro_batches
+                return end.value
+            yield
+
+    results = take_turns([noted(n) for n in range(3)])
+    assert turns[:9] == [0, 1, 2] * 3
     for n, net in enumerate(nets):
         assert torch.equal(weights(net), alone[n][0]) and losses(results[n]) == alone[n][1]
 

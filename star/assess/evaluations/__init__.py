@@ -1,12 +1,14 @@
 """Ways to measure a candidate: each file here is known by its name and defines two functions.
 
     prepare(config) -> {"name", "fingerprint", "vocab_size", "baselines"}     once, in the coordinator
-    assess(job, report) -> result                                             for each candidate, in a worker
+    assess(job, report) -> result                                             for each candidate, in a worker; it may
+                                                                              be a generator that returns the result
 
     job    {"id", "attempt", "seed", "genome": JSON, "costs": {cheap objective: value}, "corpus", "fingerprint",
             "recipe": {...}, "threads", "timeout": seconds or None, "directory": path or None, "keep_weights"};
             with rungs also "rung": number, "stop_tokens": int or None (whole budget), "checkpoint": path or None;
-            with synthetic tasks also "tasks": training tokens for each
+            with synthetic tasks also "tasks": training tokens for each; "alone": whether it must not share a
+            worker; "side_by_side", if it does: the number of jobs that share one
     report called with {"step", "steps", "tokens", "loss", "val_loss", "tokens_per_second", "eta"}
     result {"status": "ok" | "diverged" | "timeout", "reason", "metrics": {name: number}, "curve": [point, ...]}
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import time
+from collections.abc import Generator
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -22,8 +23,10 @@ def prepare(config) -> dict:
     return facts | {"baselines": corpus.baselines()}
 
 
-def assess(job: dict, report: Report) -> dict:
-    """Trains one candidate to the end or to a rung. Writes its weights (at the end) and then result.json, atomically.
+def assess(job: dict, report: Report) -> Generator[None, None, dict]:
+    """Trains one candidate to the end or to a rung, in steps that others can take turns with.
+
+    Writes its weights (at the end) and then result.json, atomically.
 
     The result file remains if the coordinator dies before it receives the result. A rung resumes from the checkpoint of
     the previous one; without a checkpoint it trains from the start, with the same result.
@@ -32,7 +35,8 @@ def assess(job: dict, report: Report) -> dict:
 
     from star.genome import from_json
     from star.model import build
-    from star.training import CheckpointError, Recipe, train
+    from star.training import CheckpointError, Recipe
+    from star.training.trainer import training
 
     torch.set_num_threads(job["threads"])
     corpus = _corpus(job["corpus"])
@@ -44,19 +48,20 @@ def assess(job: dict, report: Report) -> dict:
 
     def attempt():
         model = build(from_json(job["genome"]), vocab_size=corpus.vocab_size, seed=job["seed"])
-        return model, train(
-            model, corpus, Recipe(**job["recipe"]), report, deadline, checkpoint, job.get("stop_tokens")
-        )
+        recipe, stop = Recipe(**job["recipe"]), job.get("stop_tokens")
+        return model, (yield from training(model, corpus, recipe, report, deadline, checkpoint, stop))
 
     try:
-        model, trained = attempt()
+        model, trained = yield from attempt()
     except CheckpointError:  # damaged, or of another attempt: train from the start
         Path(job["checkpoint"]).unlink(missing_ok=True)
-        model, trained = attempt()
+        model, trained = yield from attempt()
     metrics = asdict(trained)
     curve, status, reason = (metrics.pop(key) for key in ("curve", "status", "reason"))
+    if job.get("side_by_side", 1) > 1:
+        metrics["side_by_side"] = job["side_by_side"]  # the peak of memory is that of all of them
     if status == "ok" and job.get("tasks"):
-        scores = _tasks(job, deadline)
+        scores = yield from _tasks(job, deadline)
         if scores is None:
             status, reason = "timeout", "out of time on the synthetic tasks"
         else:
@@ -79,9 +84,9 @@ def assess(job: dict, report: Report) -> dict:
     return result
 
 
-def _tasks(job: dict, deadline: float | None) -> dict[str, float] | None:
+def _tasks(job: dict, deadline: float | None) -> Generator[None, None, dict[str, float] | None]:
     """Accuracies on the synthetic tasks; with rungs they are measured at the first rung and reused at the others."""
-    from star.assess.synthetic_tasks import measure
+    from star.assess.synthetic_tasks import measuring
     from star.genome import from_json
     from star.training.device import resolve_device
 
@@ -92,7 +97,8 @@ def _tasks(job: dict, deadline: float | None) -> dict[str, float] | None:
         if known.items() >= facts.items():
             return known["scores"]
     device = str(resolve_device(job["recipe"]["device"]))
-    scores = measure(from_json(job["genome"]), job["tasks"], job["seed"] % 2**31, device=device, deadline=deadline)
+    seed = job["seed"] % 2**31
+    scores = yield from measuring(from_json(job["genome"]), job["tasks"], seed, device=device, deadline=deadline)
     if path and scores is not None:
         write_json(path, facts | {"scores": scores})
     return scores
