@@ -7,6 +7,22 @@ from star.training.recipe import Recipe
 
 
 @dataclass(frozen=True)
+class Measured:
+    """A noisy objective of one candidate in its own unit: the mean of n trainings. fresh: none decided about it.
+
+    low, high: 95 % interval of the mean, from the noise between seeds; None while that is unknown. se: standard error
+    (of the scaled objective); while the noise is unknown that of the evaluation alone, and nan if that is unknown too.
+    """
+
+    mean: float
+    se: float
+    n: int
+    fresh: bool
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
 class Candidate:
     """One genome of a run with its results.
 
@@ -14,7 +30,8 @@ class Candidate:
     operators: what changed it ("crossover", "mutation"). repaired: whether variation had made it invalid.
     status: "pending", "running", or how it ended: "ok", "infeasible", "stopped" (not promoted from a rung), "oom",
         "diverged", "timeout", "failed", "lost".
-    objectives: by name, None unless ok. metrics: val_loss_se, tokens, seconds, tokens_per_second, peak_memory, ...
+    objectives: by name, None unless ok. measured: how well each of the noisy ones is known.
+    metrics: val_loss_se, tokens, seconds, tokens_per_second, peak_memory, ...
     costs: exact, from the plan. order: place in the order of completion, None until then.
     A refined candidate has origin "refined" and its member as parent; recipe: its own, None: the recipe of
     the run.
@@ -36,6 +53,7 @@ class Candidate:
     order: int | None = None
     traceback: str | None = None
     recipe: Recipe | None = None
+    measured: dict[str, Measured] = field(default_factory=dict)
 
     @property
     def values(self) -> dict[str, float]:

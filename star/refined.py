@@ -3,22 +3,22 @@
     refined = star.Run("runs/first").refinement()
     for row in refined.members(): print(row.member, row.loss.mean, "->", row.candidate, row.refined.mean)
 
-The loss of a candidate is the mean of its fresh measurements: those that did not decide about it. Without any, it is
-the measurement of its first trial, which is too good on average if the candidate was chosen for it.
+The loss of a candidate is the mean of its fresh measurements (`star.Run.fresh`): those that did not decide about it.
+Without any, it is the measurement of its trials, which is too good on average if the candidate was chosen for it.
+Fronts and hypervolumes never mix the two.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from star.assess import Frame, Front, Objective
-from star.assess.noise import Noise, noise_sd
-from star.candidate import Candidate
+from star.assess.noise import Noise, measured
+from star.candidate import Candidate, Measured
 from star.config import RunConfig
 from star.genome import from_json
 from star.refine.settings import RefineSettings
@@ -37,34 +37,30 @@ class SearchResults(Protocol):
     def frame(self) -> Frame | None:
         """In which hypervolume is measured."""
 
+    @property
+    def noise(self) -> Mapping[str, Noise | None]:
+        """Between seeds, by objective."""
+
     def candidate(self, id: str) -> Candidate:
         """By its id."""
 
-    def front(self) -> list[Candidate]:
+    def front(self, searched: bool = False) -> list[Candidate]:
         """The non-dominated candidates."""
 
-    def repeats(self) -> dict[str, list[dict]]:
-        """Fresh measurements by candidate."""
+    def fresh(self, id: str) -> list[dict]:
+        """Objectives of each training with a fresh seed."""
 
-
-@dataclass(frozen=True)
-class Measured:
-    """Loss of one candidate at full length, scaled: mean and standard error of n trainings; fresh: none decided about
-    it.
-    """
-
-    mean: float
-    se: float
-    n: int
-    fresh: bool
+    def as_measured(self, candidate: Candidate) -> Candidate:
+        """With the means over fresh seeds."""
 
 
 @dataclass(frozen=True)
 class MemberRow:
     """A member of the front and the best candidate made from it that is no larger.
 
-    candidate: None where nothing was measured with fresh seeds. difference: refined minus member, nats, with its 95 %
-    interval low, high; None without fresh seeds of both. perplexity: ratio of perplexities, exp(difference).
+    searched: loss in the search. candidate: None where nothing was measured with fresh seeds. difference: refined minus
+    member, nats, with its 95 % interval low, high; None without fresh seeds of both. perplexity: ratio of perplexities,
+    exp(difference).
     """
 
     member: str
@@ -109,42 +105,32 @@ class Refined:
         return None if result is None or not result.objectives else self._scaled(result.objectives)
 
     def measured(self, candidate: str) -> Measured | None:
-        """At full length; of a member also its fresh measurements by `star rescore`."""
-        pairs = [(t, v) for t, v in self._full() if t.candidate == candidate]
-        repeats = [
-            self._scaled(row["objectives"]) for row in self.run.repeats().get(candidate, ()) if row["objectives"]
-        ]
-        fresh = [v for t, v in pairs if t.purpose in ("confirm", "member")] + repeats
-        values = fresh or [v for _, v in pairs]
-        if not values:
-            return None
-        se = self.noise.sd / math.sqrt(len(values)) if self.noise else math.nan
-        return Measured(float(np.mean(values)), se, len(values), bool(fresh))
+        """Its loss at full length."""
+        fresh = self.run.fresh(candidate)
+        rows = fresh or [r.objectives for t, r in self._full() if t.candidate == candidate and r.objectives]
+        values = [row[self.loss.name] for row in rows]
+        return measured(self.loss, values, bool(fresh), self.noise) if values else None
 
     @property
     def noise(self) -> Noise | None:
-        """Between seeds at full length, pooled over everything measured with fresh seeds."""
-        groups: dict[str, list[float]] = {}
-        for t, v in self._full():
-            if t.purpose in ("confirm", "member"):
-                groups.setdefault(t.candidate, []).append(v)
-        return noise_sd(groups)
+        """Of the loss between seeds, as of the run."""
+        return self.run.noise[self.loss.name]
 
     def members(self) -> list[MemberRow]:
         """One row for each member that was refined."""
         rows, noise = [], self.noise
         for id in self.settings.members:
             member, loss = self.run.candidate(id), self.measured(id)
-            row = MemberRow(id, self._scaled(member.objectives or {}), loss)
+            row = MemberRow(id, member.values[self.loss.name], loss)
             options = [c for c in self.candidates() if c.parents == [id] and self._no_larger(c, member)]
-            fresh = [(m.mean, c.id, m) for c in options if (m := self.measured(c.id)) and m.fresh]
+            fresh = [(self.loss.scaled(m.mean), c.id, m) for c in options if (m := self.measured(c.id)) and m.fresh]
             if fresh and loss is not None:
-                _, best, refined = min(fresh)
+                value, best, refined = min(fresh)
                 trial = next(t for t, _ in self.trials if t.candidate == best)
-                difference, low, high = refined.mean - loss.mean, None, None
+                difference, low, high = value - self.loss.scaled(loss.mean), None, None
                 if noise and loss.fresh:
                     sd = noise.sd * math.sqrt(1 / loss.n + 1 / refined.n)
-                    half = float(student.ppf(0.975, noise.degrees)) * sd
+                    half = float(stdtrit(noise.degrees, 0.975)) * sd
                     low, high = difference - half, difference + half
                 changed = self.space.changed(trial.settings)
                 row = MemberRow(id, row.searched, loss, best, trial.edits, changed, refined, difference, low, high)
@@ -157,8 +143,8 @@ class Refined:
         first = {t.candidate: t for t, _ in reversed(self.trials) if t.candidate not in known}
         found = []
         for trial in [t for t, _ in self.trials if first.get(t.candidate) is t]:
-            measured = self.measured(trial.candidate)
-            if measured is None:
+            loss = self.measured(trial.candidate)
+            if loss is None:
                 continue
             full = [
                 r for t, r in self.trials if t.candidate == trial.candidate and t.share == 1.0 and r and r.objectives
@@ -167,9 +153,9 @@ class Refined:
             values = {
                 **((full[0].objectives or {}) if full else {}),
                 **exact,
-                self.loss.name: self.loss.unscaled(measured.mean),
+                self.loss.name: loss.mean,
             }
-            metrics = {"trainings": measured.n, "fresh": measured.fresh, "tokens": self.run.config.training.tokens}
+            metrics = {"trainings": loss.n, "fresh": loss.fresh, "tokens": self.run.config.training.tokens}
             sparsity = next((r.metrics["sparsity"] for r in full if r.metrics.get("sparsity")), None)
             found.append(
                 Candidate(
@@ -186,39 +172,52 @@ class Refined:
                     metrics=metrics | ({"sparsity": sparsity} if sparsity else {}),
                     costs=trial.costs,
                     recipe=self.space.recipe(trial.settings),
+                    measured={self.loss.name: loss},
                 )
             )
         return found
 
     def front(self) -> list[Candidate]:
-        """The front of the search and of everything measured with fresh seeds, best loss first."""
+        """The front of everything measured with fresh seeds, best loss first; members of the search's front without
+        any are `unmeasured`.
+        """
         fresh = [c for c in self.candidates() if c.metrics["fresh"]]
-        found = {c.id: c for c in [*map(self._as_measured, self.run.front()), *fresh]}
+        found = {c.id: c for c in [*self._searched(), *fresh]}
         front = self._front(found.values())
         return sorted((found[id] for id in front.ids), key=lambda c: (*front.scaled(c.values), c.id))
 
+    def unmeasured(self) -> list[Candidate]:
+        """Members of the search's front without fresh seeds: nothing of `front` can be compared with them."""
+        return [c for c in self.run.front(searched=True) if not self.run.fresh(c.id)]
+
     def hypervolume(self) -> tuple[float, float] | None:
-        """Of the search's front, with fresh losses where known, and of the refined one, in the run's own frame."""
+        """Of the members of the search's front that were measured with fresh seeds, and of `front`.
+
+        In the run's own frame; None before there is one.
+        """
         if self.run.frame is None:
             return None
-        searched = self._front(self._as_measured(c) for c in self.run.front())
-        return self.run.frame.hypervolume(searched), self.run.frame.hypervolume(self._front(self.front()))
+        before, after = (self._front(found) for found in (self._searched(), self.front()))
+        return self.run.frame.hypervolume(before), self.run.frame.hypervolume(after)
 
     def progress(self) -> list[dict]:
-        """After each settled trial: cost (full trainings so far), purpose, hypervolume (as measured; None without a
-        frame), and best: by member the lowest loss at full length so far.
+        """After each settled trial: cost (full trainings so far), purpose, hypervolume (None without a frame), and by
+        member the best loss at full length so far (scaled).
+
+        With one seed each: the search's measurements and the first of each candidate made here.
         """
-        front = self._front(self.run.front())
-        best = {id: self._scaled(self.run.candidate(id).objectives or {}) for id in self.settings.members}
+        front = self._front(self.run.front(searched=True))
+        best = {id: self._scaled(self.run.candidate(id).values) for id in self.settings.members}
+        seen = {id for id, _ in self.state.evidence}
         rows, cost = [], 0.0
         for trial, result in self.trials:
             cost += trial.share
             if result is None:
                 continue
-            value = self.value(result)
-            if trial.share == 1.0 and value is not None:
-                best[trial.member] = min(best.get(trial.member, math.inf), value)
-                front.add(trial.id, result.objectives or {})
+            if trial.share == 1.0 and result.objectives and trial.candidate not in seen:
+                seen.add(trial.candidate)
+                front.add(trial.candidate, result.objectives)
+                best[trial.member] = min(best.get(trial.member, math.inf), self._scaled(result.objectives))
             volume = None if self.run.frame is None else self.run.frame.hypervolume(front)
             rows.append({"cost": cost, "purpose": trial.purpose, "hypervolume": volume, "best": dict(best)})
         return rows
@@ -247,9 +246,9 @@ class Refined:
     def _scaled(self, objectives: dict[str, float]) -> float:
         return self.loss.scaled(objectives[self.loss.name])
 
-    def _full(self) -> list[tuple[Trial, float]]:
-        """Trials at full length with their losses."""
-        return [(t, v) for t, r in self.trials if t.share == 1.0 and (v := self.value(r)) is not None]
+    def _full(self) -> list[tuple[Trial, TrialResult]]:
+        """Trials at full length that ended well."""
+        return [(t, r) for t, r in self.trials if t.share == 1.0 and r is not None and r.objectives]
 
     def _front(self, candidates) -> Front:
         front = Front(self.run.objectives)
@@ -257,13 +256,9 @@ class Refined:
             front.add(candidate.id, candidate.values)
         return front
 
-    def _as_measured(self, candidate: Candidate) -> Candidate:
-        """With its fresh loss, where it has one."""
-        measured = self.measured(candidate.id)
-        if measured is None:
-            return candidate
-        loss = {self.loss.name: self.loss.unscaled(measured.mean)}
-        return replace(candidate, objectives={**(candidate.objectives or {}), **loss})
+    def _searched(self) -> list[Candidate]:
+        """Members of the search's front that were measured with fresh seeds, with these means."""
+        return [self.run.as_measured(c) for c in self.run.front(searched=True) if self.run.fresh(c.id)]
 
     def _no_larger(self, candidate: Candidate, member: Candidate) -> bool:
         names: Sequence[str] = [o.name for o in self.run.objectives if o.cheap]

@@ -8,11 +8,14 @@ Nothing here writes.
 
 import math
 import time
+from collections.abc import Iterable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from star.assess import Frame, Front, load_objectives
+from star.assess.noise import Noise, measured, noise_sd
 from star.candidate import Candidate
 from star.config import RunConfig, load_config
 from star.engine.progress import read_progress
@@ -45,14 +48,20 @@ class Run:
         """Take in what has been recorded since the last look."""
         for event in read_events(self.path, after=self._record.last_seq):
             self._record.take(event)
-        self.__dict__.pop("_candidates", None)
+        for cached in ("_candidates", "_fresh", "noise"):
+            self.__dict__.pop(cached, None)
 
     def candidates(self, origin: str | None = None) -> list[Candidate]:
         """In order of creation."""
         return [c for c in self._candidates if origin is None or c.origin == origin]
 
     def candidate(self, id: str) -> Candidate:
-        """By its id or the beginning of it, refined ones too. Raises UserError if there is none or more than one."""
+        """By its id or the beginning of it, refined ones too, or "best" or "knee" of the front.
+
+        Raises UserError if there is none or more than one.
+        """
+        if id in ("best", "knee"):
+            return self.best() if id == "best" else self.knee()
         found = {c.id: c for c in self._candidates if c.id.startswith(id)}
         if not found:
             found = {c.id: c for refined in self.refinements() for c in refined.candidates() if c.id.startswith(id)}
@@ -63,17 +72,33 @@ class Run:
             )
         return next(iter(found.values()))
 
-    def front(self) -> list[Candidate]:
-        """The non-dominated candidates of the search without baselines, lowest first objective (loss) first."""
-        front = self._front(self._settled())
-        found = {c.id: c for c in self._candidates if c.origin != "baseline"}
-        return sorted((found[id] for id in front.ids), key=lambda c: (*front.scaled(c.values), c.id))
+    def front(self, searched: bool = False) -> list[Candidate]:
+        """The non-dominated candidates of the search without baselines, lowest first objective (loss) first.
 
-    def knee(self) -> Candidate:
-        """The front member nearest to the ideal point, each objective scaled to the front's own range."""
-        members = self.front()
-        if not members:
-            raise UserError(f"{self.path} has no finished candidate yet; star status {self.path} shows its progress")
+        Once all of them were measured with fresh seeds (`fresh`): those that still are non-dominated, with these means.
+        Before that, and if `searched`: with the search's own measurement, one seed each. The two are never mixed.
+        """
+        members = self._non_dominated(self._settled())
+        if searched or not self.rescored:
+            return members
+        return self._non_dominated(self.as_measured(c) for c in members if self.fresh(c.id))
+
+    @property
+    def rescored(self) -> bool:
+        """Whether every member of the search's front was trained with fresh seeds, and one of them ended well."""
+        members = [c.id for c in self.front(searched=True)]
+        return all(id in self._fresh for id in members) and any(map(self.fresh, members))
+
+    def best(self) -> Candidate:
+        """The front member with the lowest first objective (loss). Raises UserError if there is none yet."""
+        return self._members()[0]
+
+    def knee(self, searched: bool = False) -> Candidate:
+        """The front member nearest to the ideal point, each objective scaled to the front's own range.
+
+        Raises UserError if there is none yet.
+        """
+        members = self._members(searched)
         columns = list(zip(*(self._front([]).scaled(c.values) for c in members), strict=True))
         spans = [(min(column), (max(column) - min(column)) or 1.0) for column in columns]
         distance = [
@@ -91,7 +116,8 @@ class Run:
     def hypervolume(self) -> list[dict]:
         """After each finished candidate of the search: evaluations, tokens (trained so far), generation, hypervolume.
 
-        In units of the box from the first generation's best to the reference (see `star.assess.Frame`).
+        By the search's measurements, one seed each. In units of the box from the first generation's best to the
+        reference (see `star.assess.Frame`).
         """
         if self.frame is None:
             return []
@@ -108,6 +134,37 @@ class Run:
             }
             rows.append(row)
         return rows
+
+    def hypervolume_of(self, candidates: Iterable[Candidate]) -> float | None:
+        """Of these candidates with the objectives that they have, in the same unit; None before there is a frame."""
+        return None if self.frame is None else self.frame.hypervolume(self._front(candidates))
+
+    def fresh(self, id: str) -> list[dict]:
+        """Objectives of each training of a candidate with a fresh seed that ended well.
+
+        `star rescore` makes them, and `star refine` of its members and of its best.
+        """
+        return [objectives for objectives in self._fresh.get(id, ()) if objectives]
+
+    def as_measured(self, candidate: Candidate) -> Candidate:
+        """With the means over fresh seeds as its noisy objectives; unchanged if it has none."""
+        rows = self.fresh(candidate.id)
+        if not rows:
+            return candidate
+        means = {
+            o.name: measured(o, [row[o.name] for row in rows], True, self.noise[o.name], o.error(candidate.metrics))
+            for o in self.objectives
+            if not o.cheap
+        }
+        values = {name: found.mean for name, found in means.items()}
+        return replace(candidate, objectives=candidate.values | values, measured=means)
+
+    @cached_property
+    def noise(self) -> dict[str, Noise | None]:
+        """Between seeds, of each noisy objective (scaled), pooled over all that was measured with fresh seeds."""
+        groups = [rows for id in self._fresh if (rows := self.fresh(id))]
+        noisy = [o for o in self.objectives if not o.cheap]
+        return {o.name: noise_sd([[o.scaled(row[o.name]) for row in rows] for rows in groups]) for o in noisy}
 
     def repeats(self) -> dict[str, list[dict]]:
         """Fresh measurements by `star rescore`, by candidate: repeat, seed, status, objectives (None unless ok),
@@ -232,6 +289,19 @@ class Run:
         }
 
     @cached_property
+    def _fresh(self) -> dict[str, list[dict | None]]:
+        """Objectives of each training with a fresh seed, None if it failed, by candidate."""
+        found = {
+            id: {str(row["repeat"]): row["objectives"] for row in rows} for id, rows in self._record.repeats.items()
+        }
+        for state in self._record.refinements.values():
+            for trial in state.trials:
+                if trial.share == 1.0 and trial.purpose in ("member", "confirm") and trial.id in state.results:
+                    # By its id, because a refinement takes over the trials of an earlier one.
+                    found.setdefault(trial.candidate, {})[trial.id] = state.results[trial.id].objectives
+        return {id: list(rows.values()) for id, rows in found.items()}
+
+    @cached_property
     def _candidates(self) -> list[Candidate]:
         active = is_held(self.path)
         return [self._candidate(proposal, active) for proposal in self._record.proposals]
@@ -239,6 +309,8 @@ class Run:
     def _candidate(self, proposal: Proposal, active: bool) -> Candidate:
         result = self._record.results.get(proposal.id)
         running = active and proposal.id in self._record.started
+        objectives = result.objectives if result and not proposal.infeasible else None
+        metrics = result.metrics if result else {}
         return Candidate(
             id=proposal.id,
             genome=from_json(proposal.genome, where=f"{self.path}: candidate {proposal.id}"),
@@ -250,8 +322,13 @@ class Run:
             repaired=proposal.repaired,
             status=result.status if result else "running" if running else "pending",
             reason=result.reason if result else "",
-            objectives=result.objectives if result and not proposal.infeasible else None,
-            metrics=result.metrics if result else {},
+            objectives=objectives,
+            measured={
+                o.name: measured(o, [objectives[o.name]], False, self.noise[o.name], o.error(metrics))
+                for o in self.objectives
+                if objectives and not o.cheap
+            },
+            metrics=metrics,
             costs=proposal.costs,
             order=result.order if result else None,
             traceback=result.traceback if result else None,
@@ -262,7 +339,18 @@ class Run:
         found = [c for c in self._candidates if c.origin != "baseline" and c.order is not None]
         return sorted((c for c in found if every or c.objectives), key=lambda c: c.order or 0)
 
-    def _front(self, candidates: list[Candidate]) -> Front:
+    def _members(self, searched: bool = False) -> list[Candidate]:
+        members = self.front(searched)
+        if not members:
+            raise UserError(f"{self.path} has no finished candidate yet; star status {self.path} shows its progress")
+        return members
+
+    def _non_dominated(self, candidates: Iterable[Candidate]) -> list[Candidate]:
+        found = {c.id: c for c in candidates}
+        front = self._front(found.values())
+        return sorted((found[id] for id in front.ids), key=lambda c: (*front.scaled(c.values), c.id))
+
+    def _front(self, candidates: Iterable[Candidate]) -> Front:
         front = Front(self.objectives)
         for candidate in candidates:
             front.add(candidate.id, candidate.values)

@@ -11,9 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import chdtri  # scipy.stats takes a second to import
+from scipy.special import chdtri, stdtrit  # scipy.stats takes a second to import
 
+from star.assess.objectives import Objective
 from star.assess.pareto import dominates
+from star.candidate import Measured
 
 DRAWS = 2000
 
@@ -60,6 +62,22 @@ def noise_sd(
     squares = sum(((values - values.mean()) ** 2).sum() for values in groups if len(values) > 1)
     low, high = (squares / chdtri(degrees, 0.5 - sign * confidence / 2) for sign in (1, -1))
     return Noise(float(np.sqrt(squares / degrees)), degrees, float(np.sqrt(low)), float(np.sqrt(high)))
+
+
+def measured(
+    objective: Objective, values: Sequence[float], fresh: bool, noise: Noise | None, error: float | None = None
+) -> Measured:
+    """What trainings with these values (own unit) say about an objective.
+
+    noise: of its scaled values between seeds. error: standard error of the evaluation, used if `noise` is None.
+    """
+    mean = float(np.mean([objective.scaled(value) for value in values]))
+    if noise is None:
+        return Measured(objective.unscaled(mean), np.nan if error is None else error, len(values), fresh)
+    se = noise.sd / np.sqrt(len(values))
+    half = stdtrit(noise.degrees, 0.975) * se
+    low, high = sorted(objective.unscaled(float(end)) for end in (mean - half, mean + half))
+    return Measured(objective.unscaled(mean), float(se), len(values), fresh, low, high)
 
 
 def rescored(

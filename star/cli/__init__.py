@@ -62,9 +62,7 @@ def _fail(error: object, code: int) -> NoReturn:
     raise typer.Exit(code)
 
 
-app = typer.Typer(
-    cls=Star, no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
-)
+app = typer.Typer(cls=Star, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 def _version(value: bool) -> None:
@@ -88,10 +86,10 @@ def star_(
     star front runs/first           the Pareto front as a table
     star refine runs/first          tune its members: training recipes and local edits
     star rescore runs/first         train the front with fresh seeds: which members were lucky?
-    star export runs/first:knee     export a model
+    star export runs/first:best     export a model
 
-    A GENOME is a genome file, a shipped name (transformer++), genome text (21211-31112), or RUN:ID. RUN:knee is the
-    knee of the front.
+    A GENOME is a genome file, a shipped name (transformer++), genome text (21211-31112), or RUN:ID. RUN:best is the
+    member of the front with the lowest loss, RUN:knee the one nearest to the best of all objectives.
     """
 
 

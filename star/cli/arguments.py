@@ -15,9 +15,36 @@ if TYPE_CHECKING:
     from star.model import LanguageModel
     from star.run import Candidate, Run
 
-GENOME_HELP = "A genome file, a shipped name, text such as 21211-31112, or RUN:ID (RUN:knee is the knee of the front)."
+GENOME_HELP = "A genome file, a shipped name, text such as 21211-31112, or RUN:ID (RUN:best, RUN:knee: of the front)."
+# Written out, because help and completion must not wait for torch; a test compares them with the code.
+PRESETS = ("smoke", "laptop", "gpu", "two-stage", "paper", "paper-quality", "paper-size", "paper-cache")
+ALGORITHMS = ("nsga2", "ga", "firefly", "aging", "random")
+ENGINES = ("pool", "inprocess", "ray")
 
-GenomeArgument = Annotated[str, typer.Argument(metavar="GENOME", help=GENOME_HELP)]
+
+def named(names: tuple[str, ...], default: str) -> str:
+    """The names for a help text."""
+    return ", ".join(f"{name} (default)" if name == default else name for name in names)
+
+
+def complete_genome(incomplete: str) -> list[str]:
+    """Shipped names that begin with this text, or ids of RUN:ID."""
+    from star.errors import UserError
+    from star.genome import list_genomes
+
+    path, colon, id = incomplete.rpartition(":")
+    if not colon:
+        return [name for name in list_genomes() if name.startswith(incomplete)]
+    from star.run import Run
+
+    try:
+        ids = ["best", "knee", *(c.id for c in Run(path).front())]
+    except UserError:
+        return []
+    return [f"{path}:{name}" for name in ids if name.startswith(id)]
+
+
+GenomeArgument = Annotated[str, typer.Argument(metavar="GENOME", help=GENOME_HELP, autocompletion=complete_genome)]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Directory of the run.")]
 WidthOption = Annotated[int | None, typer.Option(min=1, help="Scale a shipped genome or file to this width.")]
 DepthOption = Annotated[int | None, typer.Option(min=1, help="Scale a shipped genome or file to this many LIVs.")]
@@ -34,9 +61,17 @@ class Chosen:
 
     genome: Genome
     name: str = ""
+    scaled: bool = False
     description: str = ""
     vocab_size: int | None = None
     origin: tuple[Run, Candidate] | None = None
+
+    @property
+    def label(self) -> str:
+        """Its name; of a shipped genome at another size the name of the layout, without a size."""
+        from star.genome import layout_name
+
+        return layout_name(self.name) if self.scaled and self.name else self.name
 
     @property
     def source(self) -> dict[str, str]:
@@ -45,8 +80,18 @@ class Chosen:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """Metrics and objectives of the candidate; empty without one."""
-        return {**self.origin[1].metrics, **(self.origin[1].objectives or {})} if self.origin else {}
+        """Metrics and objectives of the candidate; empty without one.
+
+        NAME is the mean of NAME_seeds trainings, NAME_se, NAME_low and NAME_high its error (`star.candidate.Measured`);
+        val_loss is the loss of the stored weights.
+        """
+        if not self.origin:
+            return {}
+        candidate = self.origin[1]
+        found = {**candidate.metrics, **(candidate.objectives or {})}
+        for name, m in candidate.measured.items():
+            found |= {f"{name}_seeds": m.n, f"{name}_se": m.se, f"{name}_low": m.low, f"{name}_high": m.high}
+        return found
 
 
 def choose_genome(source: str, d_model: int | None = None, depth: int | None = None) -> Chosen:
@@ -60,10 +105,11 @@ def choose_genome(source: str, d_model: int | None = None, depth: int | None = N
         if d_model or depth:
             raise UserError(f"{source}: --d-model and --depth scale shipped genomes and files, not a genome of a run")
         run, candidate = find_candidate(source)
-        return Chosen(candidate.genome, f"{run.path}:{candidate.id}", "", run.corpus["vocab_size"], (run, candidate))
+        name, vocab_size = f"{run.path}:{candidate.id}", run.corpus["vocab_size"]
+        return Chosen(candidate.genome, name, vocab_size=vocab_size, origin=(run, candidate))
     found = find_genome(source)
     genome = found.genome if d_model is depth is None else found.genome.scaled(d_model, depth)
-    return Chosen(genome, found.name, found.description, found.vocab_size)
+    return Chosen(genome, found.name, genome != found.genome, found.description, found.vocab_size)
 
 
 def is_run_id(source: str) -> bool:
@@ -72,14 +118,17 @@ def is_run_id(source: str) -> bool:
 
 
 def find_candidate(source: str) -> tuple[Run, Candidate]:
-    """The run and the candidate of RUN:ID. ID may be a prefix of an id, or "knee"."""
+    """The run and the candidate of RUN:ID, with fresh losses if it has any.
+
+    ID may be the beginning of an id, or "best" or "knee".
+    """
     from star.run import Run
 
     path, _, id = source.rpartition(":")
     if not path or not id:
         raise UserError(f"'{source}' must be RUN:ID, such as runs/first:knee; star front RUN lists ids")
     run = Run(path)
-    return run, run.knee() if id == "knee" else run.candidate(id)
+    return run, run.as_measured(run.candidate(id))
 
 
 def load_candidate(run: Run, candidate: Candidate) -> LanguageModel:

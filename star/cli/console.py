@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-WIDTH = 120  # columns when the output is not a terminal
+WIDTH = 200  # columns when the output is not a terminal: nothing is left out there
 
 
 def console() -> Console:

@@ -116,7 +116,9 @@ class Bars(Lines):
 
     def candidate_start(self, event: dict) -> None:
         """Add a bar for the candidate."""
-        name = event["name"] or event["text"]
+        from star.genome import layout_name
+
+        name = layout_name(event["name"]) if event["origin"] == "baseline" else event["name"] or event["text"]
         note = name if len(name) <= 60 else name[:57] + "..."
         self.tasks[event["id"]] = self.progress.add_task(f"  {event['id'][:6]}", total=1.0, note=note)
 
@@ -177,11 +179,12 @@ def describe_start(event: dict) -> str:
 def describe_end(event: dict, config: RunConfig) -> str:
     """generation 1, candidate 3ff01f0e11ce: loss 2.761, parameters 25.1 K, cache 512 KiB, on the front"""
     from star.assess import load_objectives
+    from star.genome import layout_name
     from star.report.units import format_value
 
     where = f"generation {event['generation']}, candidate {event['id']}"
     if event["origin"] == "baseline":
-        where = f"baseline {event['name']}"
+        where = f"baseline {layout_name(event['name'])}"
     values = event["objectives"]
     if values:
         objectives = load_objectives(config.objectives.names)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from star.cli.arguments import DATA_HELP, RunArgument
+from star.cli.arguments import ALGORITHMS, DATA_HELP, ENGINES, PRESETS, RunArgument, named
 from star.cli.console import console, say
 
 
@@ -15,11 +15,14 @@ def evolve(
     run: RunArgument,
     preset: Annotated[
         str | None,
-        typer.Option(help="smoke, laptop (default), gpu, two-stage, paper, paper-quality, paper-size or paper-cache."),
+        typer.Option(help=f"{named(PRESETS, 'laptop')}.", autocompletion=lambda: list(PRESETS)),
     ] = None,
     config: Annotated[Path | None, typer.Option(metavar="FILE", help="TOML file of settings.")] = None,
     data: Annotated[str | None, typer.Option(help=DATA_HELP)] = None,
-    algorithm: Annotated[str | None, typer.Option(help="nsga2 (default), ga, firefly, aging or random.")] = None,
+    algorithm: Annotated[
+        str | None,
+        typer.Option(help=f"{named(ALGORITHMS, 'nsga2')}.", autocompletion=lambda: list(ALGORITHMS)),
+    ] = None,
     objectives: Annotated[
         str | None,
         typer.Option(metavar="NAMES", help="What to minimise, such as loss,cache (default: loss,parameters,cache)."),
@@ -47,7 +50,10 @@ def evolve(
         int | None, typer.Option(help="Candidates trained at the same time (default: one per CPU core or GPU).")
     ] = None,
     engine: Annotated[
-        str | None, typer.Option(help="Where candidates are trained: pool (default), inprocess or ray.")
+        str | None,
+        typer.Option(
+            help=f"Where candidates are trained: {named(ENGINES, 'pool')}.", autocompletion=lambda: list(ENGINES)
+        ),
     ] = None,
     address: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Ray cluster, or auto (default: Ray on this machine).")
@@ -120,7 +126,7 @@ def overrides_of(pairs: list[str]) -> dict[str, str]:
 
 
 def report(path: Path) -> None:
-    """Print the front of a finished run, write its plots, export its knee and sample text from it."""
+    """Print the front of a finished run, write its plots, export its best and its knee, and sample text."""
     from star.cli.arguments import Chosen, load_candidate
     from star.cli.console import write_text
     from star.cli.generate import sample
@@ -134,14 +140,21 @@ def report(path: Path) -> None:
     console().print(front_table(run))
     say("\n".join(["", *summary_lines(run), ""]))
     write_all(run)
-    knee = run.knee()
-    if run.weights(knee.id) is None:
-        return
-    chosen = Chosen(knee.genome, origin=(run, knee))
-    model = load_candidate(run, knee)
-    folder = path / "exported" / knee.id
-    export_model(model, model.genome, folder, source=chosen.source, metrics=chosen.metrics, overwrite=True)
-    say(f"knee of the front, exported as a PyTorch module: {folder}")
-    prompt = "def "
-    say(f"\nSample after {prompt!r} (star generate {folder} --prompt {prompt!r}):\n")
-    write_text(sample(model, prompt, 200))
+    best, knee = run.best(), run.knee()
+    first = run.objectives[0].name
+    uses = {best.id: f"best {first}, to use or to train for longer (star train {path}:best)"}
+    if knee.id != best.id:
+        uses[knee.id] = "knee, where memory is short: near the best of every objective, so not the best in any"
+    exported = {}
+    for candidate in (best, knee):
+        if run.weights(candidate.id) is not None and candidate.id not in exported:
+            chosen = Chosen(candidate.genome, origin=(run, candidate))
+            exported[candidate.id] = load_candidate(run, candidate)
+            folder = path / "exported" / candidate.id
+            model = exported[candidate.id]
+            export_model(model, model.genome, folder, source=chosen.source, metrics=chosen.metrics, overwrite=True)
+            say(f"exported as a PyTorch module: {folder} ({uses[candidate.id]})")
+    if best.id in exported:
+        prompt = "def "
+        say(f"\nSample of the best after {prompt!r} (star generate {path}:best --prompt {prompt!r}):\n")
+        write_text(sample(exported[best.id], prompt, 200))

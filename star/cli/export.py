@@ -59,7 +59,7 @@ def export(
         model,
         model.genome,
         out,
-        name=chosen.name,
+        name=chosen.label,
         trained=not untrained,
         source=chosen.source,
         metrics={} if untrained else chosen.metrics,

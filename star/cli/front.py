@@ -12,13 +12,14 @@ from star.cli.console import console, say, say_json
 
 def front(
     run: RunArgument,
-    json: Annotated[bool, typer.Option("--json", help='Print a list of {"id", "genome", "objectives"}.')] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the members as JSON, with errors and genomes.")] = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print one line per member, objectives in their units.")] = False,
+    baselines: Annotated[bool, typer.Option("--baselines", help="Add the baselines to --json or --csv.")] = False,
     refined: Annotated[
-        bool, typer.Option("--refined", help="Print the front after star refine, with losses from fresh seeds.")
+        bool, typer.Option("--refined", help="Print the front after star refine, with fresh seeds.")
     ] = False,
 ) -> None:
-    """Print the Pareto front as a table.
+    """Print the Pareto front as a table. After star rescore it is the front with fresh seeds.
 
     \b
     Example: star front runs/first
@@ -35,9 +36,9 @@ def front(
     refinement = opened.refinement() if refined else None
     members = refinement.front() if refinement else None
     if json:
-        say_json(front_rows(opened, members))
+        say_json(front_rows(opened, members, baselines))
     elif csv:
-        print(front_csv(opened, members), end="")
+        print(front_csv(opened, members, baselines), end="")
     elif refinement:
         from star.report.refinement import refinement_lines, refinement_table
 

@@ -1,12 +1,12 @@
-"""star generate DIR"""
+"""star generate MODEL"""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from star.cli.arguments import complete_genome, find_candidate, is_run_id, load_candidate
 from star.cli.console import write_text
 
 if TYPE_CHECKING:
@@ -14,21 +14,30 @@ if TYPE_CHECKING:
 
 
 def generate(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that star export or star train wrote.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="Folder that star export or star train wrote, or RUN:ID (RUN:best, RUN:knee: of the front).",
+            autocompletion=complete_genome,
+        ),
+    ],
     prompt: Annotated[str, typer.Option(help="Text to continue.")] = "",
     tokens: Annotated[int, typer.Option(min=1, max=1_000_000, help="Number of bytes to generate.")] = 200,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the most likely byte.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(min=1, help="Sample from the k most likely bytes only.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Random seed; the same seed gives the same text.")] = 0,
 ) -> None:
-    """Sample text from an exported model.
+    """Sample text from an exported model or from a member of a front.
 
     \b
     Example: star generate mymodel --prompt "def " --tokens 200
+             star generate runs/first:best --prompt "def "
     """
     from star.export import load
 
-    write_text(sample(load(folder), prompt, tokens, temperature, top_k, seed))
+    loaded = load_candidate(*find_candidate(model)) if is_run_id(model) else load(model)
+    write_text(sample(loaded, prompt, tokens, temperature, top_k, seed))
 
 
 def sample(

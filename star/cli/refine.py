@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from star.cli.arguments import MovedOption
 from star.cli.console import console, say
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 
 def refine(
@@ -16,7 +19,8 @@ def refine(
     members: Annotated[
         str,
         typer.Option(
-            metavar="N|ID,...", help="Front members: a number, spread from the lowest loss to the knee, or ids."
+            metavar="N|ID,...",
+            help="Front members: a number, spread from the lowest loss to the knee, or ids, best or knee.",
         ),
     ] = "3",
     budget: Annotated[
@@ -160,7 +164,9 @@ class RefineDisplay:
     """
 
     def __init__(self, quiet: bool = False):
-        self.quiet, self.progress, self.tasks = quiet, None, {}
+        self.quiet = quiet
+        self.progress: Progress | None = None
+        self.tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> RefineDisplay:
         out = console()

@@ -14,7 +14,9 @@ def rescore(
     run: RunArgument,
     ids: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[ID]...", help="Ids, or the first characters of ids, or knee (default: the front)."),
+        typer.Argument(
+            metavar="[ID]...", help="Ids, or the first characters of ids, best or knee (default: the front)."
+        ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Fresh seeds per candidate, counting earlier ones.")] = 3,
     workers: Annotated[
@@ -28,7 +30,9 @@ def rescore(
     \b
     Example: star rescore runs/first
              star rescore runs/first knee --seeds 5
-    This does not change the search; the same command resumes after a kill.
+    Afterwards star front, the plots and the exports show the means over fresh
+    seeds. The search itself does not change.
+    The same command resumes after a kill.
     """
     from star.report.tables import rescore_rows, rescore_table
     from star.report.units import plural
@@ -44,7 +48,7 @@ def rescore(
         say(f"{event['id']} seed {event['repeat'] + 1}: {outcome} ({event['done']} of {event['total']})")
 
     opened = Run(run)
-    chosen = [opened.knee().id if id == "knee" else opened.candidate(id).id for id in ids or ()]
+    chosen = [opened.candidate(id).id for id in ids or ()]
     if not json:
         count = plural(len(chosen) or len(opened.front()), "candidate")
         say(f"training {count} of {run} with {plural(seeds, 'fresh seed')} each")

@@ -7,12 +7,15 @@ from typing import Annotated
 
 import typer
 
-from star.cli.arguments import GENOME_HELP, DepthOption, WidthOption
+from star.cli.arguments import GENOME_HELP, DepthOption, WidthOption, complete_genome
 from star.cli.console import console, say
 
 
 def show(
-    genome: Annotated[str | None, typer.Argument(metavar="GENOME", help=GENOME_HELP, show_default=False)] = None,
+    genome: Annotated[
+        str | None,
+        typer.Argument(metavar="GENOME", help=GENOME_HELP, show_default=False, autocompletion=complete_genome),
+    ] = None,
     genes: Annotated[bool, typer.Option("--genes", help="Print every gene with its legal values and meaning.")] = False,
     vocab_size: Annotated[
         int | None,
@@ -51,10 +54,10 @@ def show(
         from star.report.refinement import origin_text
 
         description = origin_text(*chosen.origin)
-    for part in show_genome(chosen.genome, chosen.name, description, vocab_size, seq_len):
+    for part in show_genome(chosen.genome, chosen.label, description, vocab_size, seq_len):
         out.print(part)
     if diagram is not None:
         from star.report.genome_diagram import genome_diagram
         from star.report.style import save_one
 
-        say(f"\nwrote {save_one(genome_diagram(chosen.genome, vocab_size, seq_len, chosen.name), diagram)}")
+        say(f"\nwrote {save_one(genome_diagram(chosen.genome, vocab_size, seq_len, chosen.label), diagram)}")

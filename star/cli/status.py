@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from star.cli.arguments import RunArgument
-from star.cli.console import say, say_json
+from star.cli.console import console, say, say_json
 
 
 def status(
@@ -18,11 +18,12 @@ def status(
     \b
     Example: star status runs/first
     """
-    from star.report.tables import status_lines, summary_lines
+    from star.report.tables import operator_table, status_lines, summary_lines
     from star.run import Run
 
     opened = Run(run)
     if json:
         say_json(opened.status())
     else:
-        say("\n".join(status_lines(opened) + summary_lines(opened)))
+        say("\n".join([*status_lines(opened), *summary_lines(opened), ""]))
+        console().print(operator_table(opened))

@@ -5,12 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from star.cli.arguments import DATA_HELP, DepthOption, GenomeArgument, OverwriteOption, WidthOption
+from star.cli.arguments import (
+    DATA_HELP,
+    PRESETS,
+    Chosen,
+    DepthOption,
+    GenomeArgument,
+    OverwriteOption,
+    WidthOption,
+    named,
+)
 from star.cli.console import say
+
+if TYPE_CHECKING:
+    from star.data.corpus import Corpus
 
 
 @dataclass
@@ -31,12 +43,15 @@ def train(
     preset: Annotated[
         str | None,
         typer.Option(
-            help="Preset with the recipe: smoke, laptop (default), gpu or paper; a refined RUN:ID has its own."
+            help=f"Preset with the recipe: {named(PRESETS, 'laptop')}; RUN:ID has its own unless this is given.",
+            autocompletion=lambda: list(PRESETS),
         ),
     ] = None,
-    data: Annotated[str, typer.Option(help=DATA_HELP)] = "stdlib",
+    data: Annotated[
+        str | None, typer.Option(help=f"{DATA_HELP} Default: the text of the run for RUN:ID, else stdlib.")
+    ] = None,
     tokens: Annotated[
-        str | None, typer.Option(metavar="N", help="Training tokens, such as 1e6 (default: as in the preset).")
+        str | None, typer.Option(metavar="N", help="Training tokens, such as 1e6 (default: as in the recipe).")
     ] = None,
     d_model: WidthOption = None,
     depth: DepthOption = None,
@@ -60,6 +75,8 @@ def train(
 ) -> None:
     """Train one architecture fully and export it; the same command resumes a stopped training.
 
+    RUN:ID is trained on the text and with the recipe of its run, or its own recipe if star refine made it.
+
     \b
     Example: star train transformer++ --d-model 64 --depth 4 --tokens 1e6
              star train runs/first:knee --scale 2x-depth,2x-width --set optimizer=muon --out mymodel
@@ -69,7 +86,6 @@ def train(
     from star.cli.display import TrainingDisplay
     from star.cli.evolve import overrides_of
     from star.config import load_config
-    from star.data import open_corpus
     from star.errors import RunFailed
     from star.export import check_target, export_model
     from star.genome import from_json
@@ -89,10 +105,11 @@ def train(
     if tokens:
         overrides["training.tokens"] = tokens
     base = None
-    if chosen.origin and chosen.origin[1].recipe and not preset:  # a refined candidate has its own recipe
-        base = replace(chosen.origin[0].config, training=chosen.origin[1].recipe)
+    if chosen.origin:
+        run, candidate = chosen.origin
+        base = replace(run.config, training=candidate.recipe or run.config.training)
     recipe = load_config(preset, overrides=overrides, base=base).training.replace(seed=seed)
-    corpus = open_corpus(data)
+    corpus = text_of(chosen, data)
     out = out or Path("exported") / (chosen.source.get("id") or chosen.name or grown.id)
     check_target(out, overwrite)  # before training rather than after it
     checkpoint = out.with_name(f"{out.name}.checkpoint.safetensors")
@@ -147,11 +164,29 @@ def train(
         model,
         model.genome,
         out,
-        name=chosen.name,
-        source={"corpus": corpus.name, "fingerprint": corpus.fingerprint},
+        name=f"{chosen.label}, {scale}" if scale else chosen.label,
+        source=chosen.source | {"corpus": corpus.name, "fingerprint": corpus.fingerprint},
         metrics=metrics,
         training={"recipe": asdict(recipe), "curve": result.curve, "sparsity": result.sparsity},
         overwrite=overwrite,
     )
     checkpoint.unlink(missing_ok=True)
     say(f'exported to {out}; try: star generate {out} --prompt "def "')
+
+
+def text_of(chosen: Chosen, data: str | None) -> Corpus:
+    """The text to train on: `data`, or that of the run. Raises UserError if the run's text has moved or changed."""
+    from star.data import open_corpus
+    from star.errors import UserError
+
+    if data is not None or not chosen.origin:
+        return open_corpus(data or "stdlib")
+    run = chosen.origin[0]
+    place, how = run.config.data.corpus, "give it, or another text, with --data"
+    try:
+        corpus = open_corpus(place)
+    except UserError as error:
+        raise UserError(f"the text of {run.path} is not at {place!r} any more ({error}); {how}") from None
+    if corpus.fingerprint != run.corpus["fingerprint"]:
+        raise UserError(f"the text at {place!r} is not the one of {run.path} any more; {how}")
+    return corpus

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from importlib import resources
 from pathlib import Path
 
@@ -20,6 +21,11 @@ def genome_folder() -> Path:
 def list_genomes() -> list[str]:
     """Names of the genomes that come with the package."""
     return sorted(path.stem for path in genome_folder().glob("*.json"))
+
+
+def layout_name(name: str) -> str:
+    """What to call a named genome at another size: "lfm2-350m" -> "lfm2 layout"."""
+    return re.sub(r"-[\d.]+[kmb]$", "", name, flags=re.IGNORECASE) + " layout"
 
 
 def find_genome(source: str | Path) -> NamedGenome:

@@ -70,19 +70,23 @@ def refine(
 
 
 def choose_members(run: Run, chosen: str = "3") -> tuple[str, ...]:
-    """Ids of members: a number of them, evenly from the lowest loss to the knee; or named ones, separated by commas."""
-    front = run.front()
+    """Ids of members: a number of them, evenly from the lowest loss to the knee; or named ones, separated by commas.
+
+    They are chosen by the search's measurements, which never change, so that the same command resumes a refinement.
+    """
+    front = run.front(searched=True)
     if not front:
         raise UserError(f"{run.path} has no front to refine; star status {run.path} shows its progress")
     if not (chosen.isdigit() and len(chosen) < 4):
         names = [part.strip() for part in chosen.split(",") if part.strip()]
         if not names:
             raise UserError("--members is empty: give a number of members, such as 3, or their ids with commas")
-        return tuple(dict.fromkeys(run.knee().id if name == "knee" else run.candidate(name).id for name in names))
+        named = {"best": front[0], "knee": run.knee(searched=True)}
+        return tuple(dict.fromkeys((named.get(name) or run.candidate(name)).id for name in names))
     n = int(chosen)
     if not n:
         raise UserError("--members is 0: give at least one")
-    knee = [c.id for c in front].index(run.knee().id)
+    knee = [c.id for c in front].index(run.knee(searched=True).id)
     last = min(len(front), max(n, knee + 1)) - 1
     places = [round(i * last / max(1, n - 1)) for i in range(min(n, len(front)))]
     return tuple(front[place].id for place in places)
@@ -112,7 +116,7 @@ def evidence_of(run: Run, members: Iterable[Candidate]) -> list[tuple[str, float
         raise UserError(f"{run.path} has no objective that training changes ({names}): there is nothing to refine")
     good = [c for c in run.candidates() if c.objectives and c.order is not None]
     latest = sorted(good, key=lambda c: c.order or 0)[-MOST_EVIDENCE:]
-    chosen = {c.id: c for c in [*members, *run.front(), *latest]}
+    chosen = {c.id: c for c in [*members, *run.front(searched=True), *latest]}
     rows = [(c.id, loss.scaled(c.values[loss.name])) for c in chosen.values()]
     for id, repeats in run.repeats().items():
         rows += [

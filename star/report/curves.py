@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from star.report.style import NGRAM_GREY, VERMILION, new_figure, say_nothing_trained
-from star.report.units import format_count
+from star.report.units import baseline_name, error_bar, format_count
 
 if TYPE_CHECKING:
     from star.run import Candidate, Run
@@ -24,7 +24,10 @@ MOST_LEGEND = 8  # generations; more are shown as a colour bar
 
 
 def learning_curves(run: Run) -> Figure:
-    """Validation loss over training tokens, coloured by generation, with n-gram baselines of the same text."""
+    """Validation loss over training tokens, one seed each, coloured by generation, with n-gram baselines of the same
+    text. Bars at the ends are 95 % intervals: from the noise between seeds if star rescore has measured it, otherwise
+    of the evaluation alone.
+    """
     figure = new_figure(height=4.2)
     axes = figure.subplots()
     axes.set_xlabel("training tokens (bytes)")
@@ -49,7 +52,9 @@ def learning_curves(run: Run) -> Figure:
         x, y = ([p[key] for p in curves[c.id]] for key in ("tokens", "val_loss"))
         axes.plot(x, y, **look(c))
         if c.status == "ok":
-            axes.plot(x[-1], y[-1], marker="o", markersize=2.5, color=look(c)["color"], zorder=4)
+            end = {"marker": "o", "markersize": 2.5, "color": look(c)["color"], "zorder": 4, "elinewidth": 0.4}
+            error = error_bar(c.measured["loss"]) if "loss" in c.measured else (0.0, 0.0)
+            axes.errorbar(x[-1:], y[-1:], yerr=[[error[0]], [error[1]]], **end)
         else:
             axes.plot(x[-1], y[-1], marker="x", markersize=6, color=VERMILION, zorder=5)
     references = run.status()["baselines"]
@@ -65,7 +70,7 @@ def learning_curves(run: Run) -> Figure:
         bar = figure.colorbar(ScalarMappable(norm, colors), ax=axes, pad=0.02, label="generation")
         bar.ax.yaxis.set_major_locator(MaxNLocator(6, integer=True))
         bar.ax.minorticks_off()
-    handles += [Line2D([], [], label=c.name, **look(c)) for c in shown if c.id in baselines]
+    handles += [Line2D([], [], label=baseline_name(run, c), **look(c)) for c in shown if c.id in baselines]
     if any(c.status != "ok" for c in shown):
         handles.append(Line2D([], [], color=VERMILION, linestyle="", marker="x", label="stopped early"))
     figure.legend(handles=handles, loc="outside right upper")

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from star.assess import Objective
 from star.report.labels import place_labels
 from star.report.style import BLUE, FAINT, VERMILION, axis_label, new_figure, say_nothing_trained, scale_axis
+from star.report.units import baseline_name, error_bar
 
 if TYPE_CHECKING:
     from star.run import Candidate, Run
@@ -21,22 +22,26 @@ Point = tuple[float, float]
 
 
 def pareto_fronts(run: Run) -> Figure:
-    """One panel for each pair of objectives: all trained candidates, the front, the knee and the baselines.
+    """One panel for each pair of objectives: all trained candidates, the front, the knee and the baselines. Bars are
+    95 % intervals: from the noise between seeds after star rescore, of the evaluation alone before.
 
-    The step line of a panel joins the points that are non-dominated in its two objectives. Members of the front off
-    the line are non-dominated because of the other objectives.
+    The step line of a panel joins the points that are non-dominated in its two objectives: of all candidates with one
+    seed each, or, once there are fresh seeds, of the front with these. Members of the front off the line are
+    non-dominated because of the other objectives.
     """
     candidates = [c for c in run.candidates() if c.objectives]
     baselines = [c for c in candidates if c.origin == "baseline"]
     evolved = [c for c in candidates if c.origin != "baseline"]
     front = run.front()
+    if run.rescored:
+        baselines = [run.as_measured(c) for c in baselines]
     knee = run.knee() if front else None
     pairs = _pairs(run.objectives)
     rows = -(-len(pairs) // 2)
     figure = new_figure(height=3.1 * rows)
     grid = figure.subplots(rows, 2, squeeze=False).flatten()
     for axes, pair in zip(grid, pairs):
-        _panel(axes, pair, evolved, front, knee, baselines)
+        _panel(axes, pair, evolved, front, knee, baselines, run.rescored)
     handles, labels = grid[0].get_legend_handles_labels()
     if len(grid) > len(pairs):
         grid[-1].set_axis_off()
@@ -45,7 +50,7 @@ def pareto_fronts(run: Run) -> Figure:
     else:
         figure.legend(handles, labels, loc="outside lower center", ncols=3)
     for axes, pair in zip(grid, pairs):  # last, because labels are placed in the final layout
-        names = [(*_at(c, pair), c.name or c.id[:6]) for c in baselines]
+        names = [(*_at(c, pair), baseline_name(run, c)) for c in baselines]
         place_labels(axes, names, [_at(c, pair) for c in evolved] + _along(axes))
     return figure
 
@@ -64,31 +69,43 @@ def _panel(
     front: list[Candidate],
     knee: Candidate | None,
     baselines: list[Candidate],
+    rescored: bool,
 ) -> None:
     def scatter(candidates: list[Candidate], size: float, **look: Any) -> None:
         x, y = _columns([_at(c, pair) for c in candidates])
         axes.scatter(x, y, size, **look)
 
+    def bars(candidates: list[Candidate], color: str) -> None:
+        x, y = _columns([_at(c, pair) for c in candidates])
+        lengths: dict[str, Any] = {}
+        for key, o in zip(("xerr", "yerr"), pair, strict=True):
+            if not o.cheap:
+                lengths[key] = np.array([error_bar(c.measured[o.name]) for c in candidates]).reshape(-1, 2).T
+        axes.errorbar(x, y, **lengths, fmt="none", ecolor=color, elinewidth=0.8, alpha=0.5, zorder=3)
+
     axes.set_xlabel(axis_label(pair[0]))
     axes.set_ylabel(axis_label(pair[1]))
-    points = [_at(c, pair) for c in evolved + baselines]
+    points = [_at(c, pair) for c in evolved + baselines + front]
     if not points:
         say_nothing_trained(axes)
         return
     for name, objective, values in zip("xy", pair, zip(*points)):
         scale_axis(axes, name, objective, list(values))
     members = {c.id for c in front}
-    rest = [c for c in evolved if c.id not in members]
-    scatter(rest, 16, color=FAINT, zorder=2, label=f"dominated ({len(rest)})")
-    stairs = attainment([_at(c, pair) for c in evolved])
+    rest = evolved if rescored else [c for c in evolved if c.id not in members]
+    label = "one seed each, in the search" if rescored else "dominated"
+    scatter(rest, 16, color=FAINT, zorder=2, label=f"{label} ({len(rest)})")
+    stairs = attainment([_at(c, pair) for c in (front if rescored else evolved)])
     if stairs:
         line = _columns([(stairs[0][0], axes.get_ylim()[1]), *stairs, (axes.get_xlim()[1], stairs[-1][1])])
         look: dict[str, Any] = {"drawstyle": "steps-post", "color": BLUE, "linewidth": 1.4, "alpha": 0.75, "zorder": 3}
         axes.plot(*line, label="best found in these two objectives", **look)
-    label = f"Pareto front ({len(front)})"
+    bars(front, BLUE)
+    label = f"Pareto front{', fresh seeds' * rescored} ({len(front)})"
     scatter(front, 30, color=BLUE, edgecolor="white", linewidth=0.6, zorder=4, label=label)
     if baselines:
         look = {"marker": "D", "color": "white", "edgecolor": "#222222", "linewidth": 1.2, "zorder": 4}
+        bars(baselines, "#222222")
         scatter(baselines, 38, label="baseline, same recipe", **look)
     if knee is not None:
         look = {"marker": "*", "color": VERMILION, "edgecolor": "white", "linewidth": 0.7, "zorder": 5}

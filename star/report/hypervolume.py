@@ -8,19 +8,21 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from star.report.style import BLUE, VERMILION, new_figure, say_nothing_trained
+from star.report.style import BLUE, GREEN, VERMILION, new_figure, say_nothing_trained
 
 if TYPE_CHECKING:
     from star.run import Run
 
 
 def hypervolume(run: Run) -> Figure:
-    """Hypervolume of all candidates so far, by generation, and the level that the initial population reached."""
+    """Hypervolume of all candidates so far, one seed each, by generation; the level that the initial population
+    reached; and that of the front with fresh seeds, once star rescore has measured it.
+    """
     points = run.hypervolume()
     figure = new_figure(height=3.6)
     axes = figure.subplots()
     axes.set_xlabel("candidates trained")
-    axes.set_ylabel("hypervolume\n(1 = initial best in every objective)")
+    axes.set_ylabel("hypervolume, one seed each\n(1 = initial best in every objective)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if not points:
         say_nothing_trained(axes)
@@ -29,7 +31,8 @@ def hypervolume(run: Run) -> Figure:
     y = [p["hypervolume"] for p in points]
     axes.grid(axis="x", visible=False)
     axes.set_xlim(0, max(x) * 1.02)
-    axes.set_ylim(0, max(max(y), 1e-9) * 1.17)
+    again = run.hypervolume_of(run.front()) if run.rescored else None
+    axes.set_ylim(0, max(*y, again or 0.0, 1e-9) * 1.17)
     ends = {p["generation"]: p["evaluations"] for p in points}  # evaluations at the end of each generation
     spans = list(itertools.pairwise([0, *ends.values()]))
     room = min(end - start for start, end in spans) / axes.get_xlim()[1] > 0.055  # for a label on every generation
@@ -46,6 +49,9 @@ def hypervolume(run: Run) -> Figure:
     axes.axhline(initial, label=f"initial population: {initial:.3f}", **look)
     look = {"drawstyle": "steps-post", "color": BLUE, "linewidth": 1.8, "zorder": 3}
     axes.plot([0, *x], [0, *y], label=f"front so far: {y[-1]:.3f}", **look)
+    if again is not None:
+        look = {"color": GREEN, "marker": "D", "linestyle": "", "markersize": 5, "zorder": 4, "clip_on": False}
+        axes.plot(x[-1:], [again], label=f"front with fresh seeds: {again:.3f}", **look)
     # Above the axes, because a front may reach any corner.
-    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0, ncols=2)
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0, ncols=3)
     return figure

@@ -17,13 +17,19 @@ from star.config import describe
 from star.refined import Refined
 from star.report.genome_diagram import genome_diagram
 from star.report.plots import PLOTS, Plot
-from star.report.refinement import REFINEMENT_PLOTS, refinement_lines
-from star.report.tables import status_lines, summary_lines
-from star.report.units import format_value, heading
-from star.training.recipe_space import settings_text
+from star.report.refinement import REFINEMENT_PLOTS, refinement_lines, refinement_table
+from star.report.tables import (
+    front_table,
+    operator_table,
+    rescore_rows,
+    rescore_table,
+    status_lines,
+    summary_lines,
+)
+from star.report.units import format_objective
 
 if TYPE_CHECKING:
-    from star.run import Candidate, Run
+    from star.run import Run
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 920px; margin: 2em auto; padding: 0 1em; }
@@ -31,7 +37,9 @@ h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 2em; border-bottom:
 img { width: 100%; max-width: 800px; display: block; }
 table { border-collapse: collapse; font-size: 13px; width: 100%; }
 th { text-align: left; border-bottom: 1px solid #999; } td, th { padding: 3px 10px 3px 0; vertical-align: top; }
-td.number, th.number { text-align: right; } tr.baseline { color: #777; } tr.knee { font-weight: 600; }
+th { white-space: pre-line; } td.number, th.number { text-align: right; }
+td.number, td:first-child { white-space: nowrap; font-variant-numeric: tabular-nums; }
+tr.dim { color: #777; } tr.bold { font-weight: 600; }
 code { font-size: 12px; overflow-wrap: anywhere; } summary { cursor: pointer; }
 """
 DIAGRAMS = 24  # at most, of front members
@@ -39,18 +47,23 @@ DIAGRAMS = 24  # at most, of front members
 
 def write_page(run: Run, path: Path, plots: tuple[Plot, ...] = PLOTS) -> Path:
     """Write the report. Raises UserError if the run has no finished candidate yet."""
-    knee = run.knee().id
+    run.knee()  # raises if there is none
     parts = [
         f"<h1>{escape(str(run.path))}</h1>",
-        _paragraphs(status_lines(run) + summary_lines(run)),
+        _paragraphs(status_lines(run)),
+        operator_table(run).html(),
         "<h2>The Pareto front</h2>",
-        _front(run, knee),
+        _paragraphs(summary_lines(run)),
+        front_table(run).html(),
     ]
+    if rescore_rows(run):
+        table, lines = rescore_table(run)
+        parts += ["<h2>Fresh seeds</h2>", _paragraphs(lines), table.html()]
     for plot in plots:
         title, caption = _words(plot)
         parts += [f"<h2>{title}</h2><p>{caption}</p>{_picture(plot(run), title)}"]
     for refined in run.refinements():
-        parts += [f"<h2>Refinement {refined.id}</h2>", *_refinement(run, refined)]
+        parts += [f"<h2>Refinement {refined.id}</h2>", *_refinement(refined)]
     parts += ["<h2>Members of the front</h2>", *_members(run)]
     parts += ["<h2>Configuration</h2>", _configuration(run)]
     head = f'<meta charset="utf-8"><title>{escape(str(run.path))}</title><style>{STYLE}</style>'
@@ -70,40 +83,9 @@ def _paragraphs(lines: Iterable[str]) -> str:
     return "<p>" + "<br>".join(escape(line) for line in lines) + "</p>"
 
 
-def _heads(run: Run) -> str:
-    return "<th>id</th>" + "".join(f'<th class="number">{escape(heading(o))}</th>' for o in run.objectives)
-
-
-def _row(run: Run, c: Candidate, note: str, style: str) -> str:
-    """A row of a table: id, objectives and a note as HTML."""
-    values = (escape(format_value(o, c.values[o.name])) for o in run.objectives)
-    cells = "".join(f'<td class="number">{value}</td>' for value in values)
-    return f'<tr class="{style}"><td><code>{c.id}</code></td>{cells}<td>{note}</td></tr>'
-
-
-def _front(run: Run, knee: str) -> str:
-    rows = []
-    for kind, candidates in (("", run.front()), ("baseline", run.candidates("baseline"))):
-        for c in candidates:
-            if c.objectives:
-                name = escape((c.name if kind else c.genome.text) or "")
-                rows.append(_row(run, c, f"<code>{name}</code>", "knee" if c.id == knee else kind))
-    head = f"<tr>{_heads(run)}<th>genome (bold: knee of the front; grey: baselines)</th></tr>"
-    return f"<table>{head}{''.join(rows)}</table>"
-
-
-def _refinement(run: Run, refined: Refined) -> Iterable[str]:
+def _refinement(refined: Refined) -> Iterable[str]:
     """The refined front, the results and the plots."""
-    rows = []
-    trials = {t.candidate: t for t, _ in reversed(refined.trials)}
-    for c in refined.front():
-        trial = trials.get(c.id) if c.recipe is not None else None
-        made, style = "as searched", "baseline"
-        if trial is not None:
-            changed = settings_text(refined.space.changed(trial.settings))
-            made, style = "; ".join([f"from {trial.member}", *trial.edits, changed]).strip("; "), ""
-        rows.append(_row(run, c, escape(made), style))
-    yield f"<table><tr>{_heads(run)}<th>what was changed</th></tr>{''.join(rows)}</table>"
+    yield refinement_table(refined).html()
     yield _paragraphs(line for line in refinement_lines(refined) if line)
     for plot in REFINEMENT_PLOTS:
         title, caption = _words(plot)
@@ -113,10 +95,11 @@ def _refinement(run: Run, refined: Refined) -> Iterable[str]:
 def _members(run: Run) -> Iterable[str]:
     members = run.front()
     for c in members[:DIAGRAMS]:
-        values = ", ".join(f"{o.name} {format_value(o, c.values[o.name])}" for o in run.objectives)
+        values = ", ".join(f"{o.name} {format_objective(o, c)}" for o in run.objectives)
         figure = genome_diagram(c.genome, seq_len=run.config.objectives.cache_tokens)
         summary = f"<summary><code>{c.id}</code>: {escape(values)}</summary>"
-        yield f"<details>{summary}{_picture(figure, f'genome {c.id}')}</details>"
+        text = f"<p><code>{escape(c.genome.text)}</code></p>"
+        yield f"<details>{summary}{text}{_picture(figure, f'genome {c.id}')}</details>"
     if len(members) > DIAGRAMS:
         command = f"star show {escape(str(run.path))}:ID --diagram FILE"
         yield f"<p>and {len(members) - DIAGRAMS} more; <code>{command}</code> draws any of them.</p>"

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from rich.table import Table
 
-from star.refined import Measured, Refined
+from star.candidate import Measured
+from star.refined import Refined
+from star.report.listing import Column, Listing
 from star.report.refinement_plots import calibration_panels, convergence, refinement_progress
 from star.report.setting_effects import everything_seen, importances, planner_of, regression
 from star.report.style import save_figure
-from star.report.units import format_value, heading
+from star.report.tables import objective_columns, plain
+from star.report.units import format_measured, format_objective, heading, plural
 from star.surrogate.calibration import calibration
 from star.training.recipe_space import recipe_space, settings_text
 
@@ -33,11 +35,11 @@ def write_refinement(refined: Refined, folder: Path) -> str:
     return f"{folder} (refinement_progress, calibration_panels, convergence; PNG and SVG)"
 
 
-def settings_table(run: Run, ranges: dict[str, str]) -> Table:
+def settings_table(run: Run, ranges: dict[str, str]) -> Listing:
     """The settings that can be tuned, with the ranges for this run."""
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for name in ("setting", "search", "range", "meaning"):
-        table.add_column(name, no_wrap=name != "meaning")
+    listing = Listing(
+        Column("setting"), Column("search", spare=1), Column("range"), Column("meaning", spare=2, fill=True)
+    )
     for d in recipe_space(run.config.training, ranges).dimensions:
         legal = (
             ", ".join(d.choices)
@@ -49,33 +51,40 @@ def settings_table(run: Run, ranges: dict[str, str]) -> Table:
             else f"{d.low:g}"
         )
         legal = f"off, {legal}" if d.off and d.high > d.low else legal
-        table.add_row(
-            d.name, settings_text({d.name: d.base}).removeprefix(f"{d.name} "), "fixed" if d.fixed else legal, d.doc
-        )
-    return table
+        base = settings_text({d.name: d.base}).removeprefix(f"{d.name} ")
+        listing.add(d.name, base, "fixed" if d.fixed else legal, d.doc)
+    return listing
 
 
-def refinement_table(refined: Refined) -> Table:
-    """The refined front: members with losses from fresh seeds, and the refined candidates."""
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("id", no_wrap=True)
-    for objective in refined.run.objectives:
-        table.add_column(heading(objective).replace(" ", "\n"), justify="right", no_wrap=True)
-    table.add_column("from", no_wrap=True)
-    table.add_column("what was changed", overflow="fold")
+def refinement_table(refined: Refined) -> Listing:
+    """The refined front, with losses from fresh seeds; below it what has no fresh seeds yet."""
+    columns = [
+        Column("id"),
+        *objective_columns(refined.run.objectives),
+        Column("seeds", right=True, spare=1),
+        Column("from", spare=2),
+    ]
+    listing = Listing(*columns, Column("what was changed", spare=3, fill=True))
+
+    def add(c: Candidate, member: str, changes: str, style: str = "") -> None:
+        cells = [format_objective(o, c) for o in refined.run.objectives]
+        listing.add(c.id, *cells, str(c.measured[refined.loss.name].n), member, changes, style=style)
+
     for c in refined.front():
-        values = [format_value(o, c.objectives[o.name]) for o in refined.run.objectives]
         if c.recipe is None:
-            table.add_row(c.id, *values, "search", "", style="" if c.id in refined.settings.members else "dim")
+            add(c, "search", "")
         else:
-            trial = next(t for t, _ in refined.trials if t.candidate == c.id)
-            table.add_row(
-                c.id,
-                *values,
-                c.parents[0][:6],
-                "; ".join([*trial.edits, settings_text(refined.space.changed(trial.settings))]).strip("; "),
-            )
-    return table
+            add(c, c.parents[0][:6], changes_text(refined, c), "bold")
+    listing.section()
+    for c in refined.unmeasured():
+        add(c, "search", "no fresh seeds yet", "dim")
+    return listing
+
+
+def changes_text(refined: Refined, candidate: Candidate) -> str:
+    """How a refined candidate differs from its member: edits of the genome and settings."""
+    trial = next(t for t, _ in refined.trials if t.candidate == candidate.id)
+    return "; ".join(part for part in [*trial.edits, settings_text(refined.space.changed(trial.settings))] if part)
 
 
 def origin_text(run: Run, candidate: Candidate) -> str:
@@ -88,13 +97,10 @@ def origin_text(run: Run, candidate: Candidate) -> str:
             f", from {', '.join(candidate.parents)}" if candidate.parents else ""
         )
     else:
-        refined, trial = next(
-            (r, t) for r in reversed(run.refinements()) for t, _ in r.trials if t.candidate == candidate.id
-        )
-        changes = [*trial.edits, settings_text(refined.space.changed(trial.settings))]
-        origin = f"refined from {trial.member}: " + "; ".join(part for part in changes if part)
+        refined = next(r for r in reversed(run.refinements()) if any(t.candidate == candidate.id for t, _ in r.trials))
+        origin = f"refined from {candidate.parents[0]}: {changes_text(refined, candidate)}"
     values = (
-        ", ".join(f"{heading(o)} {format_value(o, candidate.objectives[o.name])}" for o in run.objectives)
+        ", ".join(f"{heading(o)} {format_objective(o, candidate)}" for o in run.objectives)
         if candidate.objectives
         else candidate.status
     )
@@ -103,37 +109,35 @@ def origin_text(run: Run, candidate: Candidate) -> str:
 
 def refinement_lines(refined: Refined, analysis: bool = False) -> list[str]:
     """What it brought member by member, hypervolume, calibration; with `analysis` also regression and importances."""
-    lines = [""]
+    lines, name, unit = [""], refined.loss.name, refined.loss.unit
     for row in refined.members():
-        if row.refined is None:
-            now = f" (fresh seeds {_measured(row.loss)})" if row.loss else ""
-            lines.append(f"{row.member}: loss {row.searched:.4f} in the search{now}; no fresh measurement yet")
+        now = f", {_measured(refined, row.loss)} with fresh seeds" if row.loss else ""
+        text = f"{row.member}: {name} {row.searched:.3f} in the search{now}"
+        if row.refined is None or row.difference is None or row.perplexity is None:
+            lines.append(f"{text}; nothing made from it has fresh seeds yet")
             continue
-        gain = f"{row.difference:+.4f}" + ("" if row.low is None else f" [{row.low:+.4f}, {row.high:+.4f}]")
-        lines.append(
-            f"{row.member}: loss {row.searched:.4f} in the search, {_measured(row.loss)} with fresh seeds, "
-            f"{_measured(row.refined)} refined "
-            f"({row.candidate}): {gain} nats, perplexity {100 * (row.perplexity - 1):+.1f} %"
-        )
-    volumes = refined.hypervolume()
+        gain = f"{row.difference:+.3f}" + ("" if row.low is None else f" [{row.low:+.3f}, {row.high:+.3f}]")
+        made = f"{_measured(refined, row.refined)} refined ({row.candidate})"
+        lines.append(f"{text}, {made}: {gain} {unit}, perplexity {100 * (row.perplexity - 1):+.1f} %")
+    volumes, missing = refined.hypervolume(), len(refined.unmeasured())
     if volumes is not None and volumes[0] > 0:
-        lines.append(
-            f"hypervolume of the front: {volumes[0]:.3f} as searched, {volumes[1]:.3f} refined "
-            f"({100 * (volumes[1] / volumes[0] - 1):+.2f} %)"
-        )
+        members = len(refined.run.front(searched=True))
+        of = f"{members - missing} of {members} members" if missing else "the front"
+        gain = f"{100 * (volumes[1] / volumes[0] - 1):+.2f} %"
+        lines.append(f"hypervolume with fresh seeds: {of} {volumes[0]:.3f}, with the refined {volumes[1]:.3f} ({gain})")
+    if missing:
+        lines.append(f"star rescore {refined.run.path} measures the other {plural(missing, 'member')} too")
     noise = refined.noise
     if noise is not None:
-        lines.append(f"noise between seeds: sd {noise.sd:.4f} nats (95 % interval {noise.low:.4f} to {noise.high:.4f})")
+        lines.append(
+            f"noise between seeds: sd {noise.sd:.4f} {unit} (95 % interval {noise.low:.4f} to {noise.high:.4f})"
+        )
     lines += _counts(refined) + _calibration_lines(refined)
     return lines + (_analysis_lines(refined) if analysis else [])
 
 
-def _measured(measured: Measured) -> str:
-    return (
-        f"{measured.mean:.4f}"
-        + (f" +- {measured.se:.4f}" if measured.n > 1 and np.isfinite(measured.se) else "")
-        + f" (n = {measured.n})"
-    )
+def _measured(refined: Refined, measured: Measured) -> str:
+    return f"{format_measured(refined.loss, measured)} (n = {measured.n})"
 
 
 def _counts(refined: Refined) -> list[str]:
@@ -160,7 +164,7 @@ def _calibration_lines(refined: Refined) -> list[str]:
     )
     lines = [
         f"forecasts of {found['n']} trials: {text}; mean NLL {found['nll']:.2f}, sd of z {found['z_sd']:.2f}, "
-        f"sharpness {found['sharpness']:.3f} nats"
+        f"sharpness {found['sharpness']:.3f} {refined.loss.unit}"
     ]
     last = next((t.log["scale"] for t, _ in reversed(refined.trials) if t.log.get("scale")), 1.0)
     if last > 1:
@@ -169,21 +173,24 @@ def _calibration_lines(refined: Refined) -> list[str]:
 
 
 def _analysis_lines(refined: Refined) -> list[str]:
-    planner = planner_of(refined)
+    planner, unit = planner_of(refined), refined.loss.unit
     seen = everything_seen(refined, planner)
     lines = [""]
     found = regression(refined, planner)
     if found is None:
         lines.append("too few trials for a regression")
     else:
-        near = "" if np.isinf(found.near) else f" within {found.near:g} nats of the best of their member"
+        near = "" if np.isinf(found.near) else f" within {found.near:g} {unit} of the best of their member"
         lines.append(
             f"regression of the loss, {found.n} trials{near}: R2 {found.r2:.2f}, residual sd "
-            f"{found.residual_sd:.4f} nats; effects in nats (HC3):"
+            f"{found.residual_sd:.4f} {unit}; effects in {unit} (HC3):"
         )
         for c in sorted(found.coefficients, key=lambda c: -abs(c.effect) / max(c.se, 1e-12)):
             lines.append(f"  {c.name:<36}{c.effect:+.4f} [{c.low:+.4f}, {c.high:+.4f}]{'  *' if c.matters else ''}")
-    lines += ["", "what the process listens to (share of 1 / length scale^2; change of its mean when shuffled, nats):"]
+    lines += [
+        "",
+        f"what the process listens to (share of 1 / length scale^2; change of its mean when shuffled, {unit}):",
+    ]
     setups = list({s.setup.key: s.setup for s in seen}.values())
     for row in importances(planner, planner.posterior(seen), setups)[:SHOWN]:
         lines.append(f"  {row.name:<36}{row.sensitivity:6.1%}   {row.permutation:.4f}")
@@ -218,14 +225,3 @@ def refinement_json(refined: Refined, analysis: bool = False) -> dict:
         )
         data["importances"] = [dataclasses.asdict(row) for row in importances(planner, planner.posterior(seen), setups)]
     return plain(data)
-
-
-def plain(data):
-    """JSON data: numbers of Python, None for what is not finite."""
-    if isinstance(data, dict):
-        return {key: plain(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [plain(value) for value in data]
-    if isinstance(data, float | np.floating):
-        return float(data) if np.isfinite(data) else None
-    return data.item() if isinstance(data, np.generic) else data

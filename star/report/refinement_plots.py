@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -14,21 +16,30 @@ COLORS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY)
 
 
 def refinement_progress(refined: Refined) -> Figure:
-    """Lowest loss of each member so far, and hypervolume of everything measured, over full trainings spent."""
+    """Loss of the best made from each member so far, and hypervolume, over the full trainings spent. Lines are with one
+    seed each, and the best of them are too good on average; points are with fresh seeds, with 95 % intervals.
+    """
     rows = refined.progress()
     figure = new_figure(height=3.4)
     left, right = figure.subplots(1, 2)
     left.set_xlabel("full trainings")
-    left.set_ylabel("lowest loss so far, below the search's (nats)")
+    left.set_ylabel(f"best so far minus member ({refined.loss.unit})")
     right.set_xlabel("full trainings")
-    right.set_ylabel("hypervolume of all that was measured")
+    right.set_ylabel("hypervolume")
     if not rows:
         return _empty(figure, left, "nothing trained yet")
     cost = np.array([0.0, *(row["cost"] for row in rows)])
+    fresh = {row.member: row for row in refined.members()}
     for i, id in enumerate(refined.settings.members):
-        start = refined.loss.scaled(refined.run.candidate(id).objectives[refined.loss.name])
+        start = refined.loss.scaled(refined.run.candidate(id).values[refined.loss.name])
         best = np.array([start, *(row["best"][id] for row in rows)])
         left.plot(cost, best - start, drawstyle="steps-post", color=COLORS[i % len(COLORS)], linewidth=1.6, label=id)
+        row = fresh[id]
+        if row.difference is not None:
+            low, high = (row.difference if end is None else end for end in (row.low, row.high))
+            error = [[row.difference - low], [high - row.difference]]
+            place = cost[-1] * (1.02 + 0.015 * i)
+            left.errorbar([place], [row.difference], yerr=error, fmt="o", markersize=4, color=COLORS[i % len(COLORS)])
     left.axhline(0.0, color=GREY, linewidth=0.9, linestyle="--")
     left.legend(
         fontsize=7.5,
@@ -41,7 +52,20 @@ def refinement_progress(refined: Refined) -> Figure:
     )
     volumes = [row["hypervolume"] for row in rows]
     if volumes[0] is not None:
-        right.plot(cost[1:], volumes, drawstyle="steps-post", color=BLUE, linewidth=1.6)
+        right.plot(cost[1:], volumes, drawstyle="steps-post", color=BLUE, linewidth=1.6, label="one seed each")
+        before, after = refined.hypervolume() or (0.0, 0.0)
+        if after > 0:
+            marks = (("members", before, "white"), ("with the refined", after, GREEN))
+            for name, value, face in marks:
+                look: dict[str, Any] = {
+                    "marker": "D",
+                    "linestyle": "",
+                    "markersize": 5,
+                    "color": GREEN,
+                    "markerfacecolor": face,
+                }
+                right.plot(cost[-1:], [value], label=f"fresh seeds, {name}: {value:.3f}", **look)
+        right.legend(fontsize=7.5, loc="lower left", bbox_to_anchor=(0, 1), frameon=False, borderaxespad=0.2)
     first = next((row["cost"] for row in rows if row["purpose"] == "confirm"), None)
     for axes in (left, right):
         axes.set_xlim(left=0)
@@ -68,7 +92,7 @@ def calibration_panels(refined: Refined) -> Figure:
     figure = new_figure(height=3.0)
     coverage, scatter, pit = figure.subplots(1, 3)
     coverage.set(xlabel="nominal coverage", ylabel="observed coverage", xlim=(0, 1), ylim=(0, 1))
-    scatter.set(xlabel="predicted loss (nats)", ylabel="measured loss (nats)")
+    scatter.set(xlabel=f"predicted loss ({refined.loss.unit})", ylabel=f"measured loss ({refined.loss.unit})")
     pit.set(xlabel="probability integral transform", ylabel="trials")
     n = len(actual)
     if not n:
@@ -89,7 +113,8 @@ def calibration_panels(refined: Refined) -> Figure:
     for axis in (coverage.xaxis, coverage.yaxis):
         axis.set_major_formatter(PercentFormatter(1.0))
     coverage.legend(loc="upper left", fontsize=7.5)
-    scatter.errorbar(mean, truth, xerr=sd, fmt="none", ecolor="#C9CDD2", elinewidth=0.8, zorder=1)
+    noise = None if refined.noise is None else refined.noise.sd
+    scatter.errorbar(mean, truth, xerr=sd, yerr=noise, fmt="none", ecolor="#C9CDD2", elinewidth=0.8, zorder=1)
     points = scatter.scatter(mean, truth, c=np.arange(n), cmap="viridis", s=11, zorder=2)
     ends = [min(mean.min(), truth.min()), max(mean.max(), truth.max())]
     scatter.plot(ends, ends, color=GREY, linewidth=0.9, linestyle="--")
@@ -111,7 +136,7 @@ def convergence(refined: Refined) -> Figure:
     for axes in (left, right):
         axes.set_xlabel("proposal")
     left.set_ylabel("nats")
-    right.set_ylabel("gain (nats)")
+    right.set_ylabel(f"gain ({refined.loss.unit})")
     if not rows:
         return _empty(figure, left, "the policy was off" if not refined.settings.policy else "no proposals yet")
     x = np.arange(1, len(rows) + 1)

@@ -18,7 +18,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from star.assess import Objective
 from star.errors import UserError
-from star.report.units import display_unit, format_value
+from star.report.units import format_value
 
 WIDTH = 8.0  # inches
 DPI = 200  # of PNG files
@@ -80,7 +80,7 @@ def save_one(figure: Figure, path: Path) -> Path:
 
 def axis_label(objective: Objective) -> str:
     """Name and unit of an objective."""
-    return f"{objective.doc.removesuffix(' after training')} ({display_unit(objective)})"
+    return f"{objective.doc.removesuffix(' after training')} ({objective.unit})"
 
 
 def scale_axis(axes: Axes, which: str, objective: Objective, values: list[float]) -> None:

@@ -6,15 +6,23 @@ import csv
 import dataclasses
 import io
 import itertools
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.table import Table
-from rich.text import Text
 
-from star.assess.noise import noise_sd, rescored
-from star.genome import to_json
-from star.report.units import display_unit, format_seconds, format_value, heading, plural
+from star.assess.noise import rescored
+from star.genome import layout_name, to_json
+from star.report.listing import Column, Listing
+from star.report.units import (
+    baseline_name,
+    format_measured,
+    format_objective,
+    format_seconds,
+    format_value,
+    heading,
+    plural,
+)
 
 if TYPE_CHECKING:
     from star.assess import Objective
@@ -23,36 +31,64 @@ if TYPE_CHECKING:
 MOST_FAILURES = 10  # that are listed
 
 
-def front_table(run: Run) -> Table:
-    """The front, lowest loss first, and the baselines below it."""
-    table = _table()
-    for objective in run.objectives:
-        table.add_column(heading(objective).replace(" ", "\n"), justify="right", no_wrap=True)
-    table.add_column("found in\ngeneration", justify="right")
-    table.add_column("genome (class of each LIV)", overflow="fold")
-    members = run.front()
+def front_table(run: Run) -> Listing:
+    """The front, lowest loss first, and the baselines below it; `front_notes` says what its numbers are."""
+    rescored, members = run.rescored, run.front()
+    measured = not rescored and any(run.fresh(c.id) for c in members)
+    noisy = [o for o in run.objectives if not o.cheap]
+    columns = [Column("id"), *objective_columns(run.objectives)]
+    columns += [Column(f"{o.name}, fresh\nseeds (number)", right=True) for o in noisy if measured]
+    columns += [Column("seeds", right=True, spare=2)] if rescored else []
+    listing = Listing(
+        *columns, Column("generation", right=True, spare=1), Column("genome", spare=3, fill=True, cut=True)
+    )
     knee = run.knee().id if members else None
-    for member in members:
-        generation = "initial" if member.generation == 0 else str(member.generation)
-        mark = " <- knee" if member.id == knee else ""
-        table.add_row(Text.assemble(member.id, (mark, "bold")), *_values(run, member), generation, _classes(member))
-    baselines = [c for c in run.candidates("baseline") if c.objectives]
-    if members and baselines:
-        table.add_section()
-    for baseline in baselines:
-        name = baseline.name or _classes(baseline)
-        table.add_row(baseline.id, *_values(run, baseline), "baseline", name, style="dim")
-    return table
+
+    def add(c: Candidate, name: str, generation: str, genome: str, **look: Any) -> None:
+        cells = [format_objective(o, c) for o in run.objectives]
+        again = run.as_measured(c).measured
+        if measured:
+            cells += [f"{format_measured(o, m)} ({m.n})" if (m := again[o.name]).fresh else "" for o in noisy]
+        seeds = [str(max((m.n for m in c.measured.values()), default=1))] if rescored else []
+        listing.add(name, *cells, *seeds, generation, genome, **look)
+
+    for c in members:
+        style = {"style": "bold"} if c.id == knee else {}
+        add(c, f"{c.id} knee" if style else c.id, str(c.generation or "initial"), _classes(c), **style)
+    listing.section()
+    for c in run.candidates("baseline"):
+        if c.objectives:
+            sized = any(o.name == "parameters" for o in run.objectives)
+            name = layout_name(c.name or c.id) if sized else baseline_name(run, c)
+            add(run.as_measured(c) if rescored else c, c.id, "baseline", name, style="dim", whole=True)
+    return listing
 
 
-def _table() -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("id", no_wrap=True)
-    return table
+def front_notes(run: Run) -> list[str]:
+    """What the noisy numbers of `front_table` are, in sentences."""
+    members, noisy = run.front(searched=True), [o.name for o in run.objectives if not o.cheap]
+    if not noisy or not members:
+        return []
+    names = " and ".join(noisy)
+    if any(run.noise.values()):
+        error = "[95 % interval, from the noise between seeds]"
+    else:
+        error = "+- standard error of the evaluation alone, on the same text for all"
+    if run.rescored:
+        stay = len(run.front())
+        return [f"{names}: mean of fresh seeds {error}; {stay} of the search's {len(members)} members are still on it"]
+    again = sum(bool(run.fresh(c.id)) for c in members)
+    partly = f"; {again} of {len(members)} have them" if again else ""
+    return [
+        f"{names}: one seed, the one that the search chose by, {error}",
+        f"star rescore {run.path} measures all members with fresh seeds, and the front is then by these{partly}",
+    ]
 
 
-def _values(run: Run, candidate: Candidate) -> list[str]:
-    return [format_value(objective, candidate.values[objective.name]) for objective in run.objectives]
+def objective_columns(objectives: Sequence[Objective]) -> list[Column]:
+    """A column for each objective; all but the first may be left out."""
+    heads = [heading(objective).replace(" ", "\n") for objective in objectives]
+    return [Column(head, right=True, spare=4 if n else 0) for n, head in enumerate(heads)]
 
 
 def _classes(candidate: Candidate) -> str:
@@ -64,108 +100,141 @@ def _classes(candidate: Candidate) -> str:
 def rescore_rows(run: Run) -> list[dict]:
     """Every candidate that was measured with fresh seeds, the best fresh value of the first objective first.
 
-    id; seeds: fresh trainings that ended well; failed: those that did not. By objective: searched (in the search),
-    fresh (mean over fresh seeds), se (of that mean), luck (fresh minus searched). on_front: whether it is on the
-    search's front; if so, non_dominated and probability: whether it is among the front by fresh values, and how
-    probable that is given the noise (otherwise None).
+    id; seeds: fresh trainings that ended well; failed: trainings of `star rescore` that did not. By objective: searched
+    (in the search), fresh (mean over fresh seeds), se and interval (of that mean, 95 %; None if the noise is unknown),
+    change (fresh minus searched), luck (the same, scaled: above 0 if the search's seed was lucky). on_front: whether it
+    is on the search's front; if so, non_dominated and probability: whether it is among the front by fresh values, and
+    how probable that is given the noise (otherwise None).
     """
-    repeats, front, objectives = run.repeats(), run.front(), run.objectives
+    objectives, front = run.objectives, run.front(searched=True)
     members = {c.id for c in front}
-    chosen = front + [c for c in run.candidates() if c.id in repeats and c.objectives and c.id not in members]
-    scaled = np.array([[o.scaled(c.values[o.name]) for o in objectives] for c in chosen])
+    chosen = front + [c for c in run.candidates() if c.objectives and c.id not in members]
     noisy = {k: o for k, o in enumerate(objectives) if not o.cheap}
-    fresh: dict[int, dict[int, list[float]]] = {}  # index in `chosen` -> index of objective -> scaled values
-    for i, candidate in enumerate(chosen):
-        if good := [row["objectives"] for row in repeats.get(candidate.id, ()) if row["objectives"]]:
-            fresh[i] = {k: [o.scaled(row[o.name]) for row in good] for k, o in noisy.items()}
-    pooled = {k: noise_sd([values[k] for values in fresh.values()]) for k in noisy}
-    sd = {k: noise.sd for k, noise in pooled.items() if noise is not None}
-    among = rescored(scaled[: len(front)], {i: v for i, v in fresh.items() if i < len(front)}, sd) if front else []
+    fresh = {  # index in `chosen` -> index of objective -> scaled values
+        i: {k: [o.scaled(row[o.name]) for row in good] for k, o in noisy.items()}
+        for i, c in enumerate(chosen)
+        if (good := run.fresh(c.id))
+    }
+    scaled = np.array([[o.scaled(c.values[o.name]) for o in objectives] for c in front])
+    sd = {k: noise.sd for k, o in noisy.items() if (noise := run.noise[o.name]) is not None}
+    among = rescored(scaled, {i: v for i, v in fresh.items() if i < len(front)}, sd) if front else []
     rows = []
-    for i, values in fresh.items():
-        candidate, alone = chosen[i], rescored(scaled[i : i + 1], {0: values}, sd)[0]
-        count = len(values[min(noisy)])
-        rows.append(
-            {
-                "id": candidate.id,
-                "seeds": count,
-                "failed": len(repeats[candidate.id]) - count,
-                "searched": dict(candidate.values),
-                "fresh": {o.name: o.unscaled(float(alone.mean[k])) for k, o in enumerate(objectives)},
-                "se": {o.name: float(alone.se[k]) for k, o in noisy.items()},
-                "luck": {o.name: float(alone.luck[k]) for k, o in noisy.items()},
-                "on_front": i < len(front),
-                "non_dominated": among[i].non_dominated if i < len(front) else None,
-                "probability": among[i].probability if i < len(front) else None,
-            }
-        )
+    for i in fresh:
+        searched, again = chosen[i], run.as_measured(chosen[i])
+        row: dict[str, Any] = {"id": searched.id, "seeds": len(run.fresh(searched.id))}
+        row["failed"] = sum(not repeat["objectives"] for repeat in run.repeats().get(searched.id, ()))
+        row |= {"searched": dict(searched.values), "fresh": dict(again.values)}
+        row |= {"se": {}, "interval": {}, "change": {}, "luck": {}}
+        for o in noisy.values():
+            measured, was = again.measured[o.name], searched.values[o.name]
+            row["se"][o.name] = None if measured.low is None else measured.se
+            row["interval"][o.name] = None if measured.low is None else [measured.low, measured.high]
+            row["change"][o.name] = measured.mean - was
+            row["luck"][o.name] = o.scaled(measured.mean) - o.scaled(was)
+        row |= {"on_front": i < len(front)}
+        row |= {key: getattr(among[i], key) if i < len(front) else None for key in ("non_dominated", "probability")}
+        rows.append(row)
     first = objectives[0]
     return sorted(rows, key=lambda row: first.scaled(row["fresh"][first.name]))
 
 
-def rescore_table(run: Run) -> tuple[Table, list[str]]:
+def rescore_table(run: Run) -> tuple[Listing, list[str]]:
     """`rescore_rows` as a table, and a summary in sentences."""
     rows = rescore_rows(run)
-    noises = {o: noise_sd(_fresh_values(run, o)) for o in run.objectives if not o.cheap}
-    known = any(noises.values())  # without noise, standard errors and probabilities say nothing
-    table = _table()
-    for objective in noises:
-        for text in (f"{objective.name}\nin the search", "fresh seeds", "change"):
-            table.add_column(text, justify="right", no_wrap=True)
-    for text in ("seeds", "still on\nthe front", "probability"):
-        table.add_column(text, justify="right", no_wrap=True)
+    noises = {o: run.noise[o.name] for o in run.objectives if not o.cheap}
+    known = any(noises.values())  # without noise, intervals and probabilities say nothing
+    columns = [Column("id")]
+    for o in noises:
+        columns += [Column(f"{o.name} in\nthe search", right=True), Column("fresh seeds", right=True)]
+        columns += [Column("change", right=True)]
+    columns += [Column("seeds", right=True), Column("on the\nfront", right=True)]
+    listing = Listing(*columns, Column("prob-\nability", right=True, spare=1))
     for row in rows:
-        cells = []
-        for o, noise in noises.items():
-            searched, fresh, se, luck = (row[key][o.name] for key in ("searched", "fresh", "se", "luck"))
-            cells += [f"{searched:.4f}", f"{fresh:.4f}" + (f" +- {se:.4f}" if noise else ""), f"{luck:+.4f}"]
-        stays = {True: "yes", False: "no", None: "not on it"}[row["non_dominated"]]
+        c, cells = run.candidate(row["id"]), []
+        for o in noises:
+            again = format_measured(o, run.as_measured(c).measured[o.name])
+            cells += [format_value(o, row["searched"][o.name]), again, f"{round(row['change'][o.name], 3) + 0.0:+.3f}"]
+        stays = {True: "yes", False: "no", None: ""}[row["non_dominated"]]
         probability = f"{row['probability']:.2f}" if known and row["probability"] is not None else ""
-        table.add_row(row["id"], *cells, str(row["seeds"]), stays, probability)
+        listing.add(c.id, *cells, str(row["seeds"]), stays, probability)
     lines = []
     for o, noise in noises.items():
-        lucks = [row["luck"][o.name] for row in rows if row["on_front"]]
         if noise:
             lines.append(
                 f"noise of {o.name} between seeds: sd {noise.sd:.4f} (95 % interval {noise.low:.4f} to "
-                f"{noise.high:.4f}, {noise.degrees} degrees of freedom)"
+                f"{noise.high:.4f}, {noise.degrees} degrees of freedom), the error of one loss in the search"
             )
         elif rows:
             lines.append(f"noise of {o.name} between seeds: unknown; star rescore {run.path} --seeds 2 measures it")
-        if lucks:
+        if lucks := [row["luck"][o.name] for row in rows if row["on_front"]]:
             change = float(np.mean(lucks))
-            text = f"{abs(change):.4f} {display_unit(o)} {'worse' if change > 0 else 'better'}"
+            text = f"{abs(change):.4f} {o.unit} {'worse' if change > 0 else 'better'}"
             lines.append(f"with fresh seeds the front is {text} on average than in the search")
     failed = sum(row["failed"] for row in rows)
-    return table, lines + ([f"{plural(failed, 'training')} failed"] if failed else [])
+    lines += [f"{plural(failed, 'training')} failed"] if failed else []
+    if rows and not run.rescored:
+        lines.append(f"star front {run.path} shows the search's values until all members have fresh seeds")
+    return listing, lines
 
 
-def _fresh_values(run: Run, objective: Objective) -> list[list[float]]:
-    """Values of an objective from fresh seeds, by candidate."""
-    return [[r["objectives"][objective.name] for r in rows if r["objectives"]] for rows in run.repeats().values()]
+def front_rows(run: Run, members: list[Candidate] | None = None, baselines: bool = False) -> list[dict]:
+    """The front, or `members`, for programs.
 
-
-def front_rows(run: Run, members: list[Candidate] | None = None) -> list[dict]:
-    """The front, or `members`, for programs: id, genome (as in a genome file), objectives in their units.
-
-    A refined member also has its recipe.
+    id, name (of a baseline), origin, generation, knee (whether it is the knee), genome (as in a genome file),
+    objectives in their units, searched (the same in the search; None of a refined one), and measured, by noisy
+    objective: mean, se, n (seeds), fresh (whether none decided about it), low and high (95 %), None if unknown.
+    A refined member also has its recipe. baselines: add them at the end.
     """
     rows = []
-    for c in run.front() if members is None else members:
-        recipe = {"recipe": dataclasses.asdict(c.recipe)} if c.recipe else {}
-        rows.append({"id": c.id, "genome": to_json(c.genome), "objectives": dict(c.values)} | recipe)
+    knee = run.knee().id if run.front() else None
+    for c in _listed(run, members, baselines):
+        row: dict[str, Any] = {
+            "id": c.id,
+            "name": c.name,
+            "origin": c.origin,
+            "generation": c.generation,
+            "knee": c.id == knee,
+        }
+        searched = None if c.recipe else dict(run.candidate(c.id).values)
+        row |= {"genome": to_json(c.genome), "objectives": dict(c.values), "searched": searched}
+        row["measured"] = plain({name: dataclasses.asdict(m) for name, m in c.measured.items()})
+        rows.append(row | ({"recipe": dataclasses.asdict(c.recipe)} if c.recipe else {}))
     return rows
 
 
-def front_csv(run: Run, members: list[Candidate] | None = None) -> str:
-    """The front, or `members`, as CSV: id, generation, one column per objective, genome text."""
+def front_csv(run: Run, members: list[Candidate] | None = None, baselines: bool = False) -> str:
+    """The front, or `members`, as CSV: id, generation, one column per objective, genome text; then by noisy objective
+    its se, low and high (95 %) and seeds, empty if unknown. baselines: add them at the end, with that generation.
+    """
     out = io.StringIO()
     names = [objective.name for objective in run.objectives]
+    noisy = [o.name for o in run.objectives if not o.cheap]
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["id", "generation", *names, "genome"])
-    for c in run.front() if members is None else members:
-        writer.writerow([c.id, c.generation, *(c.values[name] for name in names), c.genome.text])
+    errors = [f"{name}_{key}" for name in noisy for key in ("se", "low", "high", "seeds")]
+    writer.writerow(["id", "generation", *names, "genome", *errors])
+    for c in _listed(run, members, baselines):
+        found = [c.measured[name] for name in noisy]
+        errors = [value for m in found for value in plain((m.se, m.low, m.high, m.n))]
+        generation = "baseline" if c.origin == "baseline" else c.generation
+        writer.writerow([c.id, generation, *(c.values[name] for name in names), c.genome.text, *errors])
     return out.getvalue()
+
+
+def _listed(run: Run, members: list[Candidate] | None, baselines: bool) -> list[Candidate]:
+    found = run.front() if members is None else members
+    added = [c for c in run.candidates("baseline") if c.objectives] if baselines else []
+    return found + [run.as_measured(c) if run.rescored or members is not None else c for c in added]
+
+
+def plain(data: Any) -> Any:
+    """JSON data: numbers of Python, None for what is not finite."""
+    if isinstance(data, dict):
+        return {key: plain(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [plain(value) for value in data]
+    if isinstance(data, float | np.floating):
+        return float(data) if np.isfinite(data) else None
+    return data.item() if isinstance(data, np.generic) else data
 
 
 def status_lines(run: Run) -> list[str]:
@@ -195,7 +264,6 @@ def status_lines(run: Run) -> list[str]:
     if status["idle"] is not None:
         lines.append(f"workers were idle {status['idle']:.0%} of the time ({status['workers']} workers)")
     lines += [_surrogate_line(name, found) for name, found in status["surrogate"].items()]
-    lines += _operator_lines(run)
     lines += [_refinement_line(run, found, status["active"]) for found in status["refinements"]]
     failures = status["failures"]
     lines += [f"  {failure['id']}: {failure['status']}: {failure['reason']}" for failure in failures[:MOST_FAILURES]]
@@ -230,33 +298,36 @@ def _refinement_line(run: Run, found: dict, active: bool) -> str:
     )
 
 
-def _operator_lines(run: Run) -> list[str]:
+def operator_table(run: Run) -> Listing:
     """Success of each variation operator: candidates assessed, and how many of them joined the front."""
-    rows = [row for row in run.operators() if row["assessed"]]
-    if not rows:
-        return []
-    lines = ["", f"{'variation':<14}{'assessed':>9}{'joined the front':>18}{'repaired':>10}{'duplicates':>12}"]
-    for row in rows:
-        joined = f"{row['improved']} ({row['improved'] / row['assessed']:.0%})"
-        made = row["generated"]
-        shares = [f"{row[key] / made:.0%}" if made else "" for key in ("repaired", "duplicates")]
-        lines.append(f"{row['operator']:<14}{row['assessed']:>9}{joined:>18}{shares[0]:>10}{shares[1]:>12}")
-    return [*lines, ""]
+    heads = ("assessed", "joined the front", "repaired", "duplicates")
+    listing = Listing(Column("variation"), *(Column(head, right=True) for head in heads))
+    for row in run.operators():
+        if row["assessed"]:
+            joined, made = f"{row['improved']} ({row['improved'] / row['assessed']:.0%})", row["generated"]
+            shares = [f"{row[key] / made:.0%}" if made else "" for key in ("repaired", "duplicates")]
+            listing.add(row["operator"], str(row["assessed"]), joined, *shares)
+    return listing
 
 
 def summary_lines(run: Run) -> list[str]:
     """Quality of the front: against n-gram baselines of the same text, and against the initial population."""
-    losses = [c.values["loss"] for c in run.front() if "loss" in c.values]
-    lines = []
+    members = [c for c in run.front() if "loss" in c.values]
+    lines = front_notes(run)
     references = run.status()["baselines"]
-    if losses and references:
+    if members and references:
+        losses = [c.values["loss"] for c in members]
         beaten = {name: sum(loss < level for loss in losses) for name, level in references.items()}
         words = [f"byte {name} {references[name]:.3f} (beaten by {n} of {len(losses)})" for name, n in beaten.items()]
-        lines.append(f"loss of the front: {min(losses):.3f} to {max(losses):.3f} nats/byte; {', '.join(words)}")
+        ends = sorted((c.measured["loss"] for c in members), key=lambda m: m.mean)
+        loss = next(o for o in run.objectives if o.name == "loss")
+        low, high = (format_measured(loss, end) for end in (ends[0], ends[-1]))
+        lines.append(f"loss of the front: {low} to {high} nats/byte; {', '.join(words)}")
     volumes = run.hypervolume()
     initial = [row["hypervolume"] for row in volumes if row["generation"] == 0]
     if initial:
         first, last = initial[-1], volumes[-1]["hypervolume"]
         gain = f" ({last / first:.2f} x)" if first > 0 else ""
-        lines.append(f"hypervolume: initial population {first:.3f}, now {last:.3f}{gain}")
+        again = f", one seed each; with fresh seeds {run.hypervolume_of(run.front()):.3f}" if run.rescored else ""
+        lines.append(f"hypervolume: initial population {first:.3f}, now {last:.3f}{gain}{again}")
     return lines

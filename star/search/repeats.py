@@ -39,7 +39,7 @@ def rescore(
     emit = Emitter(callbacks)
     with open_run(run, workers, data) as session:
         found, record = Run(run), session.record
-        members = [found.candidate(id) for id in ids] if ids else found.front()
+        members = [found.candidate(id) for id in ids] if ids else found.front(searched=True)
         if not members:
             raise UserError(f"{run} has no front to measure again; star status {run} shows its progress")
         for member in members:

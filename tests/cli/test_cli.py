@@ -2,6 +2,7 @@
 
 import json
 import os
+import pkgutil
 import re
 import shutil
 import signal
@@ -15,10 +16,13 @@ import pytest
 from typer.testing import CliRunner
 
 import star
+from star import config
 from star.cli import app
+from star.cli.arguments import ALGORITHMS, ENGINES, PRESETS
 from star.errors import RunFailed
 from star.genome import from_json, gene_table
 from star.run import Run
+from star.search import algorithms
 from star.store.database import disk_full
 
 ROOT = Path(star.__file__).parents[1]
@@ -82,21 +86,24 @@ def run(evolved) -> Path:
 # Every verb on a real run.
 
 
-def test_evolve_prints_the_front_and_writes_plots_and_the_knee(evolved):
+def test_evolve_prints_the_front_and_writes_plots_and_exports_the_best_and_the_knee(evolved):
     run, output = evolved
     opened = Run(run)
     for words in ("candidates to train", "initial population done", "generation 1 of 1 done", "left)"):
         assert words in output
     assert "All 7 candidates are done." in output
-    assert all(member.id in output for member in opened.front()) and "<- knee" in output
+    assert all(member.id in output for member in opened.front()) and f"{opened.knee().id} knee" in output
     for word in ("byte unigram", "byte bigram", "hypervolume: initial population", "beaten by"):
         assert word in output
     for name in ("pareto_fronts", "hypervolume", "learning_curves", "knee_genome"):
         assert (run / "plots" / f"{name}.png").exists() and (run / "plots" / f"{name}.svg").exists()
     assert (run / "plots" / "report.html").exists()
-    folder = run / "exported" / opened.knee().id
-    assert {path.name for path in folder.iterdir()} == {"config.json", "model.py", "model.safetensors"}
-    assert "Sample after 'def '" in output and len(output.rpartition("'):\n\n")[2]) > 100
+    for member in (opened.best(), opened.knee()):
+        folder = run / "exported" / member.id
+        assert {path.name for path in folder.iterdir()} == {"config.json", "model.py", "model.safetensors"}
+        assert str(folder) in output
+    assert "best loss, to use or to train for longer" in output
+    assert "Sample of the best after 'def '" in output and len(output.rpartition("'):\n\n")[2]) > 100
 
 
 def test_evolve_again_has_nothing_left_to_do(evolved, settings):
@@ -108,13 +115,15 @@ def test_evolve_again_has_nothing_left_to_do(evolved, settings):
 
 def test_front_as_json_and_csv(run):
     rows = json.loads(ok("front", run, "--json"))
-    assert [set(row) for row in rows] == [{"id", "genome", "objectives"}] * len(rows) and rows
+    assert rows and [row["knee"] for row in rows].count(True) == 1
+    assert all(row["measured"]["loss"]["se"] > 0 and row["generation"] in (0, 1) for row in rows)
+    assert len(json.loads(ok("front", run, "--json", "--baselines"))) == len(rows) + 1
     assert all(
         from_json(row["genome"]).id == row["id"] and set(row["objectives"]) == {"loss", "parameters", "cache"}
         for row in rows
     )
     table = ok("front", run, "--csv").splitlines()
-    assert table[0] == "id,generation,loss,parameters,cache,genome" and len(table) == len(rows) + 1
+    assert table[0].startswith("id,generation,loss,parameters,cache,genome,loss_se,") and len(table) == len(rows) + 1
     assert "exclude each other" in refused("front", run, "--json", "--csv")
 
 
@@ -127,10 +136,10 @@ def test_rescore_says_that_one_seed_measures_no_noise(run, tmp_path):
     path = Path(shutil.copytree(run, tmp_path / "run"))
     output = ok("rescore", path, "knee", "--seeds", 1)
     assert "training 1 candidate of" in output and "1 fresh seed each" in output
-    assert "noise of loss between seeds: unknown" in output and "+-" not in output
+    assert "noise of loss between seeds: unknown" in output and "[" not in output
     rows = json.loads(ok("rescore", path, "knee", "--seeds", 2, "--json"))
     assert [row["seeds"] for row in rows] == [2] and rows[0]["failed"] == 0
-    assert "+-" in ok("rescore", path, "knee", "--seeds", 2)
+    assert re.search(r"\d\.\d+ \[\d\.\d+, \d\.\d+\]", ok("rescore", path, "knee", "--seeds", 2))
     assert "no candidate with an id that begins with 'zzz'" in refused("rescore", path, "zzz")
 
 
@@ -178,10 +187,58 @@ def test_export_and_generate(run, tmp_path):
     ok("export", f"{run}:knee", "--out", tmp_path / "model", "--overwrite")
 
 
+def test_rescored_losses_are_what_front_and_exports_show(run, tmp_path):
+    path = Path(shutil.copytree(run, tmp_path / "run"))
+    searched = {row["id"]: row["objectives"]["loss"] for row in json.loads(ok("front", path, "--json"))}
+    fresh = {row["id"]: row["fresh"]["loss"] for row in json.loads(ok("rescore", path, "--seeds", 2, "--json"))}
+    shown = {row["id"]: row["objectives"]["loss"] for row in json.loads(ok("front", path, "--json"))}
+    assert set(shown) <= set(searched) and all(shown[id] == fresh[id] != searched[id] for id in shown)
+    assert all(f"{loss:.3f} [" in ok("front", path) for loss in shown.values())
+    ok("export", f"{path}:best", "--out", tmp_path / "model")
+    metrics = json.loads((tmp_path / "model" / "config.json").read_text())["metrics"]
+    best = Run(path).best()
+    assert metrics["loss"] == shown[best.id] and metrics["loss_seeds"] == 2
+    assert metrics["loss_low"] < metrics["loss"] < metrics["loss_high"]
+    assert metrics["val_loss"] == searched[best.id], "of the weights in the folder"
+
+
+def test_generate_from_a_member_of_a_front(run):
+    best = Run(run).best()
+    options = ("--prompt", "def ", "--tokens", 20)
+    assert ok("generate", f"{run}:best", *options) == ok("generate", f"{run}:{best.id}", *options)
+    assert "no candidate with an id" in refused("generate", f"{run}:zzz")
+
+
+def test_a_member_of_a_run_is_trained_on_its_text_with_its_recipe(run, text, tmp_path):
+    ok("train", f"{run}:best", "--out", tmp_path / "model")
+    source = json.loads((tmp_path / "model" / "config.json").read_text())["source"]
+    best, opened = Run(run).best(), Run(run)
+    assert source["run"] == str(run) and source["id"] == best.id
+    assert source["fingerprint"] == opened.corpus["fingerprint"]
+    stored = json.loads((tmp_path / "model" / "training.json").read_text())
+    assert stored["recipe"]["tokens"] == 1024 and stored["recipe"]["seq_len"] == opened.config.training.seq_len
+    ok("train", f"{run}:best", "--preset", "smoke", "--tokens", 2048, "--out", tmp_path / "other")
+    assert json.loads((tmp_path / "other" / "training.json").read_text())["recipe"]["tokens"] == 2048
+    moved = text.with_name("elsewhere")
+    text.rename(moved)
+    try:
+        sentence = refused("train", f"{run}:best", "--out", tmp_path / "third")
+        assert str(run) in sentence and str(text) in sentence and "--data" in sentence
+        ok("train", f"{run}:best", "--data", moved, "--out", tmp_path / "third")
+    finally:
+        moved.rename(text)
+    (text / "0.py").write_text((first := (text / "0.py").read_text()) + "# changed\n")
+    try:
+        assert "is not the one of" in refused("train", f"{run}:best", "--out", tmp_path / "fourth")
+    finally:
+        (text / "0.py").write_text(first)
+
+
 def test_export_of_an_untrained_genome_is_asked_for(tmp_path):
     command = ("export", "transformer++", "--d-model", 32, "--depth", 2, "--out", tmp_path / "model")
     assert "--untrained" in refused(*command)
     ok(*command, "--untrained")
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["name"] == "transformer++ layout"
     assert star.genome.load_genome("transformer++", 32, 2) == star.export.load(tmp_path / "model").genome
 
 
@@ -278,6 +335,39 @@ def test_version_and_list_of_verbs():
     assert ok("--version") == f"star {star.__version__}\n"
     output = ok("--help")
     assert [verb for verb in VERBS if re.search(rf"^  {verb} ", output, re.MULTILINE)] == list(VERBS)
+
+
+def test_help_and_completion_name_what_there_is():
+    assert set(PRESETS) == set(config.PRESETS)
+    assert set(ALGORITHMS) == {module.name for module in pkgutil.iter_modules(algorithms.__path__)}
+    assert ", ".join(ENGINES) in next(row["legal"] for row in config.describe() if row["key"] == "engine.kind")
+    for verb in ("evolve", "train"):
+        output = "".join(ok(verb, "--help").split())  # help breaks lines at hyphens
+        assert all(f"{name}," in output or f"{name}(default)" in output for name in list(config.PRESETS)[:-1])
+
+
+@pytest.mark.parametrize(
+    "typed, offered",
+    [
+        ("star resc", {"rescore"}),
+        ("star show lfm2-3", {"lfm2-350m"}),
+        ("star train --preset two", {"two-stage"}),
+        ("star generate RUN:be", {"RUN:best"}),
+        ("star show nowhere:be", set()),
+    ],
+)
+def test_the_shell_completes_verbs_names_and_ids(run, typed, offered):
+    words = typed.replace("RUN", str(run))
+    asked = {"_STAR_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": words}
+    command = [sys.executable, "-c", "import sys; sys.argv[0] = 'star'; from star.cli import main; main()"]
+    found = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)} | asked, capture_output=True, text=True)
+    names = {name.replace("\\", "") for name in re.findall(r'"([^"]*)"', found.stdout)}
+    assert found.returncode == 0 and {name.replace(str(run), "RUN") for name in names} >= offered, found.stdout
+
+
+def test_names_of_the_package_are_listed_once():
+    assert star.Run and star.load
+    assert len(dir(star)) == len(set(dir(star))) and {"Run", "load"} <= set(dir(star))
 
 
 def test_the_command_line_alone_imports_nothing_heavy():

@@ -30,7 +30,11 @@ def test_the_front_and_the_repeated_measurements_are_the_recorded_ones(run):
     rows = json.loads(call("front", run, "--json"))
     members = {row["id"]: row["objectives"]["loss"] for row in rows}
     assert set(members) == {KNEE, "b089d02312b3", "85afb847394a", "a28cec51f444"}
-    assert members[KNEE] == pytest.approx(2.6927, abs=1e-4)
+    assert next(row for row in rows if row["id"] == KNEE)["searched"]["loss"] == pytest.approx(2.6927, abs=1e-4)
+    fresh = [row["loss"] for row in star.Run(run).fresh(KNEE)]
+    assert len(fresh) == 3 and members[KNEE] == pytest.approx(sum(fresh) / 3), (
+        "rescored once and refined with two seeds"
+    )
     repeats = star.Run(run).repeats()
     assert repeats[KNEE][0]["objectives"]["loss"] == pytest.approx(2.7319, abs=1e-4)
     assert star.Run(run).status()["finished"]

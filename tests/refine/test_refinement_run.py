@@ -3,6 +3,7 @@ refuses bad use.
 """
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -27,6 +28,7 @@ from star.report.page import write_page
 from star.report.refinement import refinement_json, refinement_lines, refinement_table
 from star.report.setting_effects import everything_seen, ols_hc3, planner_of, regression
 from star.run import Run
+from star.search.repeats import rescore
 from star.store import CandidateFiles, RunLock, Store, read_events
 from star.store.files import WEIGHTS, write_atomically
 
@@ -112,7 +114,7 @@ def test_recipes_are_improved_and_the_search_is_untouched(fresh):
     ending = tune(fresh, settings, callbacks=[events.append])
     assert ending.status == "finished" and history(fresh) == before
     found = Run(fresh)
-    assert [(c.id, c.objectives) for c in found.front()] == front
+    assert [(c.id, c.objectives) for c in found.front(searched=True)] == front
     refined = found.refinement()
     assert refined.finished and 21 < refined.spent <= 24
     for row in refined.members():
@@ -146,7 +148,33 @@ def test_recipes_are_improved_and_the_search_is_untouched(fresh):
     text = "\n".join(refinement_lines(refined, analysis=True))
     assert "regression of the loss" in text and "what the process listens to" in text and "perplexity -" in text
     json.dumps(refinement_json(refined, analysis=True), allow_nan=False)
-    assert refinement_table(refined).row_count == len(refined.front())
+    assert len(refinement_table(refined).rows) == len(refined.front()) + len(refined.unmeasured())
+
+
+def test_one_seed_and_fresh_seeds_are_never_in_one_front_or_curve(fresh):
+    one_seed = Run(fresh).hypervolume()[-1]["hypervolume"]
+    tune(fresh, small(fresh, members="2", change="recipes", budget=24, design=4))
+    found = Run(fresh)
+    refined = found.refinement()
+    assert all(c.measured["loss"].fresh for c in refined.front())
+    assert {c.id for c in refined.unmeasured()} == {c.id for c in found.front()} - set(refined.settings.members)
+    rows = refined.progress()
+    assert rows[0]["purpose"] == "member" and rows[0]["hypervolume"] == pytest.approx(one_seed)
+    measured_twice = [row for row in rows if row["purpose"] in ("member", "confirm")]
+    assert all(
+        row["hypervolume"] == before["hypervolume"]
+        for before, row in itertools.pairwise(rows)
+        if row["purpose"] == "confirm"
+    ), "a further seed of a candidate is no new candidate"
+    assert measured_twice
+    rescore(fresh, 2, engine=InProcess("test_refinement_run:landscape"))
+    found = Run(fresh)
+    refined = found.refinement()
+    assert found.rescored and not refined.unmeasured()
+    assert refined.hypervolume()[0] == found.hypervolume_of(found.front())
+    member = refined.settings.members[0]
+    assert refined.measured(member).n == len(found.fresh(member)) == 4, "by star refine and by star rescore"
+    assert choose_members(found, "2") == refined.settings.members, "the same command still resumes"
 
 
 def test_only_members_that_were_asked_for_are_trained_unless_the_front_is_the_aim(fresh):

@@ -13,24 +13,26 @@ import pytest
 from fakes import config, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.collections import PathCollection
 from matplotlib.patches import FancyBboxPatch, PathPatch
 from rich.console import Console
 
 from star.config import load_config
 from star.cost import costs
 from star.errors import UserError
-from star.genome import Gene, Genome, Space, from_json, gene_table, load_genome, resolve
+from star.genome import Gene, Genome, Space, from_json, gene_table, layout_name, load_genome, resolve
 from star.report.curves import learning_curves
 from star.report.fronts import attainment, pareto_fronts
 from star.report.genome_diagram import genome_diagram
 from star.report.hypervolume import hypervolume
+from star.report.listing import Column, Listing
 from star.report.page import write_page
 from star.report.plots import PLOTS, write_plots
 from star.report.sharing import FEATURES, WEIGHTS, layer_cache, layer_parameters, sharing_links
 from star.report.show import gene_reference, show_genome
 from star.report.style import log_ticks, save_figure, save_one
-from star.report.tables import front_csv, front_rows, front_table, status_lines, summary_lines
-from star.report.units import format_bytes, format_count, format_seconds
+from star.report.tables import front_csv, front_rows, front_table, operator_table, status_lines, summary_lines
+from star.report.units import baseline_name, format_bytes, format_count, format_seconds
 from star.run import Run
 from star.search import evolve
 
@@ -70,8 +72,8 @@ def texts(figure) -> list[str]:
     return [text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text")) if text.get_text()]
 
 
-def printed(*parts) -> str:
-    out = Console(file=io.StringIO(), width=150, markup=False, highlight=False)
+def printed(*parts, width=150) -> str:
+    out = Console(file=io.StringIO(), width=width, markup=False, highlight=False)
     for part in parts:
         out.print(part)
     return out.file.getvalue()
@@ -87,12 +89,12 @@ def test_pareto_fronts_show_every_candidate_in_every_pair(trained):
     candidates = [c for c in trained.candidates() if c.objectives]
     evolved = [c for c in candidates if c.origin != "baseline"]
     for axes in panels:
-        shown = sum(len(collection.get_offsets()) for collection in axes.collections)
+        shown = sum(len(c.get_offsets()) for c in axes.collections if isinstance(c, PathCollection))
         assert shown == len(candidates) + 1  # the knee is marked on top
         assert len(axes.lines) == 1 and len(axes.lines[0].get_xdata()) >= 3
         assert re.search(r"\((nats/byte|parameters|bytes)\)", axes.get_xlabel()) and axes.get_ylabel()
     words = texts(figure)
-    assert words.count("transformer++") == 3
+    assert sum(word.startswith("transformer++ layout, ") for word in words) == 3
     members = len(trained.front())
     assert {f"Pareto front ({members})", f"dominated ({len(evolved) - members})"} <= set(words)
 
@@ -126,7 +128,8 @@ def test_learning_curves_show_all_candidates_and_both_references(trained):
     assert {f"byte {name} {loss:.2f}" for name, loss in references.items()} <= set(texts(figure))
     low, high = axes.get_ylim()
     assert all(low < loss < high for loss in references.values())
-    assert {"initial", "generation 1", "transformer++"} <= set(texts(figure))
+    assert {"initial", "generation 1"} <= set(texts(figure))
+    assert any(word.startswith("transformer++ layout, ") for word in texts(figure))
 
 
 def test_plots_are_written_as_png_and_svg(trained, tmp_path):
@@ -244,16 +247,57 @@ def test_front_table_marks_the_knee_and_lists_baselines(trained):
     text = printed(front_table(trained))
     for member in trained.front():
         assert member.id in text
-    assert re.search(rf"{trained.knee().id}.*<- knee", text)
-    assert "transformer++" in text and "(nats/byte)" in text
+    assert re.search(rf"{trained.knee().id} knee", text)
+    assert "transformer++ layout" in text and "(nats/byte)" in text
+
+
+@pytest.mark.parametrize("width", (50, 80, 100, 120))
+def test_a_table_fits_the_terminal_and_breaks_no_class_name(failing, width):
+    text = printed(front_table(failing), width=width)
+    assert max(map(len, text.splitlines())) <= width and "…" not in text
+    names = {name for c in failing.front() for name in c.genome.class_names}
+    lines = [line for c in failing.front() for line in text.splitlines() if line.startswith(c.id)]
+    assert len(lines) == len(failing.front()), "one line a member"
+    for line in lines if "genome" in text.splitlines()[1] else ():
+        assert re.sub(r"\(x\d+\)$", "", re.sub(r" \+\d+$", "", line.rstrip()).split()[-1]) in names
+    for head in ("generation", "genome"):
+        assert head in text, "shown, or said to be left out"
+
+
+def test_columns_are_left_out_in_order_and_named():
+    listing = Listing(Column("id"), Column("a", spare=2), Column("b", right=True, spare=1), Column("words", 0, 3, True))
+    listing.add("one", "aaaaaaaaaa", "bbbbbbbbbb", "some long words")
+    listing.add("two", "a", "b", "word", style="dim")
+    assert "no room" not in printed(listing, width=60)
+    assert re.search("for b$", printed(listing, width=25).strip())
+    assert "aaaaaaaaaa" not in printed(listing, width=15) and "for a, b" in " ".join(printed(listing, width=15).split())
+    assert listing.html().count("<td") == 8 and '<td class="number">b</td>' in listing.html()
+
+
+def test_a_baseline_is_named_for_what_it_is(failing, trained):
+    names = {baseline_name(failing, c) for c in failing.candidates("baseline")}
+    assert len(names) == 2 and all(re.fullmatch(r"(transformer\+\+|lfm2) layout, [\d.]+ K", name) for name in names)
+    shown = [printed(front_table(failing)), *texts(pareto_fronts(failing)), *texts(learning_curves(trained))]
+    assert not any("lfm2-350m" in text for text in shown)
+    assert [layout_name(name) for name in ("lfm2-350m", "llama-3.2-1b", "samba-hybrid")] == [
+        "lfm2 layout",
+        "llama-3.2 layout",
+        "samba-hybrid layout",
+    ]
 
 
 def test_front_for_programs_is_the_front(trained):
     rows = json.loads(json.dumps(front_rows(trained)))
-    assert [row.keys() for row in rows] == [{"id", "genome", "objectives"}] * len(rows)
+    keys = {"id", "name", "origin", "generation", "knee", "genome", "objectives", "searched", "measured"}
+    assert [set(row) for row in rows] == [keys] * len(rows)
+    assert [row["id"] for row in rows if row["knee"]] == [trained.knee().id]
+    assert all(row["measured"]["loss"]["se"] > 0 and row["measured"]["loss"]["n"] == 1 for row in rows)
     ids = [c.id for c in trained.front()]
     assert [from_json(row["genome"]).id for row in rows] == [row["id"] for row in rows] == ids
     table = list(csv.DictReader(io.StringIO(front_csv(trained))))
+    more = front_rows(trained, baselines=True)
+    assert more[: len(rows)] == rows and [row["name"] for row in more[len(rows) :]] == ["transformer++"]
+    assert front_csv(trained, baselines=True).splitlines()[-1].split(",")[1] == "baseline"
     assert [float(row["loss"]) for row in table] == [row["objectives"]["loss"] for row in rows]
     assert [load_genome(row["genome"], head_dim=8, d_model=32).id for row in table] == [row["id"] for row in rows]
 
@@ -262,6 +306,8 @@ def test_status_says_how_far_and_how_good(trained, failing):
     text = "\n".join(status_lines(trained) + summary_lines(trained))
     assert "finished" in text and "7 of 7 candidates done" in text
     assert "byte unigram" in text and "byte bigram" in text and "hypervolume: initial population" in text
+    table = printed(operator_table(trained))
+    assert "joined the front" in table and "mutation" in table
     text = "\n".join(status_lines(failing))
     assert "this genome never works" in text and "failed" in text
 
@@ -310,6 +356,11 @@ def test_the_page_is_one_file_with_everything_in_it(trained, tmp_path):
         assert b"<svg" in base64.b64decode(source.removeprefix("data:image/svg+xml;base64,"))
     assert "script" not in parser.tags and "link" not in parser.tags
     assert trained.knee().id in html and "search.population" in html and "transformer++" in html
+    assert parser.tags.count("table") >= 3, "variation, front, configuration"
+    rows = len(trained.front()) + len(operator_table(trained).rows) + len(trained.candidates("baseline")) + 2
+    assert parser.tags.count("tr") >= rows
+    text = re.sub(r"<[^>]*>", " ", html)
+    assert not re.search(r"variation\s+assessed joined", text), "a table is no paragraph"
     for plot in PLOTS:  # the whole first paragraph of its docstring
         assert f"<p>{' '.join(plot.__doc__.split(chr(10) * 2)[0].split())}</p>" in html
 

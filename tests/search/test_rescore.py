@@ -35,7 +35,7 @@ def test_every_member_is_measured_with_fresh_seeds_and_the_search_is_untouched(t
     assert len(set(fresh)) == len(fresh) and not searched & set(fresh)
     assert all(job["stop_tokens"] is None and job["directory"] is None and not job["keep_weights"] for job in SEEN)
     again = Run(tmp_path)
-    assert history(tmp_path) == before and [(c.id, c.objectives) for c in again.front()] == front
+    assert history(tmp_path) == before and [(c.id, c.objectives) for c in again.front(searched=True)] == front
     for id, objectives in front:
         rows = again.repeats()[id]
         assert sorted(row["repeat"] for row in rows) == [0, 1, 2]
@@ -56,7 +56,7 @@ def test_a_killed_rescore_goes_on(tmp_path):
         except ConnectionError:
             pass
     counts = {id: sorted(row["repeat"] for row in rows) for id, rows in Run(tmp_path).repeats().items()}
-    assert counts == {c.id: [0, 1] for c in Run(tmp_path).front()} and _ > 0
+    assert counts == {c.id: [0, 1] for c in Run(tmp_path).front(searched=True)} and _ > 0
 
 
 def test_a_search_goes_on_after_a_rescore(tmp_path):

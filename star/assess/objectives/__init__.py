@@ -20,6 +20,7 @@ class Objective:
     measure: reads it from `star.cost.Costs` if cheap, else from the metrics of a trained candidate.
     direction: "min" or "max". cheap: exact, and known before training.
     log_scale: spans orders of magnitude, so algorithms and the hypervolume use log10(1 + value).
+    error: reads the standard error of the evaluation from the metrics, if it is known.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Objective:
     direction: str = "min"
     cheap: bool = False
     log_scale: bool = False
+    error: Callable[[dict], float | None] = lambda metrics: None
 
     def scaled(self, value: float) -> float:
         """The value as algorithms see it: smaller is better, evenly spread."""
