@@ -47,7 +47,7 @@ def main() -> None:
     HERE.mkdir(exist_ok=True)
     operators().savefig(HERE / "operators.png")
     genome = load_genome("lfm2-350m", d_model=256, depth=8, head_dim=32)
-    genome_diagram(genome, seq_len=4096, name="lfm2-350m, 8 LIVs of width 256").savefig(HERE / "genome.png", dpi=110)
+    genome_diagram(genome, seq_len=4096, name="lfm2 layout, 8 LIVs of width 256").savefig(HERE / "genome.png", dpi=110)
     shared = load_genome("12.1.2.0.0-9-12.1.2.0.0-9-10.0.0.1.2-9-10.0.0.1.2", d_model=64, head_dim=16)
     genome_diagram(shared, seq_len=4096, name="shared weights and shared features").savefig(
         HERE / "sharing.png", dpi=110

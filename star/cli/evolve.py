@@ -133,6 +133,7 @@ def report(path: Path) -> None:
     from star.cli.plot import write_all
     from star.export import export_model
     from star.report.tables import front_table, summary_lines
+    from star.report.units import format_objective
     from star.run import Run
 
     run = Run(path)
@@ -142,9 +143,9 @@ def report(path: Path) -> None:
     write_all(run)
     best, knee = run.best(), run.knee()
     first = run.objectives[0].name
-    uses = {best.id: f"best {first}, to use or to train for longer (star train {path}:best)"}
+    uses = {best.id: f"best {first}, to use or to train for longer: star train {path}:best"}
     if knee.id != best.id:
-        uses[knee.id] = "knee, where memory is short: near the best of every objective, so not the best in any"
+        uses[knee.id] = "knee, for little memory: the member nearest to the best of every objective"
     exported = {}
     for candidate in (best, knee):
         if run.weights(candidate.id) is not None and candidate.id not in exported:
@@ -153,7 +154,8 @@ def report(path: Path) -> None:
             folder = path / "exported" / candidate.id
             model = exported[candidate.id]
             export_model(model, model.genome, folder, source=chosen.source, metrics=chosen.metrics, overwrite=True)
-            say(f"exported as a PyTorch module: {folder} ({uses[candidate.id]})")
+            values = ", ".join(f"{o.name} {format_objective(o, candidate)}" for o in run.objectives)
+            say(f"exported {folder} ({values}): {uses[candidate.id]}")
     if best.id in exported:
         prompt = "def "
         say(f"\nSample of the best after {prompt!r} (star generate {path}:best --prompt {prompt!r}):\n")

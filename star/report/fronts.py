@@ -75,22 +75,25 @@ def _panel(
         x, y = _columns([_at(c, pair) for c in candidates])
         axes.scatter(x, y, size, **look)
 
-    def bars(candidates: list[Candidate], color: str) -> None:
+    def bars(candidates: list[Candidate], color: str, **look: Any) -> None:
         x, y = _columns([_at(c, pair) for c in candidates])
         lengths: dict[str, Any] = {}
         for key, o in zip(("xerr", "yerr"), pair, strict=True):
             if not o.cheap:
                 lengths[key] = np.array([error_bar(c.measured[o.name]) for c in candidates]).reshape(-1, 2).T
-        axes.errorbar(x, y, **lengths, fmt="none", ecolor=color, elinewidth=0.8, alpha=0.5, zorder=3)
+        if lengths:
+            axes.errorbar(x, y, **lengths, fmt="none", ecolor=color, elinewidth=0.8, alpha=0.5, zorder=3, **look)
 
     axes.set_xlabel(axis_label(pair[0]))
     axes.set_ylabel(axis_label(pair[1]))
-    points = [_at(c, pair) for c in evolved + baselines + front]
-    if not points:
+    with_bars = front + baselines
+    if not evolved + with_bars:
         say_nothing_trained(axes)
         return
-    for name, objective, values in zip("xy", pair, zip(*points)):
-        scale_axis(axes, name, objective, list(values))
+    for name, o in zip("xy", pair):
+        values = [c.values[o.name] for c in evolved + with_bars]
+        bars_of = [(c.values[o.name], error_bar(c.measured[o.name])) for c in with_bars if not o.cheap]
+        scale_axis(axes, name, o, [*values, *(v - e[0] for v, e in bars_of), *(v + e[1] for v, e in bars_of)])
     members = {c.id for c in front}
     rest = evolved if rescored else [c for c in evolved if c.id not in members]
     label = "one seed each, in the search" if rescored else "dominated"
@@ -100,7 +103,8 @@ def _panel(
         line = _columns([(stairs[0][0], axes.get_ylim()[1]), *stairs, (axes.get_xlim()[1], stairs[-1][1])])
         look: dict[str, Any] = {"drawstyle": "steps-post", "color": BLUE, "linewidth": 1.4, "alpha": 0.75, "zorder": 3}
         axes.plot(*line, label="best found in these two objectives", **look)
-    bars(front, BLUE)
+    known = all(m.low is not None for c in front for m in c.measured.values())
+    bars(front, BLUE, label=f"95 % interval, {'between seeds' if known else 'of the evaluation alone'}")
     label = f"Pareto front{', fresh seeds' * rescored} ({len(front)})"
     scatter(front, 30, color=BLUE, edgecolor="white", linewidth=0.6, zorder=4, label=label)
     if baselines:

@@ -208,8 +208,15 @@ def refinement_json(refined: Refined, analysis: bool = False) -> dict:
         "spent": refined.spent,
         "members": [dataclasses.asdict(row) | {"perplexity": row.perplexity} for row in refined.members()],
         "front": [
-            {"id": c.id, "objectives": c.objectives, "parents": c.parents if c.recipe else []} for c in refined.front()
+            {
+                "id": c.id,
+                "objectives": c.objectives,
+                "measured": {name: dataclasses.asdict(found) for name, found in c.measured.items()},
+                "parents": c.parents if c.recipe else [],
+            }
+            for c in refined.front()
         ],
+        "unmeasured": [c.id for c in refined.unmeasured()],
         "hypervolume": refined.hypervolume(),
         "calibration": calibration(*refined.forecasts()),
         "decisions": refined.decisions(),
