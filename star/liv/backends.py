@@ -1,9 +1,10 @@
 """Chooses the code of a recurrence: our own form, or the kernel of fla (flash-linear-attention) where the two agree.
 
-fla is optional, and is only imported once tensors are on one of `DEVICES`. There, the first use of an operator with a
-given dtype, device and head width runs a short sequence forward and backward through both (`probe`). fla is used if it
-agrees with our form. If it is missing, raises an error or differs, our form is used, and `explain()` says why. With
-some compiler versions its kernels do raise errors, or have given wrong gradients.
+fla is optional, and is only imported on one of `DEVICES`, for an operator, dtype and head width that `star doctor` has
+checked on this machine (`star.liv.kernel_check`): a check takes up to a minute, because it tunes the kernels. Its
+verdicts are kept on disk for this machine and these versions. Without a verdict, or where fla raises an error or
+differs from our form, our form is used, and `explain()` says why. With some compiler versions its kernels do raise
+errors, or have given wrong gradients.
 
 Our own form is also used for a few tokens, and under `torch.compile`, which fuses it, while fla's kernels would break
 the graph. Set `backends.DEVICES = ()` to use it always, as function transforms (`torch.func`) on a GPU require.
@@ -12,11 +13,15 @@ the graph. Set `backends.DEVICES = ()` to use it always, as function transforms 
 from __future__ import annotations
 
 import importlib
+import json
+import os
 from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
 from typing import NamedTuple
 
+import platformdirs
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 DEVICES: tuple[str, ...] = ("cuda",)
@@ -28,8 +33,19 @@ KERNELS = {
     "delta": ("fla.ops.delta_rule", "chunk_delta_rule"),
     "gated delta": ("fla.ops.gated_delta_rule", "chunk_gated_delta_rule"),
 }
-ALLOWED_ERROR = {torch.bfloat16: 2e-2, torch.float16: 1e-2, torch.float32: 2e-3}  # of the largest number; TF32 has 1e-3
-STRONGEST = {"scalar": -20.0, "vector": -5.0, "gated delta": -20.0}  # the lowest log decays of our modules
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+class Case(NamedTuple):
+    """What a verdict is about: a kernel, the dtype of its keys and values, their widths."""
+
+    kernel: str
+    dtype: str
+    state_size: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.kernel} recurrence, {self.dtype}, state {self.state_size} x {self.width}"
 
 
 class Choice(NamedTuple):
@@ -39,7 +55,7 @@ class Choice(NamedTuple):
     why: str
 
 
-CHOICES: dict[tuple, Choice] = {}  # by operator, dtype, device, state size, head width
+CHOICES: dict[Case, Choice] = {}  # what this process has needed so far
 
 
 def fastest(name: str, ours: Callable, b: Tensor, v: Tensor) -> Callable:
@@ -48,43 +64,59 @@ def fastest(name: str, ours: Callable, b: Tensor, v: Tensor) -> Callable:
         v.device.type not in DEVICES
         or torch.compiler.is_compiling()
         or v.shape[1] < MIN_TOKENS
-        or v.dtype not in ALLOWED_ERROR
+        or v.dtype not in DTYPES
     ):
         return ours
-    key = (name, v.dtype, v.device, b.shape[-1], v.shape[-1])
-    if key not in CHOICES:
-        CHOICES[key] = probe(*key, ours)
-    return CHOICES[key].form or ours
+    case = Case(name, str(v.dtype).removeprefix("torch."), b.shape[-1], v.shape[-1])
+    if case not in CHOICES:
+        CHOICES[case] = known(case, v.device)
+    return CHOICES[case].form or ours
 
 
 def explain() -> list[str]:
     """One sentence for every choice made so far."""
     return [
-        f"{name} recurrence, {str(dtype).removeprefix('torch.')} on {device}, state {size} x {width}: "
-        f"{'fla' if form else 'our own form'}, {why}"
-        for (name, dtype, device, size, width), (form, why) in CHOICES.items()
+        f"{case}: {'fla' if choice.form else 'our own form'}, {choice.why}" for case, choice in sorted(CHOICES.items())
     ]
 
 
-def probe(name: str, dtype: torch.dtype, device: torch.device, state_size: int, width: int, ours: Callable) -> Choice:
-    """Compares fla in `dtype` with our form in float32 on one short sequence: output, last state and all gradients."""
-    module, function = KERNELS[name]
+def known(case: Case, device: torch.device) -> Choice:
+    """The choice by the verdict on disk."""
+    verdict = read_verdicts(device).get(str(case))
+    if verdict is None:
+        return Choice(None, "because fla has not been checked here for it; star doctor does that")
+    if not verdict["agrees"]:
+        return Choice(None, f"because {verdict['why']}")
     try:
-        theirs = of_fla(getattr(importlib.import_module(module), function), name)
-        with torch.inference_mode(False), torch.enable_grad():
-            inputs = probe_inputs(name, dtype, device, state_size, width)
-            pairs = zip(run(theirs, inputs, dtype), run(ours, inputs, torch.float32), strict=True)
-            error = max(((a.float() - b).abs().max() / b.abs().max()).nan_to_num(torch.inf).item() for a, b in pairs)
-    except Exception as raised:
-        return Choice(None, f"because fla raises {type(raised).__name__}: {' '.join(str(raised).split())[:200]}")
-    if error > ALLOWED_ERROR[dtype]:
-        limit = f"more than {ALLOWED_ERROR[dtype]:.0e}"
-        return Choice(None, f"because fla differs from it by {error:.1e} of the largest number, {limit}")
-    return Choice(theirs, f"which differs from our own form by {error:.1e} of the largest number")
+        return Choice(load(case.kernel), f"because {verdict['why']}")
+    except ImportError as error:
+        return Choice(None, f"because fla cannot be imported: {error}")
 
 
-def of_fla(kernel: Callable, name: str) -> Callable:
-    """A kernel of fla with the arguments of our parallel forms: c, b, v, g, beta (delta rule), memory, keep_memory."""
+def verdict_file(device: torch.device) -> Path:
+    """Where verdicts of this machine's device and versions are kept."""
+    try:
+        version = metadata.version("fla-core")
+    except metadata.PackageNotFoundError:
+        version = "none"
+    card = torch.cuda.get_device_name(device).replace(" ", "-") if device.type == "cuda" else "cpu"
+    cache = Path(os.environ.get("STAR_CACHE") or platformdirs.user_cache_dir("star")).expanduser()
+    return cache / "kernels" / f"fla-{version}-torch-{torch.__version__}-{card}.json"
+
+
+def read_verdicts(device: torch.device) -> dict[str, dict]:
+    """{str(case): {"agrees", "why"}}; empty if there are none, or the file is damaged."""
+    try:
+        return json.loads(verdict_file(device).read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def load(name: str) -> Callable:
+    """fla's kernel with the arguments of our parallel forms: c, b, v, g, beta (delta rule), memory, keep_memory."""
+    os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "1")  # else every process tunes the kernels again
+    module, function = KERNELS[name]
+    kernel = getattr(importlib.import_module(module), function)
     keywords = ("q", "k", "v", "g", *(["beta"] if "delta" in name else []), "initial_state", "output_final_state")
 
     def form(*inputs: Tensor | bool | None) -> tuple[Tensor, Tensor | None]:
@@ -94,27 +126,3 @@ def of_fla(kernel: Callable, name: str) -> Callable:
         return kernel(**given, scale=1.0)
 
     return form
-
-
-def probe_inputs(
-    name: str, dtype: torch.dtype, device: torch.device, state_size: int, width: int
-) -> list[Tensor | None]:
-    """The arguments of our parallel form without `keep_memory`: two heads, several chunks, weak and strongest gates."""
-    generator, tokens, heads = torch.Generator().manual_seed(0), 2 * MIN_TOKENS + 5, 2
-    c, b = (F.normalize(torch.randn(1, tokens, heads, state_size, generator=generator), dim=-1) for _ in range(2))
-    v = torch.randn(1, tokens, heads, width, generator=generator)
-    memory = torch.randn(1, heads, state_size, width, generator=generator)
-    decays = (1, tokens, heads, state_size) if name == "vector" else (1, tokens, heads)
-    g = STRONGEST[name] * torch.rand(decays, generator=generator) ** 8 if name in STRONGEST else None
-    beta = [torch.rand(1, tokens, heads, generator=generator)] if "delta" in name else []
-    rounded = [t.to(dtype).float() for t in (c, b, v)]
-    return [t if t is None else t.to(device) for t in (*rounded, g, *beta, memory)]
-
-
-def run(form: Callable, inputs: list[Tensor | None], dtype: torch.dtype) -> list[Tensor]:
-    """Output, last state and gradients; c, b and v in `dtype`, gates and states in float32 as in our modules."""
-    dtypes = [dtype] * 3 + [torch.float32] * (len(inputs) - 3)
-    inputs = [t if t is None else t.to(kind).requires_grad_() for t, kind in zip(inputs, dtypes)]
-    y, memory = form(*inputs, True)
-    loss = y.float().sin().sum() + memory.cos().sum()
-    return [y, memory, *torch.autograd.grad(loss, [t for t in inputs if t is not None])]

@@ -14,6 +14,7 @@ models run side by side as have `CHANNELS` activations of the residual stream on
 import dataclasses
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -46,6 +47,37 @@ def company(config: RunConfig, multiprocessors: int) -> Callable[[dict], int]:
     return allowed
 
 
+@dataclass(frozen=True)
+class Parallel:
+    """What this machine trains at a time. gpus: values of CUDA_VISIBLE_DEVICES; none: on CPU cores."""
+
+    gpus: tuple[str, ...]
+    workers: int
+    company: Callable[[dict], int] | None  # job -> how many jobs may share its worker
+    side_by_side: int  # the largest of these
+
+    @staticmethod
+    def of(config: RunConfig) -> "Parallel":
+        """As `config` asks for: workers on each GPU, or one per `engine.threads` CPU cores; no more than are busy."""
+        settings = config.engine
+        on_gpu = config.training.device in ("auto", "cuda") and config.evaluation == "training"
+        gpus = visible_gpus() if on_gpu else []
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        allowed, most = None, 1
+        if gpus:
+            allowed = company(config, torch.cuda.get_device_properties(0).multi_processor_count)
+            narrowest = {"d_model": min(config.space.d_models)}
+            most = allowed({"alone": False, "recipe": dataclasses.asdict(config.training), "genome": narrowest})
+        automatic = len(gpus) * (settings.workers_per_gpu or WORKERS_PER_GPU) or max(1, cores // settings.threads)
+        workers = min(settings.workers or automatic, -(-busy(config) // most))
+        return Parallel(tuple(gpus), workers, allowed, most)
+
+
+def busy(config: RunConfig) -> int:
+    """The most candidates that the search has at one time."""
+    return MOST_WORKERS if config.search.asynchronous else max(config.search.population, config.offspring)
+
+
 def make_engine(config: RunConfig, function: str, run: Path, say: Callable = lambda text: None) -> Engine:
     """The engine that the configuration asks for: workers on each GPU, or one per `threads` CPU cores.
 
@@ -54,38 +86,30 @@ def make_engine(config: RunConfig, function: str, run: Path, say: Callable = lam
     settings = config.engine
     if settings.kind == "inprocess":
         return InProcess(function, slots=settings.workers or 1)
-    busy = MOST_WORKERS if config.search.asynchronous else max(config.search.population, config.offspring)
-    on_gpu = config.training.device in ("auto", "cuda") and config.evaluation == "training"
     threads = {name: str(settings.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    gpus = visible_gpus() if on_gpu else []
     timeout = settings.timeout + GRACE if settings.timeout else None
+    most = busy(config)
     engine: Engine
     if settings.kind == "ray":
+        on_gpu = config.training.device in ("auto", "cuda") and config.evaluation == "training"
         per_gpu = settings.workers_per_gpu or WORKERS_PER_GPU if on_gpu else 0
-        wanted = min(settings.workers, busy)
+        wanted = min(settings.workers, most)
         engine = Ray(function, wanted, run, settings.address, timeout, settings.threads, per_gpu, threads)
         if engine.slots < wanted:
             say(
                 text=f"engine.workers is {settings.workers}, but the Ray cluster holds {engine.slots} at one time: "
                 "those are used."
             )
-        engine.slots = slots = min(engine.slots, busy)
+        engine.slots = slots = min(engine.slots, most)
     else:
-        allowed, most = None, 1
-        if gpus:
-            multiprocessors = torch.cuda.get_device_properties(0).multi_processor_count
-            allowed = company(config, multiprocessors)
-            narrowest = {"d_model": min(config.space.d_models)}
-            most = allowed({"alone": False, "recipe": dataclasses.asdict(config.training), "genome": narrowest})
-        gpus *= settings.workers_per_gpu or WORKERS_PER_GPU
-        environments = [threads | {"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus] or [threads]
-        workers = min(settings.workers or len(gpus) or max(1, cores // settings.threads), -(-busy // most))
-        engine = ProcessPool(function, workers, run / "progress", timeout, environments, allowed, most)
-        slots = min(engine.slots, busy)
-    if settings.workers > busy:
+        plan = Parallel.of(config)
+        environments = [threads | {"CUDA_VISIBLE_DEVICES": gpu} for gpu in plan.gpus] or [threads]
+        progress = run / "progress"
+        engine = ProcessPool(function, plan.workers, progress, timeout, environments, plan.company, plan.side_by_side)
+        slots = min(engine.slots, most)
+    if settings.workers > most:
         say(
-            text=f"engine.workers is {settings.workers}, but a generation has {busy} candidates: {slots} are "
+            text=f"engine.workers is {settings.workers}, but a generation has {most} candidates: {slots} are "
             "trained at a time."
         )
     if slots > config.offspring and config.search.generations > 1 and not config.search.asynchronous:

@@ -289,7 +289,7 @@ class TrainingRun:
         """Give the device the next `ahead` micro-batches and their learning rates."""
         recipe, self.loaded = self.recipe, self.done
         self.batches.load(self.done * recipe.batch_size)
-        moments = np.minimum(self.done + np.arange(2 * self.ahead + 1) / 2, self.total)
+        moments = np.minimum(self.done + np.arange(2 * self.ahead + 1) / 2, float(self.total))
         shape = recipe.warmup, recipe.cooldown, recipe.floor
         self.factors.copy_(torch.from_numpy(learning_rate_factor(recipe.schedule, moments, self.total, *shape)))
         self.counter.zero_()
