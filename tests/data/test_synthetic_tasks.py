@@ -226,7 +226,16 @@ def test_a_job_measures_the_tasks_only_when_asked_and_once_for_all_rungs(tmp_pat
     monkeypatch.setattr(assessed, "TASKS", {})
     calls = []
     scores = {"recall": 0.5, "mean": 0.25}
-    monkeypatch.setattr(assessed, "measure", lambda *args, **options: calls.append(args[1]) or scores)
+
+    def measuring(genome, tokens, *args, **options):
+        calls.append(tokens)
+        yield
+        return scores
+
+    def late(*args, **options):
+        yield
+
+    monkeypatch.setattr(assessed, "measuring", measuring)
     recipe = asdict(Recipe(tokens=512, batch_size=2, seq_len=16, eval_tokens=64, device="cpu"))
     job = {
         "id": "a",
@@ -242,15 +251,15 @@ def test_a_job_measures_the_tasks_only_when_asked_and_once_for_all_rungs(tmp_pat
         "directory": str(tmp_path / "a"),
         "keep_weights": False,
     }
-    assert "mad" not in training.assess(job, print)["metrics"] and not calls
-    metrics = training.assess(job | {"tasks": 77}, print)["metrics"]
+    assert "mad" not in finish(training.assess(job, print))["metrics"] and not calls
+    metrics = finish(training.assess(job | {"tasks": 77}, print))["metrics"]
     assert metrics["mad"] == 0.75 and metrics["task recall"] == 0.5 and calls == [77]
     for number, stop in enumerate((256, None)):
         checkpoint = str(tmp_path / "a" / "checkpoint-0.safetensors")
         rung = {"tasks": 77, "rung": number, "stop_tokens": stop, "checkpoint": checkpoint}
-        assert training.assess(job | rung, print)["metrics"]["mad"] == 0.75
+        assert finish(training.assess(job | rung, print))["metrics"]["mad"] == 0.75
     assert calls == [77, 77] and json.loads(Path(tmp_path / "a" / "result.json").read_text())["metrics"]["mad"] == 0.75
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["result.json"]
-    monkeypatch.setattr(assessed, "measure", lambda *args, **options: None)
-    assert training.assess(job | {"tasks": 77}, print)["status"] == "timeout"
+    monkeypatch.setattr(assessed, "measuring", late)
+    assert finish(training.assess(job | {"tasks": 77}, print))["status"] == "timeout"
     assert 0 <= tabular.assess({"id": "ab", "costs": {}, "tasks": 5}, print)["metrics"]["mad"] < 1
