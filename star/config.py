@@ -254,13 +254,26 @@ PRESETS: dict[str, dict[str, Any]] = {
         "training.seq_len": 64,
         "training.eval_tokens": 8_192,
     },
+    # The GPU presets are sized by rates measured on one H100: see star/search/workers.py and docs/howto/gpus.md.
+    "gpu-quick": {
+        "space.slots": 8,
+        "space.d_models": (64, 128),
+        "space.head_dim": 16,
+        "search.population": 32,
+        "search.offspring": 32,
+        "search.generations": 7,
+        "search.baselines": ("transformer++", "striped-mamba", "lfm2-350m"),
+        "training.tokens": 10_000_000,
+        "training.batch_size": 16,
+        "training.eval_tokens": 262_144,
+    },
     "gpu": {
         "space.slots": 16,
         "space.d_models": (256, 512),
         "space.head_dim": 64,
         "search.population": 16,
         "search.offspring": 8,
-        "search.generations": 23,
+        "search.generations": 15,
         "search.baselines": ("transformer++", "striped-mamba", "lfm2-350m"),
         "training.tokens": 20_000_000,
         "training.batch_size": 32,
@@ -290,7 +303,8 @@ def load_config(
     overrides: Mapping[str, Any] | None = None,
     base: RunConfig | None = None,
 ) -> RunConfig:
-    """Preset (default "laptop"; or `base`, such as a stored configuration), then a TOML file, then dotted overrides.
+    """Preset (default: `default_preset`; or `base`, such as a stored configuration), then a TOML file, then dotted
+    overrides.
 
     Raises UserError naming the key, its value and what is legal, for an unknown key the nearest legal one.
     """
@@ -299,10 +313,17 @@ def load_config(
     preset = changes.pop("preset", None) if preset is None else preset
     if preset is None and base is not None:
         return base.replace(changes)
-    preset = preset or "laptop"
+    preset = preset or default_preset(changes.get("training.device", "auto"))
     if preset not in PRESETS:
         raise UserError(f"there is no preset {preset!r}{_nearest(preset, PRESETS)}; presets are {', '.join(PRESETS)}")
     return RunConfig().replace({"preset": preset} | PRESETS[preset] | changes)
+
+
+def default_preset(device: str = "auto") -> str:
+    """The preset for this machine: for the GPU if there is one, unless the device is to be a CPU."""
+    import torch
+
+    return "gpu-quick" if device != "cpu" and torch.cuda.is_available() else "laptop"
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:

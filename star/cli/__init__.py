@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from star.cli.doctor import doctor
 from star.cli.evolve import evolve
 from star.cli.export import export
 from star.cli.front import front
@@ -87,13 +88,14 @@ def star_(
     star refine runs/first          tune its members: training recipes and local edits
     star rescore runs/first         train the front with fresh seeds: which members were lucky?
     star export runs/first:best     export a model
+    star doctor                     what this machine has, and how long each preset takes on it
 
     A GENOME is a genome file, a shipped name (transformer++), genome text (21211-31112), or RUN:ID. RUN:best is the
     member of the front with the lowest loss, RUN:knee the one nearest to the best of all objectives.
     """
 
 
-for verb in (evolve, status, front, refine, rescore, show, plot, train, export, generate):
+for verb in (evolve, status, front, refine, rescore, show, plot, train, export, generate, doctor):
     app.command()(verb)
 
 

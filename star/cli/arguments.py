@@ -17,9 +17,12 @@ if TYPE_CHECKING:
 
 GENOME_HELP = "A genome file, a shipped name, text such as 21211-31112, or RUN:ID (RUN:best, RUN:knee: of the front)."
 # Written out, because help and completion must not wait for torch; a test compares them with the code.
-PRESETS = ("smoke", "laptop", "gpu", "two-stage", "paper", "paper-quality", "paper-size", "paper-cache")
+PRESETS = ("smoke", "laptop", "gpu-quick", "gpu", "two-stage", "paper", "paper-quality", "paper-size", "paper-cache")
 ALGORITHMS = ("nsga2", "ga", "firefly", "aging", "random")
 ENGINES = ("pool", "inprocess", "ray")
+
+
+PRESET_HELP = f"{', '.join(PRESETS)} (default: laptop; gpu-quick where there is CUDA)."
 
 
 def named(names: tuple[str, ...], default: str) -> str:
@@ -49,6 +52,9 @@ RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Directory of t
 WidthOption = Annotated[int | None, typer.Option(min=1, help="Scale a shipped genome or file to this width.")]
 DepthOption = Annotated[int | None, typer.Option(min=1, help="Scale a shipped genome or file to this many LIVs.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")]
+YesOption = Annotated[
+    bool, typer.Option("--yes", help="Start even if it would take more than a year by the measured rate.")
+]
 MovedOption = Annotated[
     str | None, typer.Option("--data", metavar="PATH", help="Where the text of the run is now, if it was moved.")
 ]

@@ -33,7 +33,7 @@ class Lines:
         self.started = self.last_output = time.monotonic()
 
     def __enter__(self) -> Lines:
-        self.line(f"preparing text: {self.config.data.corpus}")
+        self.line(f"preset {self.config.preset}; preparing text: {self.config.data.corpus}")
         return self
 
     def __exit__(self, *error) -> None:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from star.cli.arguments import ALGORITHMS, DATA_HELP, ENGINES, PRESETS, RunArgument, named
+from star.cli.arguments import ALGORITHMS, DATA_HELP, ENGINES, PRESET_HELP, PRESETS, RunArgument, YesOption, named
 from star.cli.console import console, say
+
+if TYPE_CHECKING:
+    from star.config import RunConfig
 
 
 def evolve(
     run: RunArgument,
     preset: Annotated[
         str | None,
-        typer.Option(help=f"{named(PRESETS, 'laptop')}.", autocompletion=lambda: list(PRESETS)),
+        typer.Option(help=PRESET_HELP, autocompletion=lambda: list(PRESETS)),
     ] = None,
     config: Annotated[Path | None, typer.Option(metavar="FILE", help="TOML file of settings.")] = None,
     data: Annotated[str | None, typer.Option(help=DATA_HELP)] = None,
@@ -71,6 +75,7 @@ def evolve(
             "--set", metavar="KEY=VALUE", help="Any setting, such as search.mutation_probability=0.2; may be repeated."
         ),
     ] = None,
+    yes: YesOption = False,
 ) -> None:
     """Evolve a population of architectures; the same command resumes a stopped run.
 
@@ -79,7 +84,7 @@ def evolve(
              star evolve runs/tiny --preset smoke --seed 0
              star evolve runs/mine --data mytexts/ --set space.slots=12
              star evolve runs/tiny-cache --objectives loss,cache --max-parameters 1e5
-    Ctrl-C stops cleanly; the same command resumes.
+    Ctrl-C stops cleanly; the same command resumes. Before a new run starts, the time that it will take is measured.
     """
     from star.cli.display import EvolveDisplay
     from star.run import config_for
@@ -105,11 +110,25 @@ def evolve(
     overrides = {key: value for key, value in flags.items() if value is not None} | overrides_of(set_ or [])
     settings = config_for(run, preset, config, overrides)
     with EvolveDisplay(settings) as display:
-        ending = search(run, settings, callbacks=[display])
+        ending = search(run, settings, callbacks=[display], before=lambda config: expect(config, yes, display.line))
     say(ending.text)
     if ending.status == "interrupted":
         raise typer.Exit(1)
     report(run)
+
+
+def expect(config: RunConfig, yes: bool, tell: Callable[[str], None]) -> None:
+    """Say how long a new search will take. Raises UserError if that is beyond a year, unless `yes`."""
+    from star.search.forecast import forecast, refuse_beyond_a_year
+
+    if config.evaluation != "training" or config.engine.kind == "ray":  # what a cluster does is not known here
+        return
+    expected = forecast(config)
+    if expected is None:
+        tell("expected time: not known, because no genome of this space could be trained in a few seconds")
+        return
+    refuse_beyond_a_year(expected.seconds, "this search", yes)
+    tell(str(expected))
 
 
 def overrides_of(pairs: list[str]) -> dict[str, str]:

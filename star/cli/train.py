@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,13 +12,14 @@ import typer
 
 from star.cli.arguments import (
     DATA_HELP,
+    PRESET_HELP,
     PRESETS,
     Chosen,
     DepthOption,
     GenomeArgument,
     OverwriteOption,
     WidthOption,
-    named,
+    YesOption,
 )
 from star.cli.console import say
 
@@ -43,7 +45,7 @@ def train(
     preset: Annotated[
         str | None,
         typer.Option(
-            help=f"Preset with the recipe: {named(PRESETS, 'laptop')}; RUN:ID has its own unless this is given.",
+            help=f"Preset with the recipe; RUN:ID has its own unless this is given: {PRESET_HELP}",
             autocompletion=lambda: list(PRESETS),
         ),
     ] = None,
@@ -72,6 +74,7 @@ def train(
         typer.Option("--set", metavar="KEY=VALUE", help="Any setting of the recipe, such as learning_rate=1e-3."),
     ] = None,
     overwrite: OverwriteOption = False,
+    yes: YesOption = False,
 ) -> None:
     """Train one architecture fully and export it; the same command resumes a stopped training.
 
@@ -91,6 +94,7 @@ def train(
     from star.genome import from_json
     from star.genome.scale import parse_scale
     from star.model import build
+    from star.search.forecast import duration, refuse_beyond_a_year, time_of
     from star.search.session import stop_on_signals
     from star.training import open_logger
     from star.training.checkpoint import saved_step
@@ -124,6 +128,11 @@ def train(
         )
         if checkpoint.exists():
             say(f"resuming from {checkpoint} at step {saved_step(checkpoint):,}")
+        elif os.environ.get("WORLD_SIZE", "1") == "1":
+            expected = time_of(grown, corpus, recipe)
+            if expected is not None:
+                refuse_beyond_a_year(expected, "this training", yes)
+                say(f"expected time: about {duration(expected)}, by the rate of its first steps")
     with TrainingDisplay() as display:
         listeners: list[Callable[[dict], None]] = [display, *loggers]
 

@@ -41,7 +41,8 @@ def _steps(function: str, job: dict, report: Report) -> Generator[None, None, di
     except (Cancelled, GeneratorExit):
         raise
     except BaseException as error:  # SystemExit and KeyboardInterrupt too: they must not end a worker
-        reason = f"{type(error).__name__}: {str(error).strip().split(chr(10))[0]}"
+        notes = " ".join(getattr(error, "__notes__", [])) or str(error).strip().split(chr(10))[0]
+        reason = f"{type(error).__name__}: {notes}"
         outcome = {"status": kind_of(error), "reason": reason[:500], "traceback": traceback.format_exc()}
     return outcome | {"seconds": time.perf_counter() - start}
 

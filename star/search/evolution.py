@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import star
@@ -24,11 +24,16 @@ from star.surrogate.screening import make_surrogate
 
 
 def evolve(
-    run: str | Path, config: RunConfig, engine: Engine | None = None, callbacks: Iterable[Callback] = ()
+    run: str | Path,
+    config: RunConfig,
+    engine: Engine | None = None,
+    callbacks: Iterable[Callback] = (),
+    before: Callable[[RunConfig], None] | None = None,
 ) -> Ending:
     """Evolve a population in the directory `run`, or resume an earlier call, however it ended.
 
     engine: default: as `config.engine` says. callbacks: see `star.search.events`.
+    before: called once everything has been checked and before a new run is created, which an exception prevents.
     The first Ctrl-C (or SIGTERM) ends the run cleanly, a second one at once.
     Raises UserError if the directory holds something else or another run; RunFailed if all of the first generation
     fails or the disk is full. Whatever is raised, the record stays, and the same call resumes.
@@ -44,6 +49,8 @@ def evolve(
     corpus = evaluation.prepare(config)
     check_bounds(space, config, corpus["vocab_size"])
     algorithm = load_algorithm(space, config, make_surrogate(config, corpus["vocab_size"]))
+    if before is not None and not resumed:
+        before(config)
     run.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         lock = RunLock(run)

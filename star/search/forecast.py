@@ -16,18 +16,20 @@ import torch
 
 from star.config import RunConfig
 from star.data import Corpus, open_corpus
-from star.errors import UserError
+from star.errors import UserError, is_out_of_memory
 from star.genome import Genome
 from star.model import build
 from star.search.spaces import make_space
 from star.search.workers import Parallel
-from star.training.device import resolve_device
+from star.training.device import memory_of_others, resolve_device
 from star.training.program import WARMUP, on_own_stream
 from star.training.recipe import Recipe
 from star.training.trainable import Trainable
 from star.training.trainer import TrainingRun
 
 SAMPLE = 4  # genomes of a space that are measured
+PATIENCE = 5  # no further genome is measured after so many times the seconds that were asked for
+CPU_TOKENS = 2048  # of a micro-batch that is measured on a CPU
 YEAR = 365 * 24 * 3600.0
 
 
@@ -39,18 +41,21 @@ class Forecast:
     workers: int
     side_by_side: int
     seconds: float
+    others: int = 0  # bytes of the GPU that other processes hold
 
     def __str__(self) -> str:
         models = f", {self.side_by_side} models side by side" if self.side_by_side > 1 else ""
         each = "one worker" if self.workers == 1 else f"each of {self.workers} workers"
         rate = f"{self.tokens_per_second:,.0f} tokens/s for {each}{models}"
-        return f"expected time: about {duration(self.seconds)} (measured {rate})"
+        shared = f"; other processes hold {self.others / 2**30:.1f} GiB of the GPU" if self.others else ""
+        return f"expected time: about {duration(self.seconds)} (measured {rate}{shared})"
 
 
-def forecast(config: RunConfig, seconds: float = 2.0) -> Forecast:
+def forecast(config: RunConfig, seconds: float = 2.0) -> Forecast | None:
     """What a new search will take. Measures random genomes of its space for about `seconds`, after they are built.
 
-    On CUDA this happens in another process, because this one should not take memory of a GPU.
+    None if memory runs out for all of them. On CUDA this happens in another process, because this one should not take
+    memory of a GPU.
     """
     if resolve_device(config.training.device).type == "cuda":
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -58,7 +63,8 @@ def forecast(config: RunConfig, seconds: float = 2.0) -> Forecast:
     return _forecast(config, seconds)
 
 
-def _forecast(config: RunConfig, seconds: float) -> Forecast:
+def _forecast(config: RunConfig, seconds: float) -> Forecast | None:
+    device = resolve_device(config.training.device)
     plan = Parallel.of(config)
     workers, side_by_side = len(plan.gpus) or plan.workers, plan.side_by_side  # workers of a GPU share its rate
     space = make_space(config)
@@ -66,15 +72,34 @@ def _forecast(config: RunConfig, seconds: float) -> Forecast:
     corpus = open_corpus(config.data.corpus)
     threads = torch.get_num_threads()
     torch.set_num_threads(config.engine.threads)
+    rates, started = list[float](), time.monotonic()
     try:
-        rates = [
-            training_rate([genome] * side_by_side, corpus, config.training, seconds / SAMPLE) for genome in genomes
-        ]
+        for genome in genomes:
+            try:
+                rates.append(training_rate([genome] * side_by_side, corpus, config.training, seconds / SAMPLE))
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            if time.monotonic() - started > PATIENCE * seconds:
+                break
     finally:
         torch.set_num_threads(threads)
+    if not rates:
+        return None
     rate = statistics.harmonic_mean(rates)
     candidates = config.candidates + len(config.search.baselines)
-    return Forecast(rate, workers, side_by_side, candidates * work(config.training, corpus) / (rate * workers))
+    time_left = candidates * work(config.training, corpus) / (rate * workers)
+    return Forecast(rate, workers, side_by_side, time_left, memory_of_others(device) if device.type == "cuda" else 0)
+
+
+def time_of(genome: Genome, corpus: Corpus, recipe: Recipe, seconds: float = 1.0) -> float | None:
+    """Seconds of one training in this process, by its rate over about `seconds`; None if memory runs out."""
+    try:
+        return work(recipe, corpus) / training_rate([genome], corpus, recipe, seconds)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
 
 
 def work(recipe: Recipe, corpus: Corpus) -> float:
@@ -87,6 +112,8 @@ def training_rate(genomes: Sequence[Genome], corpus: Corpus, recipe: Recipe, sec
     """Tokens per second of these models together, trained side by side in this process for about `seconds`."""
     device = resolve_device(recipe.device)
     endless = recipe.replace(tokens=2**50)
+    if device.type == "cpu":  # whose rate hardly depends on the batch, but the time of a step does
+        endless = endless.replace(batch_size=min(recipe.batch_size, max(1, CPU_TOKENS // recipe.seq_len)))
 
     def steps(genome: Genome) -> Generator[None, None, None]:
         model = build(genome, corpus.vocab_size)
@@ -100,11 +127,11 @@ def training_rate(genomes: Sequence[Genome], corpus: Corpus, recipe: Recipe, sec
         for one in works:
             next(one)
     started, rounds = _now(device), 0
-    while rounds < 2 or time.monotonic() - started < seconds:
+    while rounds < 1 or time.monotonic() - started < seconds:
         for one in works:
             next(one)
         rounds += 1
-    rate = rounds * len(works) * recipe.accumulate * recipe.micro_batch / (_now(device) - started)
+    rate = rounds * len(works) * endless.accumulate * endless.micro_batch / (_now(device) - started)
     for one in works:
         one.close()
     return rate

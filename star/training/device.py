@@ -28,6 +28,20 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
+def capacity(device: torch.device) -> str:
+    """ " of 80.0 GiB" for a GPU, to be put behind its name."""
+    if device.type != "cuda":
+        return ""
+    return f" of {torch.cuda.get_device_properties(device).total_memory / 2**30:.1f} GiB"
+
+
+def memory_of_others(device: torch.device) -> int:
+    """Bytes of a GPU that other processes hold; 0 below 2 GiB, since this process has a context of its own."""
+    free, total = torch.cuda.mem_get_info(device)
+    others = total - free - torch.cuda.memory_reserved(device)
+    return others if others > 2 * 2**30 else 0
+
+
 def reset_peak_memory(device: torch.device) -> None:
     """Start a new measurement. On systems that cannot, the peak counts from the start of the process."""
     if device.type == "cuda":

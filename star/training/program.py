@@ -14,6 +14,7 @@ The few lines that differ between devices are in this file.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Generator
 from typing import TypeVar
 
@@ -32,8 +33,8 @@ T = TypeVar("T")
 class Program:
     """A function without arguments that returns a tuple of tensors; the next call may overwrite them.
 
-    Where the device can capture, the function is captured after `warmup` calls, unless `captures` is False or memory
-    runs out during the capture: then it is called as it is, for good.
+    Where the device can capture, the function is captured after `warmup` calls, unless `captures` is False. If the
+    capture fails (memory runs out, or the driver cannot), the function is called as it is, for good.
     """
 
     def __init__(
@@ -55,9 +56,9 @@ class Program:
             try:
                 self.replay, self.result = self.capture(self.function)
             except (MemoryError, RuntimeError) as error:
+                self.capture = None  # an error that is not of the capture occurs again in the call below
                 if not is_out_of_memory(error):
-                    raise
-                self.capture = None
+                    warnings.warn(f"no CUDA graph, so training is several times slower: {error}", stacklevel=2)
         if self.replay is None:
             return self.function()
         self.replay()

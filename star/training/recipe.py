@@ -71,8 +71,8 @@ class Recipe:
     )
     compile: str = setting(
         "auto",
-        "blocks: compile every kind of block once; graph: also capture the step, for the smallest models; auto: "
-        "blocks on CUDA",
+        "auto: on CUDA the step is captured as a graph, without a compiler; blocks: every kind of block is compiled "
+        "too; off: neither; graph: as auto, of older runs",
         choices=COMPILE,
     )
     device: str = setting("auto", "cpu, cuda or cuda:N; auto: CUDA where there is one")

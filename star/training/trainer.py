@@ -24,7 +24,7 @@ from star.model import LanguageModel
 from star.training.accumulation import Accumulation
 from star.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from star.training.compile import checkpoint_blocks, compile_blocks
-from star.training.device import peak_memory, reset_peak_memory, resolve_device, resolve_dtype
+from star.training.device import capacity, peak_memory, reset_peak_memory, resolve_device, resolve_dtype
 from star.training.distributed import (
     any_of,
     average,
@@ -117,8 +117,9 @@ def training(
         if is_out_of_memory(error):
             size, peak = sum(param.numel() for param in model.parameters()), peak_memory(device) / 2**20
             error.add_note(
-                f"while training {size:,} parameters on {device} with micro-batches of {recipe.batch_size} x "
-                f"{recipe.seq_len} tokens, halved once where possible; peak {peak:.0f} MiB"
+                f"while training {size:,} parameters on {device}{capacity(device)} with micro-batches of "
+                f"{recipe.batch_size} x {recipe.seq_len} tokens, halved once where possible; peak {peak:.0f} MiB; "
+                "lower training.batch_size or training.seq_len, or bound the size with --max-parameters"
             )
         raise
 
