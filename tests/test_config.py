@@ -25,6 +25,13 @@ def test_laptop_is_the_default_and_the_main_job():
     assert config.objectives.names == ("loss", "parameters", "cache")
 
 
+def test_a_machine_with_a_gpu_has_a_default_for_it(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    config = load_config()
+    assert config.preset == "gpu-quick" and config.candidates >= 200 and config.training.tokens == 10_000_000
+    assert load_config(overrides={"training.device": "cpu"}).preset == "laptop"
+
+
 def test_overrides_come_as_values_or_as_text():
     config = load_config(
         "smoke",

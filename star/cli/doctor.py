@@ -28,8 +28,8 @@ def doctor(
     only if it has passed here.
 
     \b
-    Example: star doctor
-             star doctor --preset gpu --data my_texts/
+    Example: star doctor --preset gpu --data my_texts/
+             star doctor --seconds 30
     """
     from star.config import load_config
     from star.search.forecast import forecast

@@ -158,4 +158,4 @@ def duration(seconds: float) -> str:
     for size, unit in ((YEAR, "years"), (86400.0, "days"), (3600.0, "h")):
         if seconds >= 2 * size:
             return f"{seconds / size:.3g} {unit}"
-    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{max(1.0, seconds):.0f} s"

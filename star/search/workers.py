@@ -60,6 +60,8 @@ class Parallel:
     def of(config: RunConfig) -> "Parallel":
         """As `config` asks for: workers on each GPU, or one per `engine.threads` CPU cores; no more than are busy."""
         settings = config.engine
+        if settings.kind == "inprocess":
+            return Parallel((), 1, None, 1)
         on_gpu = config.training.device in ("auto", "cuda") and config.evaluation == "training"
         gpus = visible_gpus() if on_gpu else []
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

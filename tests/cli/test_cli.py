@@ -26,7 +26,7 @@ from star.search import algorithms
 from star.store.database import disk_full
 
 ROOT = Path(star.__file__).parents[1]
-VERBS = ("evolve", "status", "front", "refine", "rescore", "show", "plot", "train", "export", "generate")
+VERBS = ("evolve", "status", "front", "refine", "rescore", "show", "plot", "train", "export", "generate", "doctor")
 
 
 def call(*arguments: object):
@@ -104,6 +104,11 @@ def test_evolve_prints_the_front_and_writes_plots_and_exports_the_best_and_the_k
         assert str(folder) in output
     assert "best loss, to use or to train for longer" in output
     assert "Sample of the best after 'def '" in output and len(output.rpartition("'):\n\n")[2]) > 100
+
+
+def test_evolve_says_how_long_a_new_run_will_take(evolved, settings):
+    assert re.search(r"expected time: about \d+ s \(measured [\d,]+ tokens/s for one worker\)", evolved[1])
+    assert "expected time" not in ok("evolve", evolved[0], *settings)
 
 
 def test_evolve_again_has_nothing_left_to_do(evolved, settings):
@@ -322,6 +327,13 @@ def test_train_resumes_where_it_was_stopped(text, tmp_path, number):
     assert [p["val_loss"] for p in whole] == [p["val_loss"] for p in resumed]
 
 
+def test_doctor_describes_the_machine_and_times_a_preset(text):
+    output = ok("doctor", "--preset", "smoke", "--data", text, "--seconds", "0.5")
+    assert f"star {star.__version__}" in output and "cores" in output and "preset smoke: float32, no graph" in output
+    assert re.search(r"preset smoke \(13 candidates of 8,192 tokens\): expected time: about \d+", output)
+    assert "no preset 'smokes'" in refused("doctor", "--preset", "smokes")
+
+
 # Help, and a fast start.
 
 
@@ -519,6 +531,15 @@ def test_folder_that_cannot_be_written(run, tmp_path):
 def test_wrong_use_is_exit_code_2():
     for arguments in (["frobnicate"], ["front"], ["evolve", "x", "--seed", "many"], ["generate", "x", "--tokens", "0"]):
         assert call(*arguments).exit_code == 2
+
+
+def test_what_cannot_end_within_a_year_is_refused(text, settings, tmp_path):
+    run = tmp_path / "run"
+    sentence = refused("evolve", run, *settings, "--set", "training.tokens=1e30")
+    assert re.search(r"would take about .* years .*: lower training.tokens, or insist with --yes", sentence)
+    assert not run.exists()
+    sentence = refused("train", "transformer++", "--d-model", 32, "--depth", 2, "--tokens", "1e30", "--data", text)
+    assert "this training would take about" in sentence
 
 
 def test_work_that_fails_is_exit_code_1(tmp_path, monkeypatch):
