@@ -37,7 +37,7 @@ from transformers.models.recurrent_gemma.modeling_recurrent_gemma import Recurre
 
 import star
 from star.genome import POOL, Gene, Genome
-from star.liv import backends
+from star.liv import kernel_check, kernels
 from star.liv.attention import softmax_attention
 from star.liv.convolution import modal_convolution, modal_kernel
 from star.liv.delta import delta_parallel, delta_reference
@@ -316,11 +316,13 @@ def against_fla(setting: Setting, seconds: float) -> list[Row]:
     rows = []
     for name, kind, state_size, per_width in RECURRENCES if setting.device == "cuda" else ():
         inputs, gated = recurrence(kind, state_size, per_width, setting)
-        kernel = kind if kind in backends.KERNELS else "scalar"
+        kernel = kind if kind in kernels.KERNELS else "scalar"
         parallel, _ = CORES[kernel.removeprefix("gated ")]
-        form = backends.fastest(kernel, parallel, inputs[1], inputs[2])
-        if form is parallel:
-            print(f"{name}: {backends.explain()[-1]}")
+        case = kernels.Case(kernel, str(inputs[2].dtype).removeprefix("torch."), inputs[1].shape[-1], HEAD_DIM)
+        kernel_check.check([case], inputs[2].device)
+        form = kernels.choose(kernel, inputs[1], inputs[2])
+        if form is None:
+            print(f"{name}: {kernels.explain()[-1]}")
             continue
         ours, theirs = (training(core(f, gated, False), *inputs) for f in (parallel, form))
         rows.append(compare(f"{name} core", "fla", ours, theirs, setting, "forward + backward", seconds))

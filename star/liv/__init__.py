@@ -6,6 +6,7 @@ integers), then any family. A new family is one file here, its `FAMILY` listed b
 """
 
 from star.liv import attention, convolution, elementwise, memoryless, recurrence
+from star.liv import kernels as kernels  # registers the forms of fla
 from star.liv.base import LIV, LIVConfig, StateEntry, Weight
 from star.liv.genes import ABSENT, Family, FeatureGenes, Operator, OperatorGenes
 

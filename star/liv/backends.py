@@ -1,128 +1,24 @@
-"""Chooses the code of a recurrence: our own form, or the kernel of fla (flash-linear-attention) where the two agree.
+"""Which code of a recurrence runs: our own form, unless one of `CHOOSERS` has a faster one (see `star.liv.kernels`).
 
-fla is optional, and is only imported on one of `DEVICES`, for an operator, dtype and head width that `star doctor` has
-checked on this machine (`star.liv.kernel_check`): a check takes up to a minute, because it tunes the kernels. Its
-verdicts are kept on disk for this machine and these versions. Without a verdict, or where fla raises an error or
-differs from our form, our form is used, and `explain()` says why. With some compiler versions its kernels do raise
-errors, or have given wrong gradients.
-
-Our own form is also used for a few tokens, and under `torch.compile`, which fuses it, while fla's kernels would break
-the graph. Set `backends.DEVICES = ()` to use it always, as function transforms (`torch.func`) on a GPU require.
+An exported model has no chooser, so it runs our own forms and needs torch alone.
 """
 
 from __future__ import annotations
 
-import importlib
-import json
-import os
 from collections.abc import Callable
-from importlib import metadata
-from pathlib import Path
-from typing import NamedTuple
 
-import platformdirs
 import torch
 from torch import Tensor
 
-DEVICES: tuple[str, ...] = ("cuda",)
-MIN_TOKENS = 64
-# Our name -> module and function of fla-core. All take q, k, v [B, T, H, .] and the keywords in `of_fla`.
-KERNELS = {
-    "scalar": ("fla.ops.simple_gla", "chunk_simple_gla"),
-    "vector": ("fla.ops.gla", "chunk_gla"),
-    "delta": ("fla.ops.delta_rule", "chunk_delta_rule"),
-    "gated delta": ("fla.ops.gated_delta_rule", "chunk_gated_delta_rule"),
-}
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-
-
-class Case(NamedTuple):
-    """What a verdict is about: a kernel, the dtype of its keys and values, their widths."""
-
-    kernel: str
-    dtype: str
-    state_size: int
-    width: int
-
-    def __str__(self) -> str:
-        return f"{self.kernel} recurrence, {self.dtype}, state {self.state_size} x {self.width}"
-
-
-class Choice(NamedTuple):
-    """form: fla's kernel with the arguments of ours, or None for ours; why: the reason."""
-
-    form: Callable | None
-    why: str
-
-
-CHOICES: dict[Case, Choice] = {}  # what this process has needed so far
+MIN_TOKENS = 64  # below, our own form is used
+CHOOSERS: list[Callable[[str, Tensor, Tensor], Callable | None]] = []
 
 
 def fastest(name: str, ours: Callable, b: Tensor, v: Tensor) -> Callable:
-    """The form to use for an operator of `KERNELS`, with keys b [B, T, H, N] and values v [B, T, H, P]."""
-    if (
-        v.device.type not in DEVICES
-        or torch.compiler.is_compiling()
-        or v.shape[1] < MIN_TOKENS
-        or v.dtype not in DTYPES
-    ):
-        return ours
-    case = Case(name, str(v.dtype).removeprefix("torch."), b.shape[-1], v.shape[-1])
-    if case not in CHOICES:
-        CHOICES[case] = known(case, v.device)
-    return CHOICES[case].form or ours
-
-
-def explain() -> list[str]:
-    """One sentence for every choice made so far."""
-    return [
-        f"{case}: {'fla' if choice.form else 'our own form'}, {choice.why}" for case, choice in sorted(CHOICES.items())
-    ]
-
-
-def known(case: Case, device: torch.device) -> Choice:
-    """The choice by the verdict on disk."""
-    verdict = read_verdicts(device).get(str(case))
-    if verdict is None:
-        return Choice(None, "because fla has not been checked here for it; star doctor does that")
-    if not verdict["agrees"]:
-        return Choice(None, f"because {verdict['why']}")
-    try:
-        return Choice(load(case.kernel), f"because {verdict['why']}")
-    except ImportError as error:
-        return Choice(None, f"because fla cannot be imported: {error}")
-
-
-def verdict_file(device: torch.device) -> Path:
-    """Where verdicts of this machine's device and versions are kept."""
-    try:
-        version = metadata.version("fla-core")
-    except metadata.PackageNotFoundError:
-        version = "none"
-    card = torch.cuda.get_device_name(device).replace(" ", "-") if device.type == "cuda" else "cpu"
-    cache = Path(os.environ.get("STAR_CACHE") or platformdirs.user_cache_dir("star")).expanduser()
-    return cache / "kernels" / f"fla-{version}-torch-{torch.__version__}-{card}.json"
-
-
-def read_verdicts(device: torch.device) -> dict[str, dict]:
-    """{str(case): {"agrees", "why"}}; empty if there are none, or the file is damaged."""
-    try:
-        return json.loads(verdict_file(device).read_text())
-    except (OSError, ValueError):
-        return {}
-
-
-def load(name: str) -> Callable:
-    """fla's kernel with the arguments of our parallel forms: c, b, v, g, beta (delta rule), memory, keep_memory."""
-    os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "1")  # else every process tunes the kernels again
-    module, function = KERNELS[name]
-    kernel = getattr(importlib.import_module(module), function)
-    keywords = ("q", "k", "v", "g", *(["beta"] if "delta" in name else []), "initial_state", "output_final_state")
-
-    def form(*inputs: Tensor | bool | None) -> tuple[Tensor, Tensor | None]:
-        given = {name: x for name, x in zip(keywords, (*inputs, True)) if name != "g" or x is not None}
-        for keyword in "qk":  # fla takes one key per head, ours may be shared by several
-            given[keyword] = given[keyword].repeat_interleave(given["v"].shape[2] // given[keyword].shape[2], dim=2)
-        return kernel(**given, scale=1.0)
-
-    return form
+    """The form to run for a recurrence with b [B, T, H, N] and v [B, T, H, P]; name: of `star.liv.kernels.KERNELS`."""
+    if not torch.compiler.is_compiling() and v.shape[1] >= MIN_TOKENS:
+        for choose in CHOOSERS:
+            form = choose(name, b, v)
+            if form is not None:
+                return form
+    return ours

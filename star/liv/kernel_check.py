@@ -21,9 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from star.liv import backends
-from star.liv.backends import MIN_TOKENS, Case
+from star.liv import kernels
+from star.liv.backends import MIN_TOKENS
 from star.liv.delta import delta_parallel
+from star.liv.kernels import Case
 from star.liv.ssd import ssd_parallel
 from star.liv.vector_gate import vector_gate_parallel
 
@@ -39,18 +40,18 @@ STRONGEST = {"scalar": -20.0, "vector": -5.0, "gated delta": -20.0}  # the lowes
 
 def needed(livs: Iterable[nn.Module], width: int, dtype: torch.dtype) -> set[Case]:
     """The cases that these LIVs of one width would use fla for. Runs each of them on a short sequence, on a CPU."""
-    devices, choices = backends.DEVICES, dict(backends.CHOICES)
-    backends.DEVICES = ("cpu",)
-    backends.CHOICES.clear()
+    devices, choices = kernels.DEVICES, dict(kernels.CHOICES)
+    kernels.DEVICES = ("cpu",)
+    kernels.CHOICES.clear()
     try:
         with torch.no_grad():
             for liv in livs:
                 liv(torch.zeros(1, MIN_TOKENS, width, dtype=dtype))
-        return set(backends.CHOICES)
+        return set(kernels.CHOICES)
     finally:
-        backends.DEVICES = devices
-        backends.CHOICES.clear()
-        backends.CHOICES.update(choices)
+        kernels.DEVICES = devices
+        kernels.CHOICES.clear()
+        kernels.CHOICES.update(choices)
 
 
 def check(cases: Iterable[Case], device: torch.device, seconds: float = 300.0) -> dict[Case, dict]:
@@ -59,7 +60,7 @@ def check(cases: Iterable[Case], device: torch.device, seconds: float = 300.0) -
     A kernel that crashes its process or does not end in time is not used either.
     """
     wanted, deadline = sorted(cases), time.monotonic() + seconds
-    while unknown := [case for case in wanted if str(case) not in backends.read_verdicts(device)]:
+    while unknown := [case for case in wanted if str(case) not in kernels.read_verdicts(device)]:
         command = [sys.executable, "-m", "star.liv.kernel_check", str(device), json.dumps(unknown)]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
@@ -68,10 +69,10 @@ def check(cases: Iterable[Case], device: torch.device, seconds: float = 300.0) -
             process.kill()
             process.wait()
             break
-        left = [case for case in unknown if str(case) not in backends.read_verdicts(device)]
+        left = [case for case in unknown if str(case) not in kernels.read_verdicts(device)]
         if left:  # the process died at the first of them
             _keep(left[0], device, {"agrees": False, "why": f"fla ended its process with code {process.returncode}"})
-    verdicts = backends.read_verdicts(device)
+    verdicts = kernels.read_verdicts(device)
     return {case: verdicts[str(case)] for case in wanted if str(case) in verdicts}
 
 
@@ -79,7 +80,7 @@ def probe(case: Case, device: torch.device) -> dict:
     """Compare fla in the dtype of the case with our form in float32 on one short sequence."""
     dtype = getattr(torch, case.dtype)
     try:
-        theirs = backends.load(case.kernel)
+        theirs = kernels.load_kernel(case.kernel)
         with torch.inference_mode(False), torch.enable_grad():
             inputs = probe_inputs(case, device)
             ours = run(OURS[case.kernel], inputs, torch.float32)
@@ -117,8 +118,8 @@ def run(form: Callable, inputs: list[Tensor | None], dtype: torch.dtype) -> list
 
 
 def _keep(case: Case, device: torch.device, verdict: dict) -> None:
-    path = backends.verdict_file(device)
-    verdicts = backends.read_verdicts(device) | {str(case): verdict}
+    path = kernels.verdict_file(device)
+    verdicts = kernels.read_verdicts(device) | {str(case): verdict}
     with contextlib.suppress(OSError):  # a cache that cannot be written to only costs time
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(f"{path}.{os.getpid()}")

@@ -12,7 +12,8 @@ import torch
 import star
 from star.config import RunConfig
 from star.genome import POOL
-from star.liv import backends, kernel_check
+from star.liv import kernel_check
+from star.liv.kernels import Case
 from star.search.spaces import ROPE_THETA, make_space
 from star.search.workers import Parallel, side_by_side
 from star.training.device import memory_of_others, resolve_dtype
@@ -75,7 +76,7 @@ def describe_kernels(configs: Sequence[RunConfig], device: torch.device, seconds
     if _version("fla-core") == "not installed":
         yield "fla-core is not installed: recurrences use our own forms"
         return
-    cases = set[backends.Case]()
+    cases = set[Case]()
     for config in configs:
         dtype = resolve_dtype(config.training.dtype, device)
         for width in config.space.d_models:

@@ -28,6 +28,16 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
+def use_tensor_cores(device: torch.device, dtype: torch.dtype) -> None:
+    """Let a GPU compute float32 matrix products in TF32 where activations are less exact than that anyway.
+
+    The states of recurrences are in float32 whatever the activations are; without tensor cores their products take up
+    to ten times as long. TF32 keeps 10 bits of the mantissa, bfloat16 keeps 7. Holds for the process.
+    """
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = dtype != torch.float32
+
+
 def capacity(device: torch.device) -> str:
     """ " of 80.0 GiB" for a GPU, to be put behind its name."""
     if device.type != "cuda":

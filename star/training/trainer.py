@@ -24,7 +24,14 @@ from star.model import LanguageModel
 from star.training.accumulation import Accumulation
 from star.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from star.training.compile import checkpoint_blocks, compile_blocks
-from star.training.device import capacity, peak_memory, reset_peak_memory, resolve_device, resolve_dtype
+from star.training.device import (
+    capacity,
+    peak_memory,
+    reset_peak_memory,
+    resolve_device,
+    resolve_dtype,
+    use_tensor_cores,
+)
 from star.training.distributed import (
     any_of,
     average,
@@ -175,6 +182,7 @@ class TrainingRun:
             )
         self.model: Trainable = model.to(device).train()
         self.model.compute_dtype = resolve_dtype(recipe.dtype, device)  # of activations; parameters stay float32
+        use_tensor_cores(device, self.model.compute_dtype)
         self.recipe, self.device, self.total = recipe, device, recipe.micro_batches
         self.stop = self.total
         if stop_tokens is not None:

@@ -1,5 +1,7 @@
 """The chunked cross-entropy against torch's, in value, gradients and memory."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -117,5 +119,11 @@ def test_no_tensor_is_larger_than_the_logits_of_a_chunk_or_the_head(reduction):
 def test_few_logits_are_made_at_once_and_many_in_chunks():
     few, many = (torch.empty(n, D) for n in (CPU_LOGITS // 256 - 1, CPU_LOGITS // 256))
     assert tokens_at_once(few, torch.empty(256, D)) == 0 < tokens_at_once(many, torch.empty(256, D)) < len(many)
-    on_gpu = torch.empty(10**6, D, device="meta")  # any device that is no CPU
-    assert tokens_at_once(on_gpu, torch.empty(50_304, D, device="meta")) * 50_304 <= 2**26
+
+
+def test_on_a_gpu_logits_are_made_in_chunks_only_where_memory_asks_for_it(monkeypatch):
+    card = SimpleNamespace(total_memory=80 * 2**30)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: card)
+    x, head = torch.empty(32 * 1024, D, device="meta"), torch.empty(50_304, D, device="meta")  # no CPU
+    assert tokens_at_once(x[:16_384], head) == 0
+    assert tokens_at_once(x, head) * 50_304 * 16 == pytest.approx(20 * 2**30, rel=1e-3)

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from star.genome.classes import POOL
-from star.liv import backends
-from star.liv.backends import Case
+from star.liv import kernels
 from star.liv.kernel_check import check, needed, probe
+from star.liv.kernels import Case
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -63,7 +63,7 @@ def {function}(q, k, v, g=None, beta=None, scale=None, initial_state=None, outpu
 @pytest.fixture
 def fla(tmp_path, monkeypatch):
     """The folder of the fake: write a way to be wrong into `spoil`; `calls` has the name of every kernel called."""
-    for name, (module, function) in backends.KERNELS.items():
+    for name, (module, function) in kernels.KERNELS.items():
         path = tmp_path.joinpath(*module.split(".")).with_suffix(".py")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(FAKE.format(function=function, name=name))
@@ -75,8 +75,8 @@ def fla(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     for module in [m for m in sys.modules if m.split(".")[0] == "fla"]:
         monkeypatch.delitem(sys.modules, module)
-    monkeypatch.setattr(backends, "DEVICES", ("cpu",))
-    monkeypatch.setattr(backends, "CHOICES", {})
+    monkeypatch.setattr(kernels, "DEVICES", ("cpu",))
+    monkeypatch.setattr(kernels, "CHOICES", {})
     yield tmp_path
     for module in [m for m in sys.modules if m.split(".")[0] == "fla"]:
         del sys.modules[module]
@@ -99,7 +99,7 @@ def x(dtype=torch.float32) -> torch.Tensor:
 def agreed(row: str) -> torch.nn.Module:
     """An operator whose case has a good verdict on disk."""
     liv = operator(row)
-    path = backends.verdict_file(CPU)
+    path = kernels.verdict_file(CPU)
     path.parent.mkdir(parents=True, exist_ok=True)
     verdict = {"agrees": True, "why": "fla differs from it by 1e-03"}
     path.write_text(json.dumps({str(case): verdict for case in needed([liv], 32, torch.float32)}))
@@ -114,30 +114,30 @@ def test_what_has_a_good_verdict_is_used_without_another_check(row, name, fla):
         assert calls(fla) == [name]
         liv(x())
         assert calls(fla) == [name] * 2
-        backends.DEVICES = ()
+        kernels.DEVICES = ()
         ours, our_state = liv(x(), liv.init_state(2, TOKENS))
     assert torch.allclose(y, ours, atol=1e-5) and torch.allclose(state["memory"], our_state["memory"], atol=1e-5)
     assert len(calls(fla)) == 2
-    (why,) = backends.explain()
+    (why,) = kernels.explain()
     assert why.startswith(f"{name} recurrence, float32, state ") and "fla, because fla differs from it by " in why
 
 
 def test_nothing_is_checked_where_models_are_trained(fla):
     operator("GLA")(x())
     assert calls(fla) == [] and "fla" not in sys.modules
-    assert "our own form, because fla has not been checked here for it; star doctor does that" in backends.explain()[0]
+    assert "our own form, because fla has not been checked here for it; star doctor does that" in kernels.explain()[0]
 
 
 def test_a_damaged_file_of_verdicts_is_none(fla):
     agreed("GLA")
-    backends.verdict_file(CPU).write_text("{")
+    kernels.verdict_file(CPU).write_text("{")
     operator("GLA")(x())
-    assert calls(fla) == [] and "has not been checked" in backends.explain()[0]
+    assert calls(fla) == [] and "has not been checked" in kernels.explain()[0]
 
 
 def test_a_check_keeps_its_verdicts(fla):
     cases = needed([operator(row) for row in ROWS], 32, torch.float32)
-    assert {case.kernel for case in cases} == set(backends.KERNELS) and not backends.CHOICES
+    assert {case.kernel for case in cases} == set(kernels.KERNELS) and not kernels.CHOICES
     verdicts = check(cases, CPU)
     assert set(verdicts) == cases and all(verdict["agrees"] for verdict in verdicts.values())
     before = len(calls(fla))
@@ -159,13 +159,13 @@ def test_what_does_not_agree_is_not_used_and_says_why(spoil, why, fla):
     (fla / "spoil").write_text(spoil)
     verdict = probe(Case("gated delta", "float32", 8, 16), CPU)
     assert not verdict["agrees"] and why in verdict["why"] and "\n" not in verdict["why"]
-    backends.verdict_file(CPU).parent.mkdir(parents=True)
+    kernels.verdict_file(CPU).parent.mkdir(parents=True)
     liv = operator("GatedDelta")
     bad = {str(case): verdict for case in needed([liv], 32, torch.float32)}
-    backends.verdict_file(CPU).write_text(json.dumps(bad))
+    kernels.verdict_file(CPU).write_text(json.dumps(bad))
     before = len(calls(fla))
     liv(x())
-    assert len(calls(fla)) == before and f"our own form, because {why}" in backends.explain()[0]
+    assert len(calls(fla)) == before and f"our own form, because {why}" in kernels.explain()[0]
 
 
 def test_a_kernel_that_kills_its_process_is_not_used_and_the_others_are_checked(fla):
@@ -194,7 +194,7 @@ def test_every_dtype_and_head_width_is_a_case_and_float64_is_ours(fla):
         operator("Rec-1")(x(dtype))
     operator("Rec-1").to(torch.float64)(x(torch.float64))
     operator("Rec-2")(x())
-    assert [case[1:] for case in backends.CHOICES] == [("float32", 16, 16), ("bfloat16", 16, 16), ("float32", 2, 16)]
+    assert [case[1:] for case in kernels.CHOICES] == [("float32", 16, 16), ("bfloat16", 16, 16), ("float32", 2, 16)]
 
 
 def test_other_devices_short_pieces_and_compilers_take_our_own_form(fla):
@@ -202,6 +202,6 @@ def test_other_devices_short_pieces_and_compilers_take_our_own_form(fla):
     liv(x()[:, :10])
     torch._dynamo.reset()
     torch.compile(liv, fullgraph=True, backend="eager")(x())
-    backends.DEVICES = ("cuda",)
+    kernels.DEVICES = ("cuda",)
     liv(x())
-    assert calls(fla) == [] and backends.explain() == []
+    assert calls(fla) == [] and kernels.explain() == []
