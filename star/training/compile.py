@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
+from star.genome.plan import Layer
 from star.model.language_model import Block, LanguageModel
 
 # Compilations of one variant, for other batch shapes and dtypes. Above torch's limit of 8 it would run uncompiled.
@@ -38,8 +39,7 @@ def compile_blocks(model: LanguageModel, backend: str | Callable = "inductor") -
     """
     _prepare_compiler()
     for layer, block in zip(model.plan.layers, model.blocks, strict=True):
-        backend_key = backend if isinstance(backend, str) else id(backend)
-        key = (layer.config, layer.given, layer.provides, model.plan.block, backend_key)
+        key = (*_kind(model, layer), backend if isinstance(backend, str) else id(backend))
         if key not in VARIANTS:
             with torch.device("meta"):  # the code of the variant, without weights
                 prototype = Block(model.plan.block, layer.config.build(layer.given))
@@ -47,6 +47,15 @@ def compile_blocks(model: LanguageModel, backend: str | Callable = "inductor") -
             VARIANTS[key] = torch.compile(variant, dynamic=False, backend=backend)
         block.forward = partial(_compiled_forward, block, VARIANTS[key])
     return model
+
+
+def kinds(model: LanguageModel) -> set[tuple]:
+    """The kinds of block of a model, each of which is compiled once."""
+    return {_kind(model, layer) for layer in model.plan.layers}
+
+
+def _kind(model: LanguageModel, layer: Layer) -> tuple:
+    return layer.config, layer.given, layer.provides, model.plan.block
 
 
 def checkpoint_blocks(model: LanguageModel) -> LanguageModel:

@@ -71,8 +71,8 @@ class Recipe:
     )
     compile: str = setting(
         "auto",
-        "auto: on CUDA the step is captured as a graph, without a compiler; blocks: every kind of block is compiled "
-        "too; off: neither; graph: as auto, of older runs",
+        "auto: on CUDA the step is captured as a graph, and the blocks of a long training are compiled meanwhile; "
+        "blocks: they are compiled first; off: neither; graph: as auto, of older runs",
         choices=COMPILE,
     )
     device: str = setting("auto", "cpu, cuda or cuda:N; auto: CUDA where there is one")

@@ -21,7 +21,9 @@ from star.data import Batches, Corpus, DeviceBatches, validation_blocks
 from star.errors import UserError, is_out_of_memory
 from star.genome import to_json
 from star.model import LanguageModel
+from star.training import background_compile
 from star.training.accumulation import Accumulation
+from star.training.background_compile import Compilation
 from star.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from star.training.compile import checkpoint_blocks, compile_blocks
 from star.training.device import (
@@ -56,6 +58,7 @@ from star.turns import finish
 MICRO_BATCHES_PER_SCORE, FEWEST_SCORES = 40, 5
 AHEAD = 8192  # micro-batches whose places in the text and learning rates lie on the device
 CHECKPOINT_SECONDS = 30.0  # between two checkpoints, at most
+SETTLED_SECONDS = 10.0  # after which the rate says how long the rest will take
 PROGRESS_SECONDS = 0.5  # between two calls of on_progress
 # Attributes of a `TrainingRun` that a checkpoint stores as they are
 STORED = ("step", "done", "parts", "recomputes", "curve", "val_loss_se", "evaluation_seconds", "peak_memory")
@@ -115,6 +118,8 @@ def training(
             return (yield from _train(run, on_progress, deadline, Path(checkpoint) if checkpoint else None))
         finally:
             run.forget()
+            if run.compilation:
+                run.compilation.stop()
             del run.loss  # it may refer to the other processes, and must then be destroyed before they leave
 
     try:
@@ -136,7 +141,7 @@ def _train(
 ) -> Generator[None, None, TrainingResult]:
     if checkpoint and checkpoint.exists():
         run.restore(checkpoint)
-    reported = saved = time.monotonic()
+    reported = considered = saved = time.monotonic()
     while run.done < run.stop:
         loss = run.advance()
         if run.due:
@@ -154,6 +159,9 @@ def _train(
         if on_progress and now - reported >= PROGRESS_SECONDS:
             reported = now
             on_progress(run.progress(loss.item()))
+        if now - considered >= PROGRESS_SECONDS:
+            considered = now
+            run.consider_compiling()
         try:
             yield
         except GeneratorExit:
@@ -221,6 +229,7 @@ class TrainingRun:
         self.loaded = 1  # the micro-batch from which on `load` has run; not yet
         self.counter = torch.zeros((), dtype=torch.int64, device=device)
         self.factors = torch.zeros(2 * self.ahead + 1, dtype=torch.float64, device=device)
+        self.compilation: Compilation | None = None
         self.programs: dict[tuple[int, bool], Program] = {}  # by micro-batches, and whether the step estimates noise
         self.captures = recipe.compile != "off" and world_size() == 1
         self.evaluation = Program(lambda: (block_losses(self.model, *self.sample),), device, self.captures, warmup=1)
@@ -324,6 +333,20 @@ class TrainingRun:
         """Drop all programs, because the model computes differently from now on."""
         self.programs.clear()
         self.evaluation = Program(self.evaluation.function, self.device, self.captures, warmup=1)
+
+    def consider_compiling(self) -> None:
+        """Have the blocks compiled in another process if that pays, and use them once they are there."""
+        model = self.model
+        if self.compilation is None:
+            may = self.recipe.compile == "auto" and self.device.type in background_compile.DEVICES and world_size() == 1
+            plain = self.sparsifier is None and not self.recomputes  # else blocks change, or have been wrapped
+            if may and plain and isinstance(model, LanguageModel) and model.genome is not None:
+                left = self.seconds * (self.stop - self.done) / self.done if self.done else 0.0
+                if self.seconds > SETTLED_SECONDS and background_compile.pays(model, left):
+                    self.compilation = Compilation(model, self.recipe, self.device)
+        elif self.compilation.ready() and not self.recomputes:
+            compile_blocks(self.language_model)
+            self.forget()
 
     def save_memory(self) -> bool:
         """Halve the micro-batch, or else recompute activations in the backward pass; False if neither is possible."""

@@ -16,7 +16,7 @@ from star.data import open_corpus
 from star.genome import POOL, Genome
 from star.genome.codec import parse_text
 from star.model import build
-from star.training import Recipe, train
+from star.training import Recipe, background_compile, train
 from star.training.muon import Muon
 from star.training.program import CAPTURES, Program
 from star.training.trainer import TrainingRun, training
@@ -251,3 +251,59 @@ def test_memory_that_runs_out_in_a_replayed_run_is_found_again(corpus, captured)
     result = train(net, corpus, RECIPE)
     assert result.status == "ok" and failures == [4] and captured
     assert math.isclose(result.val_loss, trained(corpus, RECIPE)[1][-1][2], rel_tol=1e-3)
+
+
+# ---- compiled in the background
+
+
+@pytest.fixture
+def compiles(monkeypatch):
+    """Compilation for a CPU, at once."""
+    monkeypatch.setattr(background_compile, "DEVICES", ("cpu",))
+    monkeypatch.setattr(trainer, "SETTLED_SECONDS", 0.0)
+
+
+def test_a_long_training_has_its_blocks_compiled_by_another_process(corpus, compiles, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    recipe = RECIPE.replace(tokens=10**9)
+    runs = [TrainingRun(model("9-1-9"), corpus, recipe, CPU) for _ in range(2)]
+    for run in runs:
+        run.advance()
+    first = runs[0]
+    first.consider_compiling()
+    process = first.compilation.process
+    assert process.wait(120) == 0 and list(tmp_path.rglob("*"))
+    first.consider_compiling()
+    assert all(block.forward.func.__name__ == "_compiled_forward" for block in first.model.blocks)
+    assert first.programs == {}
+    for _ in range(2):
+        losses_ = [run.advance().item() for run in runs]
+    assert losses_[0] == pytest.approx(losses_[1], rel=1e-4)
+    first.consider_compiling()  # nothing more
+    assert first.compilation.process is process
+
+
+def test_a_short_training_is_not_compiled_and_a_failed_compilation_changes_nothing(corpus, compiles, monkeypatch):
+    run = TrainingRun(model(), corpus, RECIPE, CPU)
+    run.advance()
+    run.consider_compiling()
+    assert run.compilation is None
+    monkeypatch.setattr(background_compile, "GAIN", 1e9)
+    monkeypatch.setattr(background_compile.sys, "executable", "false")
+    run.consider_compiling()
+    assert run.compilation.process.wait(10) != 0
+    run.consider_compiling()
+    assert run.model.blocks[0].forward.__name__ == "forward"
+
+
+def test_a_compilation_ends_with_its_training(corpus, compiles, monkeypatch):
+    monkeypatch.setattr(trainer, "PROGRESS_SECONDS", 0.0)
+    steps = training(model(), corpus, RECIPE.replace(tokens=10**9))
+    started = []
+    monkeypatch.setattr(
+        trainer, "Compilation", lambda *a: started.append(background_compile.Compilation(*a)) or started[0]
+    )
+    while not started:
+        next(steps)
+    steps.close()
+    assert started[0].process.poll() is not None
