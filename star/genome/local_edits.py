@@ -17,7 +17,7 @@ import numpy as np
 from star.errors import UserError
 from star.genome.edit import together, with_operators
 from star.genome.genome import Gene, Genome
-from star.genome.plan import resolve
+from star.genome.plan import resolve, share_signature
 from star.genome.repair import repair
 from star.genome.space import Space
 from star.liv import FAMILIES, Operator
@@ -162,7 +162,7 @@ def _linked(genome: Genome) -> Changes:
             continue
         family = genome.family(a)
         for strategy in range(2, family.n_strategies + 1):
-            signatures = {family.share_signature(genome.operator(g), strategy) for g in (a, b)}
+            signatures = {share_signature(genome, g, strategy) for g in (a, b)}
             if len(signatures) == 1 and None not in signatures:
                 linked = {k: genes[k]._replace(feature_group=fresh, feature_strategy=strategy) for k in (i, j)}
                 what = ", ".join(sorted(family.shared_groups(genome.operator(a), strategy)))

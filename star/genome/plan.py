@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from star.errors import UserError
+from star.genome.classes import PoolClass
 from star.genome.genome import Gene, Genome
-from star.liv import LIVConfig
+from star.liv import FAMILIES, LIVConfig
 from star.liv.base import StateEntry, Weight, constant
 
 
@@ -106,9 +108,8 @@ def _feature_links(genome: Genome, genes: tuple[Gene, ...]) -> tuple[list[int | 
         if provider == index:
             continue
         strategy = genes[provider].feature_strategy  # the strategy belongs to the group
-        family, other = genome.family(gene), genome.family(genes[provider])
-        signature = family.share_signature(genome.operator(gene), strategy) if strategy <= family.n_strategies else None
-        if signature is None or signature != other.share_signature(genome.operator(genes[provider]), strategy):
+        signature = share_signature(genome, gene, strategy)
+        if signature is None or signature != share_signature(genome, genes[provider], strategy):
             names = genome.class_names
             raise UserError(
                 f"LIVs {provider + 1} ({names[provider]}) and {index + 1} ({names[index]}) cannot share features "
@@ -116,5 +117,27 @@ def _feature_links(genome: Genome, genes: tuple[Gene, ...]) -> tuple[list[int | 
                 "equal; change the strategy or the group"
             )
         providers[index] = provider
-        given[index] = family.shared_groups(genome.operator(gene), strategy)
+        given[index] = genome.family(gene).shared_groups(genome.operator(gene), strategy)
     return providers, given
+
+
+def share_signature(genome: Genome, gene: Gene, strategy: int) -> tuple | None:
+    """What must be equal in two LIVs that share features under `strategy`: the genes that decide their meaning, and the
+    shapes of all that is shared. None if this LIV cannot share so.
+    """
+    sizes = genome.d_model, genome.head_dim, genome.rope_theta
+    return _signature(genome.pool[gene.class_id - 1], sizes, strategy)
+
+
+@lru_cache(maxsize=2**16)
+def _signature(pool_class: PoolClass, sizes: tuple[int, int, float], strategy: int) -> tuple | None:
+    operator = pool_class.operator
+    family = FAMILIES[operator.family]
+    signature = family.share_signature(operator, strategy) if strategy <= family.n_strategies else None
+    if signature is None:
+        return None
+    try:
+        config = pool_class.config(*sizes)
+    except UserError:  # it does not fit the width
+        return None
+    return signature, config.shared_sizes(family.shared_groups(operator, strategy))

@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from star.genome.genome import Gene, Genome, canonical_genes
+from star.genome.plan import share_signature
 
 
 def repair(genome: Genome, rng: np.random.Generator) -> tuple[Genome, bool]:
@@ -78,5 +79,5 @@ def _agree_on_strategy(genes: list[Gene], genome: Genome, rng: np.random.Generat
 
 
 def _all_can(genome: Genome, genes: list[Gene], strategy: int) -> bool:
-    signatures = {genome.family(g).share_signature(genome.operator(g), strategy) for g in genes}
+    signatures = {share_signature(genome, g, strategy) for g in genes}
     return len(signatures) == 1 and None not in signatures

@@ -193,6 +193,15 @@ class LIVConfig:
         """The state of this LIV: every tensor, except where a provider computes all of its groups."""
         return {name: s for name, s in self.state().items() if not set(s.group.split("+")) <= given}
 
+    def shared_sizes(self, groups: frozenset[str]) -> tuple:
+        """Shapes of everything that a consumer of these groups takes, to be equal in both: maps, and joint states.
+
+        Filters and norms are left out: a consumer takes a feature after them, so it needs none itself.
+        """
+        owned = {name: w.shape for name, w in self.weights().items() if w.group in groups}
+        owned |= {f"state {name}": s.shape for name, s in self.state().items() if set(s.group.split("+")) <= groups}
+        return tuple(sorted((n, shape) for n, shape in owned.items() if not n.endswith(("_filter", "_norm"))))
+
     def num_params(self, given: frozenset[str] = frozenset()) -> int:
         """Number of own parameters."""
         return sum(math.prod(w.shape) for w in self.own_weights(given).values())

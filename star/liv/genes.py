@@ -192,9 +192,9 @@ class Family:
         return frozenset(groups)
 
     def share_signature(self, operator: Operator, strategy: int) -> tuple | None:
-        """What must be equal in two operators that share under `strategy`; None if this one cannot share.
+        """The genes that must be equal in two operators that share under `strategy`; None if this one cannot share.
 
-        Equal genes give equal tensor shapes, because all operators of a genome have one model width and one head width.
+        The shapes must be equal too: see `LIVConfig.shared_sizes` and `star.genome.plan.share_signature`.
         """
         bits = max(strategy - 1, 0)
         for bit, names in enumerate(self.shareable):
