@@ -55,4 +55,8 @@ def sample(
             f"vocabulary of {ByteTokenizer.vocab_size}; call its generate method with token ids"
         )
     start = torch.tensor([ByteTokenizer().encode(prompt).tolist() or [ByteTokenizer.separator]])
+    try:
+        model.check_length(start.shape[1] + tokens)
+    except ValueError as error:
+        raise UserError(f"{error}, such as --tokens {max(1, model.plan.positions - start.shape[1])}") from None
     return bytes(model.generate(start, tokens, temperature, top_k, seed)[0].tolist()).replace(b"\0", b"")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from star.cost.single import NUMBER_BYTES, RECURRENT_BYTES, Costs
-from star.genome import POOL, BlockConfig, OperatorSpace, Space
+from star.genome import NORMS, POOL, RESIDUALS, BlockConfig, OperatorSpace, Space
 from star.genome.space import GENES, HEADER
 from star.liv import FAMILIES
 
@@ -66,12 +66,13 @@ def population_costs(
         decoding += tables.decode_mixing_flops[at]
         depth += there
 
-    vectors = np.array([[len(BlockConfig(1, n, r).weights()) for r in range(1, 3)] for n in range(1, 4)])
-    per_block = vectors[norm - 1, residual - 1]
+    blocks = [[BlockConfig(1, n, r) for r in RESIDUALS] for n in NORMS]
+    per_block = np.array([[len(block.weights()) for block in row] for row in blocks])[norm - 1, residual - 1]
+    final_norm = np.array([len(row[0].norm_weights("final_norm")) for row in blocks])[norm - 1]
     embedding = vocab_size * d_model * (1 if tie_embeddings else 2)
     head = 2 * vocab_size * d_model
     arrays: dict[str, Any] = dict(  # Costs of many genomes: every field is an array [n]
-        parameters=backbone + (depth * per_block + 1) * d_model + embedding,
+        parameters=backbone + (depth * per_block + final_norm) * d_model + embedding,
         backbone_parameters=backbone,
         cache_bytes=cache,
         cache_bytes_exact=exact,

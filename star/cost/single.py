@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from star.genome import Genome, Plan, load_genome, resolve
@@ -24,22 +23,22 @@ class Costs:
 
 
 def costs(
-    genome: Genome | str | Plan, vocab_size: int = 256, seq_len: int = 4096, tie_embeddings: bool = True
+    genome: Genome | str | Plan, vocab_size: int = 256, seq_len: int = 4096, tie_embeddings: bool | None = None
 ) -> Costs:
-    """Costs of a genome (or a plan) at a vocabulary and a context length."""
+    """Costs of a genome (or a plan) at a vocabulary and a context length.
+
+    tie_embeddings: whether the head is the embedding; None for what the genome says.
+    """
     if not isinstance(genome, Plan):
         genome = resolve(genome if isinstance(genome, Genome) else load_genome(genome))
     plan = genome
-    embedding = vocab_size * plan.d_model * (1 if tie_embeddings else 2)
-    block = sum(math.prod(w.shape) for w in plan.block.weights().values())
-    backbone = plan.backbone_parameters
     entries = [entry for layer in plan.layers for entry in layer.state().values()]
     channel = sum(layer.config.channel_flops(layer.given) for layer in plan.layers)
     head = 2 * vocab_size * plan.d_model
     forward = channel + head + sum(layer.config.mixing_flops(seq_len) for layer in plan.layers)
     return Costs(
-        parameters=backbone + len(plan.layers) * block + plan.d_model + embedding,
-        backbone_parameters=backbone,
+        parameters=plan.parameters(vocab_size, tie_embeddings),
+        backbone_parameters=plan.backbone_parameters,
         cache_bytes=NUMBER_BYTES * sum(e.numbers(seq_len) for e in entries),
         cache_bytes_exact=sum(
             e.numbers(seq_len) * (RECURRENT_BYTES if e.role == "recurrent" else NUMBER_BYTES) for e in entries

@@ -5,7 +5,7 @@ Imports only `star.liv` and `star.errors`. Read `genome.py`, then `plan.py`.
 
 from star.genome.classes import PAPER_CLASSES, POOL, PoolClass, operator, register_family
 from star.genome.codec import NamedGenome, from_json, parse_text, read_json, to_json
-from star.genome.genome import NORMS, RESIDUALS, Gene, Genome
+from star.genome.genome import EMBEDDINGS, NORMS, RESIDUALS, Gene, Genome
 from star.genome.library import find_genome, layout_name, list_genomes, load_genome
 from star.genome.operator_space import OperatorSpace, space_from_json
 from star.genome.plan import BlockConfig, Layer, Plan, resolve
@@ -15,6 +15,7 @@ from star.genome.table import gene_table
 
 __all__ = [
     "BlockConfig",
+    "EMBEDDINGS",
     "Gene",
     "Genome",
     "Layer",

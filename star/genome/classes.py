@@ -85,11 +85,23 @@ def random_operator(rng: np.random.Generator, families: Iterable[str] = tuple(FA
     return family.sample(featurizers[int(rng.integers(len(featurizers)))], rng)
 
 
-def attention(genes: str, repeat: int = 1, filtered: bool = False, norm: bool = False) -> Operator:
-    """An attention class. repeat: query heads per key head, 0 for a single key head."""
-    q = (3 if filtered else 1, 2, 1, 1)
-    kv = (q[0], 2, 1, repeat)
-    options: dict[str, Any] = {"norm": (1, 1, 1, 1)} if norm else {}
+def attention(
+    genes: str,
+    repeat: int = 1,
+    filtered: bool = False,
+    norm: str = "",
+    expansion: int = 1,
+    nope: bool = False,
+    bias: bool = False,
+) -> Operator:
+    """An attention class. repeat: query heads per key head, 0 for a single key head.
+
+    norm: of q and k, "head" or "full". expansion: width of all query heads over the width of the model.
+    """
+    q = (3 if filtered else 1, 2, expansion, 1)
+    kv = (*q[:3], repeat)
+    options: dict[str, Any] = {"norm": (1, {"head": 1, "full": 2}[norm], 1, 1)} if norm else {}
+    options |= {group: (1, 1, 1, 1) for group, there in (("nope", nope), ("bias", bias)) if there}
     return operator(genes, q=q, k=kv, v=kv, **options)
 
 
@@ -131,10 +143,10 @@ def convolution(genes: str, length: int, implicit: bool = False, filtered: bool 
     return operator(genes, b=gate, c=gate, h=gate, kernel=(3, 1, length, 1), **poles)
 
 
-def memoryless(genes: str, twelfths: int, gated: bool = True) -> Operator:
+def memoryless(genes: str, twelfths: int, gated: bool = True, bias: bool = False) -> Operator:
     """A memoryless class. twelfths: inner width in twelfths of the model width."""
     row = (1, 2, twelfths, 1)
-    options: dict[str, Any] = {"gate": row} if gated else {}
+    options: dict[str, Any] = ({"gate": row} if gated else {}) | ({"bias": (1, 1, 1, 1)} if bias else {})
     return operator(genes, value=row, **options)
 
 
@@ -156,16 +168,16 @@ POOL: tuple[PoolClass, ...] = (
     PoolClass("GMemless", memoryless("91142", twelfths=32)),
     *_DIFFERENTIAL,
     # 18-24: beyond the paper, the operators of LFM2 (arXiv 2511.23404), Llama 3 and Griffin.
-    PoolClass("GQA-2-QKN", attention("42123", repeat=2, norm=True)),
-    PoolClass("GQA-3-QKN", attention("42123", repeat=3, norm=True)),
-    PoolClass("GQA-4-QKN", attention("32123", repeat=4, norm=True)),
+    PoolClass("GQA-2-QKN", attention("42123", repeat=2, norm="head")),
+    PoolClass("GQA-3-QKN", attention("42123", repeat=3, norm="head")),
+    PoolClass("GQA-4-QKN", attention("32123", repeat=4, norm="head")),
     PoolClass("SwiGLU-4", memoryless("91142", twelfths=48)),
     PoolClass("SwiGLU-4.5", memoryless("91142", twelfths=54)),
     PoolClass("SwiGLU-5.25", memoryless("91142", twelfths=63)),
     PoolClass("ReLU2-4", memoryless("91132", twelfths=48, gated=False)),
     # 25-28: more ways to share keys. Qwen3 has QK-norm (arXiv 2505.09388), Griffin has one key head (arXiv 2402.19427).
-    PoolClass("MHA-QKN", attention("12123", norm=True)),
-    PoolClass("GQA-8-QKN", attention("32123", repeat=8, norm=True)),
+    PoolClass("MHA-QKN", attention("12123", norm="head")),
+    PoolClass("GQA-8-QKN", attention("32123", repeat=8, norm="head")),
     PoolClass("GQA-8", attention("32123", repeat=8)),
     PoolClass("MQA", attention("32123", repeat=0)),
     # 29-35: sliding windows, Longformer (arXiv 2004.05150); 2048 in Samba (arXiv 2406.07522), one key head in Griffin.
@@ -194,4 +206,13 @@ POOL: tuple[PoolClass, ...] = (
     *(PoolClass(f"SwiGLU-{n}", memoryless("91142", twelfths=12 * n)) for n in (1, 2, 3, 6)),
     PoolClass("GEGLU-3", memoryless("91152", twelfths=36)),
     *(PoolClass(f"ReLU2-{n}", memoryless("91132", twelfths=12 * n, gated=False)) for n in (2, 3, 6)),
+    # 57-63: what layouts of public models need. TinyLlama (arXiv 2401.02385); Mistral (2310.06825), two classes; Qwen3
+    # with more query channels than the model has (2505.09388); OLMo 2 (2501.00656); GPT-2, two classes.
+    PoolClass("SwiGLU-2.75", memoryless("91142", twelfths=33)),
+    PoolClass("SwiGLU-3.5", memoryless("91142", twelfths=42)),
+    PoolClass("SWA-4096-GQA-4", attention("3.2.10.2.3", repeat=4)),
+    PoolClass("GQA-2-QKN-2x", attention("42123", repeat=2, norm="head", expansion=2)),
+    PoolClass("MHA-QKN-full", attention("12123", norm="full")),
+    PoolClass("MHA-NoPE-bias", attention("12123", nope=True, bias=True)),
+    PoolClass("GELU-4-bias", memoryless("91162", twelfths=48, gated=False, bias=True)),
 )

@@ -20,7 +20,11 @@ FORMAT = "star-genome"
 VERSION = 1
 SIZE_LIMIT = 1_000_000  # bytes of a genome file
 NUMBERS = {"d_model": int, "head_dim": int, "norm": int, "residual": int, "rope_theta": float}
+LATER = {"embedding": 1, "positions": 0}  # genes that came later, with their defaults: written only if they differ
+NUMBERS |= dict.fromkeys(LATER, int)
 KEYS = {"format", "version", "name", "description", "vocab_size", "evidence", *NUMBERS, "backbone", "pool", "evolved"}
+KEYS.add("first_evolved")
+FIRST_EVOLVED = 57  # number of the first class of "evolved" in files that do not say it
 
 
 @dataclass(frozen=True)
@@ -61,11 +65,11 @@ def looks_like_text(text: str) -> bool:
 def to_json(genome: Genome, **about: Any) -> dict[str, Any]:
     """A dictionary for JSON, which `from_json` reads back. about: name, description, vocab_size, evidence."""
     data: dict[str, Any] = {"format": FORMAT, "version": VERSION} | {k: v for k, v in about.items() if v}
-    data |= {key: getattr(genome, key) for key in NUMBERS}
+    data |= {key: getattr(genome, key) for key in NUMBERS if getattr(genome, key) != LATER.get(key)}
     data["backbone"] = genome.text
     if genome.pool[: len(POOL)] == POOL:
         own = genome.pool[len(POOL) :]
-        return data | ({"evolved": [_class_to_json(c) for c in own]} if own else {})
+        return data | ({"first_evolved": len(POOL) + 1, "evolved": [_class_to_json(c) for c in own]} if own else {})
     return data | {"pool": [_class_to_json(c) for c in genome.pool]}
 
 
@@ -107,7 +111,10 @@ def read_json(data: Any, where: str = "genome") -> NamedGenome:
         if "pool" in data and "evolved" in data:
             raise UserError(f"{where}: 'pool' replaces the pool and 'evolved' adds to it; give one of them")
         own = _pool(data["evolved"], where) if "evolved" in data else ()
-        genome = Genome(_backbone(data.get("backbone"), where), pool=_pool(data.get("pool"), where) + own, **numbers)
+        backbone = _backbone(data.get("backbone"), where)
+        if own:
+            backbone = _renumbered(backbone, data.get("first_evolved", FIRST_EVOLVED))
+        genome = Genome(backbone, pool=_pool(data.get("pool"), where) + own, **numbers)
     except UserError as error:
         raise error if str(error).startswith(where) else UserError(f"{where}: {error}") from None
     vocab_size = data.get("vocab_size")
@@ -136,6 +143,14 @@ def _backbone(value: Any, where: str) -> tuple[Gene, ...]:
                 "strategy, feature group and strategy"
             )
     return tuple(Gene(*row) for row in value)
+
+
+def _renumbered(backbone: tuple[Gene, ...], first: Any) -> tuple[Gene, ...]:
+    """The genes with the numbers of evolved classes moved to the end of the pool, which may have grown since."""
+    if isinstance(first, bool) or not isinstance(first, int) or not 1 <= first <= len(POOL) + 1:
+        raise UserError(f"'first_evolved' is {first!r}; it must be an integer from 1 to {len(POOL) + 1}")
+    moved = len(POOL) + 1 - first
+    return tuple(gene._replace(class_id=gene.class_id + moved * (gene.class_id >= first)) for gene in backbone)
 
 
 def _pool(value: Any, where: str) -> tuple[PoolClass, ...]:

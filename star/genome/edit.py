@@ -8,10 +8,13 @@ from dataclasses import replace
 from star.genome.classes import PoolClass
 from star.genome.genome import Genome
 from star.genome.plan import resolve
-from star.liv import Operator
-from star.liv.genes import SPARSITY, WINDOW_UNIT
+from star.liv import FAMILIES, Operator
+from star.liv.genes import WINDOW_UNIT
 
-SPARSITY_GENES = {WINDOW_UNIT * 2 ** (code - 2): code for code in SPARSITY if code > 1}  # window -> gene
+# window -> gene, for the windows that searches draw
+SPARSITY_GENES = {
+    WINDOW_UNIT * 2 ** (code - 2): code for code in FAMILIES["attention"].searched("sparsity") if code > 1
+}
 
 
 def edited_genome(genome: Genome, windows: Mapping[int, int | None]) -> Genome:

@@ -20,8 +20,17 @@ from star.liv import FAMILIES, Family, Operator
 
 MAX_DEPTH = 1024
 MAX_WIDTH = 65_536
-NORMS = {1: "pre: x + f(norm(x))", 2: "sandwich: x + norm(f(norm(x)))", 3: "post: x + norm(f(x))"}
+NORMS = {
+    1: "pre: x + f(norm(x))",
+    2: "sandwich: x + norm(f(norm(x)))",
+    3: "post: x + norm(f(x))",
+    4: "pre, with LayerNorm and its bias",
+}
 RESIDUALS = {1: "plain", 2: "a learned gain per channel on every branch"}
+
+
+EMBEDDINGS = {1: "tied: the head is the embedding", 2: "untied: the head has weights of its own"}
+MAX_POSITIONS = 1_048_576
 
 
 class Gene(NamedTuple):
@@ -52,7 +61,8 @@ class Genome:
         backbone: one `Gene` per slot, class 0 for an empty slot.
         d_model: width of the residual stream. head_dim: width of an attention or recurrence head.
         norm, residual: block scheme, keys of `NORMS` and `RESIDUALS`. rope_theta: base of the rotary embedding.
-        pool: class id c > 0 is `pool[c - 1]`.
+        pool: class id c > 0 is `pool[c - 1]`. embedding: a key of `EMBEDDINGS`. positions: learned positions, which are
+        added to the embedding; a sequence can have so many tokens. 0 for none, and any length.
     Raises: UserError naming the gene, its value and the legal values.
     """
 
@@ -63,9 +73,15 @@ class Genome:
     residual: int = 1
     rope_theta: float = 10_000.0
     pool: tuple[PoolClass, ...] = field(default=POOL, repr=False)
+    embedding: int = 1
+    positions: int = 0
 
     def __post_init__(self) -> None:
-        for gene, value, low, high in (("d_model", self.d_model, 1, MAX_WIDTH), ("head_dim", self.head_dim, 2, 1024)):
+        for gene, value, low, high in (
+            ("d_model", self.d_model, 1, MAX_WIDTH),
+            ("head_dim", self.head_dim, 2, 1024),
+            ("positions", self.positions, 0, MAX_POSITIONS),
+        ):
             if not low <= value <= high:
                 raise UserError(f"{gene} is {value}; legal is {low} to {high}")
         if self.head_dim % 2:
@@ -74,7 +90,8 @@ class Genome:
             )
         if not 1.0 <= self.rope_theta <= 1e9:
             raise UserError(f"rope_theta is {self.rope_theta}; legal is 1 to 1e9")
-        for gene, value, legal in (("norm", self.norm, NORMS), ("residual", self.residual, RESIDUALS)):
+        for gene, legal in (("norm", NORMS), ("residual", RESIDUALS), ("embedding", EMBEDDINGS)):
+            value = getattr(self, gene)
             if value not in legal:
                 choices = ", ".join(f"{k} ({v})" for k, v in legal.items())
                 raise UserError(f"gene '{gene}' is {value}; legal is {choices}")
@@ -132,6 +149,8 @@ class Genome:
     def key(self) -> str:
         """Text that is equal for equal architectures: the integers of the operators, not their names."""
         head = [self.d_model, self.head_dim, self.norm, self.residual, self.rope_theta]
+        if (self.embedding, self.positions) != (1, 0):  # genes that came later: the ids of older genomes stay
+            head += [self.embedding, self.positions]
         livs = []
         for gene in canonical_genes(self.backbone):
             operator = self.operator(gene)

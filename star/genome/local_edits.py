@@ -98,9 +98,10 @@ def _steps(operator: Operator) -> Iterator[tuple[str, str, Operator]]:
     family, name = FAMILIES[operator.family], operator.family
     sizes = [f"{group}.{gene}" for group, _ in operator.features for gene in ("expansion", "repeat")]
     for address in ["sparsity", *sizes]:
-        legal = sorted(family.legal(address), key=lambda v: (v == 0, v))  # repeat 0: one for all, beyond any number
         now = operator.gene(address)
         assert isinstance(now, int)
+        # repeat 0: one for all, beyond any number
+        legal = sorted({*family.searched(address), now}, key=lambda v: (v == 0, v))
         at = legal.index(now)
         values = [*legal[max(0, at - STEPS) : at], *legal[at + 1 : at + 1 + STEPS]]
         if address == "sparsity" and at == 0:

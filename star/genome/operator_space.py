@@ -79,10 +79,12 @@ class OperatorSpace(Space):
         """Legal values of each position. Not every combination is legal: see `star.liv.genes`."""
         families = FAMILIES.values()
         section: list[set[int]] = [{0, *FEATURIZERS}]
-        section += [{0}.union(*(getattr(family, gene) for family in families)) for gene in OPERATOR[1:5]] + [{0, 1}]
+        section += [{0}.union(*(family.searched(gene) for family in families)) for gene in OPERATOR[1:5]] + [{0, 1}]
         for g in range(MOST_GROUPS):
-            specs = [list(family.groups.values())[g] for family in families if len(family.groups) > g]
-            section += [{0}.union(*(spec.values(gene) for spec in specs)) for gene in FeatureGenes._fields]
+            groups = [(f, name) for f in families for name in list(f.groups)[g : g + 1] if name in f.searched_groups]
+            section += [
+                {0}.union(*(f.searched(f"{name}.{gene}") for f, name in groups)) for gene in FeatureGenes._fields
+            ]
         rows = [
             *self._header_values,
             *[sorted(v) for v in section] * self.evolved,
@@ -107,6 +109,12 @@ class OperatorSpace(Space):
         for gene in genome.backbone:
             op = genome.operator(gene)
             if op not in fixed:
+                if not FAMILIES[op.family].is_searched(op):
+                    name = genome.pool[gene.class_id - 1].name
+                    raise UserError(
+                        f"genome {genome.id}: operator {name} has genes that no search draws; allow its class "
+                        "(space.classes) if the pool has it"
+                    )
                 own.setdefault(op, self.evolved_classes[0] + len(own))
             genes.append(gene._replace(class_id=fixed.get(op) or own[op]))
         if len(own) > self.evolved:
@@ -193,15 +201,15 @@ class OperatorSpace(Space):
         family = FAMILIES[FEATURIZERS[featurizer]]
         numbers = [int(n) for n in integers]
         genes = [
-            value if value in getattr(family, gene) else int(rng.choice(getattr(family, gene)))
+            value if value in family.searched(gene) else int(rng.choice(family.searched(gene)))
             for gene, value in zip(OPERATOR[1:5], numbers[1:5], strict=True)
         ]
         rows = []
         for g, (name, spec) in enumerate(family.groups.items()):
             row = numbers[len(OPERATOR) + 4 * g : len(OPERATOR) + 4 * g + 4]
-            if spec.optional and not row[0]:
+            if name not in family.searched_groups or (spec.optional and not row[0]):
                 continue  # the first integer says whether an optional group is there
-            legal = [spec.values(gene) for gene in FeatureGenes._fields]
+            legal = [family.searched(f"{name}.{gene}") for gene in FeatureGenes._fields]
             row = [v if v in choice else int(rng.choice(choice)) for v, choice in zip(row, legal, strict=True)]
             rows.append((name, FeatureGenes(*row)))
         differential = bool(numbers[5]) and family.differentiable_branches

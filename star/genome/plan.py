@@ -49,23 +49,40 @@ class BlockConfig:
 
     def weights(self) -> dict[str, Weight]:
         """Parameter tensors of a block besides its LIV."""
-        names = {1: ["norm_in"], 2: ["norm_in", "norm_out"], 3: ["norm_out"]}[self.norm]
-        names = [*names, "gain"] if self.residual == 2 else names
-        return {name: Weight((self.d_model,), "block", constant(1.0)) for name in names}
+        norms = {1: ["norm_in"], 2: ["norm_in", "norm_out"], 3: ["norm_out"], 4: ["norm_in"]}[self.norm]
+        weights = {name: weight for norm in norms for name, weight in self.norm_weights(norm).items()}
+        return weights | ({"gain": Weight((self.d_model,), "block", constant(1.0))} if self.residual == 2 else {})
+
+    def norm_weights(self, name: str) -> dict[str, Weight]:
+        """The scale of a norm of the residual stream, and the bias of a LayerNorm."""
+        weights = {name: Weight((self.d_model,), "block", constant(1.0))}
+        return weights | ({f"{name}_bias": Weight((self.d_model,), "block", constant(0.0))} if self.norm == 4 else {})
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A backbone as concrete layers."""
+    """A backbone as concrete layers. tied: the head is the embedding; positions: rows of learned positions, or 0."""
 
     d_model: int
     block: BlockConfig
     layers: tuple[Layer, ...]
+    tied: bool = True
+    positions: int = 0
 
     @property
     def backbone_parameters(self) -> int:
         """Parameters of all LIVs, shared weights once, without embedding and block norms (the paper's size)."""
         return sum(math.prod(w.shape) for layer in self.layers for w in layer.weights().values())
+
+    def parameters(self, vocab_size: int, tie_embeddings: bool | None = None) -> int:
+        """All parameters of a model with so many tokens. tie_embeddings: None for what the genome says."""
+        tied = self.tied if tie_embeddings is None else tie_embeddings
+        block, final = (
+            sum(math.prod(w.shape) for w in weights.values())
+            for weights in (self.block.weights(), self.block.norm_weights("final_norm"))
+        )
+        rows = vocab_size * (1 if tied else 2) + self.positions
+        return self.backbone_parameters + len(self.layers) * block + final + rows * self.d_model
 
 
 def resolve(genome: Genome) -> Plan:
@@ -93,7 +110,8 @@ def resolve(genome: Genome) -> Plan:
                     weights_from[group] = owner
         name = genome.pool[gene.class_id - 1].name
         layers.append(Layer(index, name, config, given[index], providers[index], weights_from, index in providers))
-    return Plan(genome.d_model, BlockConfig(genome.d_model, genome.norm, genome.residual), tuple(layers))
+    block = BlockConfig(genome.d_model, genome.norm, genome.residual)
+    return Plan(genome.d_model, block, tuple(layers), genome.embedding == 1, genome.positions)
 
 
 def _feature_links(genome: Genome, genes: tuple[Gene, ...]) -> tuple[list[int | None], list[frozenset[str]]]:

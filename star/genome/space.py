@@ -136,6 +136,8 @@ class Space:
             ("head_dim", genome.head_dim, (self.head_dim,)),
             ("norm", genome.norm, self.norms),
             ("residual", genome.residual, self.residuals),
+            ("embedding", genome.embedding, (1,)),
+            ("positions", genome.positions, (0,)),
             *(("class", g.class_id, self.classes) for g in genes),
         ):
             if value not in legal:

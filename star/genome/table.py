@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from itertools import product
 
 from star.genome.classes import POOL
-from star.genome.genome import MAX_DEPTH, MAX_WIDTH, NORMS, RESIDUALS
-from star.liv import FAMILIES, FeatureGenes
-from star.liv.genes import CHANNEL_MIXING, OPERATOR_GENES, TOKEN_MIXING
+from star.genome.genome import EMBEDDINGS, MAX_DEPTH, MAX_POSITIONS, MAX_WIDTH, NORMS, RESIDUALS
+from star.liv import FAMILIES, Family, FeatureGenes
+from star.liv.genes import CHANNEL_MIXING, OPERATOR_GENES, TOKEN_MIXING, as_ranges
 
 # Why no family combines this token mixing (first) with this channel mixing (second).
 NOT_BUILT = {
@@ -30,10 +30,18 @@ def gene_table() -> list[dict[str, str]]:
         return ", ".join(f"{k} {v}" for k, v in values.items())
 
     groups = f"0 none, 1 to {MAX_DEPTH:,}"
+
+    def drawn(address: str, family: Family) -> str:
+        legal, searched = as_ranges(family.legal(address)), as_ranges(family.searched(address))
+        inside = address.partition(".")[0] in family.searched_groups
+        return f"{legal}; searches draw {searched}" if inside and searched != legal else legal
+
     rows = [
         ("genome", "d_model", f"1 to {MAX_WIDTH:,}", "width of the residual stream"),
         ("genome", "head_dim", "even, 2 to 1,024", "width of an attention or recurrence head"),
-        ("genome", "norm", listed(NORMS), "where RMSNorm is in a block"),
+        ("genome", "norm", listed(NORMS), "where the norm is in a block, RMSNorm if it does not say LayerNorm"),
+        ("genome", "embedding", listed(EMBEDDINGS), "whether the head is a matrix of its own"),
+        ("genome", "positions", f"0 none, 1 to {MAX_POSITIONS:,}", "learned positions, added to the embedding"),
         ("genome", "residual", listed(RESIDUALS), "how a block adds to the residual stream"),
         (
             "backbone",
@@ -55,10 +63,12 @@ def gene_table() -> list[dict[str, str]]:
     for family in FAMILIES.values():
         for gene, meanings in OPERATOR_GENES.items():
             legal = {value: meanings[value] for value in getattr(family, gene)}
-            rows.append((f"operator ({family.name})", gene, listed(legal), family.why.get(gene, "")))
+            text = listed(legal) + "".join(f"; no search draws {n}" for n in family.named_only.get(gene, ()))
+            rows.append((f"operator ({family.name})", gene, text, family.why.get(gene, "")))
         for group, spec in family.groups.items():
-            text = ", ".join(f"{gene} ({', '.join(map(str, spec.values(gene)))})" for gene in FeatureGenes._fields)
+            text = ", ".join(f"{gene} ({drawn(f'{group}.{gene}', family)})" for gene in FeatureGenes._fields)
             optional = "; optional, 0000 leaves it out" if spec.optional else ""
+            optional += "; no search draws it" if group not in family.searched_groups else ""
             meaning = f"{spec.meaning} (expansion: {spec.expansion_means}){optional}"
             rows.append((f"featurizer ({family.name})", group, text, meaning))
         for rule in family.rules:

@@ -1,6 +1,6 @@
 """Softmax attention: T_ij = softmax_j(q_i . k_j / sqrt(d)) for j <= i, one matrix of weights per head.
 
-    q, k, v = W_q x, W_k x, W_v x     [a short causal convolution on each]   [RMSNorm of q and k]   RoPE on q and k
+    q, k, v = W_q x, W_k x, W_v x     [a short causal convolution on each]   [RMSNorm of q and k]   [RoPE on q and k]
     y       = W_out . concat_h( softmax(q_h k_h^T / sqrt(d) + causal mask) v_h )
 
 The scores q k^T have rank d, and softmax makes them dense, so decoding must cache every key and value. With a window, a
@@ -18,6 +18,7 @@ import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,9 +26,20 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from star.liv.base import LIV, Features, LIVConfig, State, StateEntry, Weight, constant, matrix, short_filter
+from star.liv.base import (
+    LIV,
+    Features,
+    LIVConfig,
+    State,
+    StateEntry,
+    Weight,
+    biases,
+    constant,
+    matrix,
+    short_filter,
+)
 from star.liv.functional import rms_norm
-from star.liv.genes import Family, GroupSpec, Operator, Rule, count_heads
+from star.liv.genes import BIAS_GROUP, Family, GroupSpec, Operator, Rule, count_heads
 
 ATTENTION_FILTER = 3  # taps of the optional filters of q, k and v
 # Fastest first for training on a Hopper GPU (published figures, not measured by us). Torch takes the first one that
@@ -50,8 +62,8 @@ class AttentionConfig(LIVConfig):
     head_dim: int
     window: int | None = None  # keys that a query sees, its own included; None for all
     filters: tuple[str, ...] = ()  # which of q, k, v pass a short convolution
-    qk_norm: bool = False  # RMSNorm of q and k per head, before RoPE
-    rope_theta: float = 10_000.0
+    qk_norm: str = ""  # RMSNorm of q and k before RoPE: "head" over each head, "full" over all heads together
+    rope_theta: float | None = 10_000.0  # None: no RoPE
     norm_eps: float = 1e-5
 
     def width(self, group: str) -> int:
@@ -62,8 +74,10 @@ class AttentionConfig(LIVConfig):
         weights = {g: matrix(self.width(g), self.d_model, g) for g in "qkv"}
         weights |= {f"{g}_filter": short_filter(self.width(g), ATTENTION_FILTER, g) for g in self.filters}
         if self.qk_norm:
-            weights |= {f"{g}_norm": Weight((self.head_dim,), g, constant(1.0)) for g in "qk"}
-        return weights | self.output_weights(self.n_heads * self.head_dim)
+            width = self.width if self.qk_norm == "full" else lambda g: self.head_dim
+            weights |= {f"{g}_norm": Weight((width(g),), g, constant(1.0)) for g in "qk"}
+        weights |= self.output_weights(self.n_heads * self.head_dim)
+        return weights | (biases(weights) if self.biased else {})
 
     def state(self) -> dict[str, StateEntry]:
         cap = math.inf if self.window is None else self.window - 1
@@ -97,7 +111,8 @@ class Attention(LIV):
         self, h: dict[str, Tensor], state: State | None, given: Features, offset: int
     ) -> tuple[Features, State | None]:
         config, q = self.config, h["q"]
-        table = rope_table(offset, q.shape[1], config.head_dim, config.rope_theta, q.device, q.dtype)
+        theta = config.rope_theta
+        table = rope_table(offset, q.shape[1], config.head_dim, theta, q.device, q.dtype) if theta else None
         q = self.heads(q, "q", table)
         if "k" in self.given:
             return {"q": q, "k": given["k"]}, state
@@ -118,12 +133,15 @@ class Attention(LIV):
     def unflatten_value(self, value: Tensor) -> Tensor:
         return value.unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)
 
-    def heads(self, h: Tensor, group: str, table: tuple[Tensor, Tensor]) -> Tensor:
+    def heads(self, h: Tensor, group: str, table: tuple[Tensor, Tensor] | None) -> Tensor:
         """Queries or keys split into heads, normalised and rotated: [B, T, heads * d] -> [B, heads, T, d]."""
-        h = h.unflatten(-1, (-1, self.config.head_dim))
-        if self.config.qk_norm:
-            h = rms_norm(h, getattr(self, f"{group}_norm"), self.config.norm_eps)
-        return apply_rope(h, *table).transpose(1, 2)
+        config = self.config
+        if config.qk_norm == "full":
+            h = rms_norm(h, getattr(self, f"{group}_norm"), config.norm_eps)
+        h = h.unflatten(-1, (-1, config.head_dim))
+        if config.qk_norm == "head":
+            h = rms_norm(h, getattr(self, f"{group}_norm"), config.norm_eps)
+        return (h if table is None else apply_rope(h, *table)).transpose(1, 2)
 
     def remember(self, h: Tensor, group: str, state: State | None, offset: int) -> tuple[Tensor, State | None]:
         """All keys or values [B, G, S, d] that this call sees, and the cache with the new ones in it."""
@@ -250,32 +268,48 @@ def configure(operator: Operator, d_model: int, head_dim: int, rope_theta: float
         head_dim,
         window=operator.window,
         filters=tuple(g for g in "qkv" if operator.feature(g).token == 3),
-        qk_norm=operator.has("norm"),
-        rope_theta=rope_theta,
+        qk_norm={0: "", 1: "head", 2: "full"}[operator.feature("norm").channel],
+        rope_theta=None if operator.has("nope") else rope_theta,
+        biased=operator.has("bias"),
     )
 
 
 _REPEAT = (1, 2, 3, 4, 8, 0)
+_QKV: dict[str, Any] = {
+    "token": (1, 3),
+    "expansion": (1, 2),
+    "expansion_means": "width of all query heads over the width of the model",
+}
 FAMILY = Family(
     name="attention",
     equation="T_ij = softmax_j(q_i . k_j / sqrt(d)) per head",
     token=(2,),
-    sparsity=tuple(range(1, 10)),
+    sparsity=tuple(range(1, 11)),
     nonlinearity=(2,),
     channel=(3,),
     groups={
-        "q": GroupSpec("queries: W_q x, one per head; token mixing 3 adds a causal filter of length 3", token=(1, 3)),
-        "k": GroupSpec("keys: W_k x; r query heads share one, 0: all heads do", token=(1, 3), repeat=_REPEAT),
-        "v": GroupSpec("values: W_v x, the value path; repeat as for keys", token=(1, 3), repeat=_REPEAT),
-        "norm": GroupSpec("RMSNorm of q and k per head (QK-norm)", channel=(1,), optional=True),
+        "q": GroupSpec("queries: W_q x, one per head; token mixing 3 adds a causal filter of length 3", **_QKV),
+        "k": GroupSpec("keys: W_k x; r query heads share one, 0: all heads do", repeat=_REPEAT, **_QKV),
+        "v": GroupSpec("values: W_v x, the value path; repeat as for keys", repeat=_REPEAT, **_QKV),
+        "norm": GroupSpec(
+            "RMSNorm of q and k (QK-norm): channel mixing 1 per head, 2 over all heads", channel=(1, 2), optional=True
+        ),
+        "nope": GroupSpec("q and k are not rotated (NoPE, arXiv 2305.19466)", channel=(1,), optional=True),
+        "bias": BIAS_GROUP,
     },
     shareable=(("k",), ("v",)),
     sharing_genes=("sparsity",),
     configure=configure,
-    rules=(Rule.equal("k.repeat", "v.repeat", "keys and values come in pairs"),),
+    rules=(
+        Rule.equal("k.repeat", "v.repeat", "keys and values come in pairs"),
+        Rule.equal("q.expansion", "k.expansion", "both say how wide all heads are together"),
+        Rule.equal("k.expansion", "v.expansion", "both say how wide all heads are together"),
+    ),
     why={
         "token": "softmax acts on the scores q . k, which are low rank",
         "nonlinearity": "without softmax the low-rank scores need no cache of keys: that is the recurrence family",
         "channel": "all channels of a head share its scores",
     },
+    named_only={"sparsity": (10,), **{f"{g}.expansion": (2,) for g in "qkv"}, "norm.channel": (2,)}
+    | {"nope": (), "bias": ()},
 )

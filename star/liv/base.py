@@ -2,8 +2,9 @@
 
     y[i, a] = sum_j sum_b  T[i, j, a, b](x) * x[j, b]        i, j tokens; a, b channels     (STAR, eq. 1)
 
-The output is a linear map of the input whose coefficients depend on the input. Attention, state-space models, gated
-convolutions and SwiGLU all have this form. So every operator has two halves:
+The output is a linear map of the input whose coefficients depend on the input (plus c(x), what `mix` makes of a zero
+input, where the maps have biases). Attention, state-space models, gated convolutions and SwiGLU all have this form. So
+every operator has two halves:
 
     features, state = liv.featurize(x, state, given)     # what T is made of: depends on x
     y, state        = liv.mix(features, x, state, given) # linear in x for fixed features
@@ -23,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -156,12 +157,19 @@ def short_filter(channels: int, length: int, group: str) -> Weight:
     return Weight((channels, length), group, normal(length**-0.5), flops=2 * channels * length)
 
 
+def biases(weights: Mapping[str, Weight]) -> dict[str, Weight]:
+    """A bias, 0 at the start, for every matrix of an operator; it belongs to the group of the matrix."""
+    maps = {name: weight for name, weight in weights.items() if weight.kind == "matrix"}
+    return {f"{name}_bias": Weight(weight.shape[:1], weight.group, constant(0.0)) for name, weight in maps.items()}
+
+
 @dataclass(frozen=True)
 class LIVConfig:
     """The sizes of one operator. A family writes the first five methods: its weights, its state and what it costs."""
 
     d_model: int
     branches: int
+    biased: bool = field(default=False, kw_only=True)  # every map has a bias
 
     def weights(self) -> dict[str, Weight]:
         """All parameter tensors by name, before any sharing."""
@@ -343,17 +351,22 @@ class LIV(nn.Module):
         if self.config.branches == 2:
             a, b = y.chunk(2, dim=-1)
             y = torch.cat([a, -self.diff.to(y.dtype) * b], dim=-1)
-        return F.linear(y, self.out.to(y.dtype))
+        return self.linear(y, "out")
+
+    def linear(self, x: Tensor, name: str) -> Tensor:
+        """The map `name` of x, with its bias if it has one. Weights are cast to the dtype of x."""
+        bias = getattr(self, f"{name}_bias").to(x.dtype) if self.config.biased else None
+        return F.linear(x, getattr(self, name).to(x.dtype), bias)
 
     def project(self, x: Tensor, state: State | None, names: tuple[str, ...]) -> tuple[dict[str, Tensor], State | None]:
         """The linear maps `names` of x [B, T, D], each after its short causal filter if it has one.
 
-        Weights are cast to the dtype of the activations (float32 master weights, no autocast). Each map is one
-        product: a single product for all maps makes copies, and was slower on a CPU from a thousand tokens on.
+        Each map is one product: a single product for all maps makes copies, and was slower on a CPU from a thousand
+        tokens on.
         """
         h = {}
         for name in names:
-            h[name] = F.linear(x, getattr(self, name).to(x.dtype))
+            h[name] = self.linear(x, name)
             key = f"{name}_filter"
             if key in self._parameters:
                 taps, past = getattr(self, key).to(x.dtype), None if state is None else state[key]
@@ -365,10 +378,11 @@ class LIV(nn.Module):
     def materialize(self, x: Tensor) -> Tensor:
         """T itself, [T, T, D, D] indexed i, j, a, b, for one sequence x [1, T, D]. The tests of the laws use it.
 
-        `mix`, with the features of x, is applied to every basis vector e_(j, b).
+        `mix`, with the features of x, is applied to every basis vector e_(j, b), and to zero for the biases.
         """
         features, _ = self.featurize(x)
-        return self.impulses(features, x, x.shape[2], lambda f, e: self.mix(f, e)[0])
+        T = self.impulses(features, x, x.shape[2], lambda f, e: self.mix(f, e)[0])
+        return T - self.mix(features, torch.zeros_like(x))[0][0, :, None, :, None]
 
     @torch.no_grad()
     def materialize_core(self, x: Tensor, channels: slice = slice(None)) -> Tensor:

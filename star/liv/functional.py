@@ -12,10 +12,14 @@ from torch import Tensor
 
 
 def activate(x: Tensor, nonlinearity: str) -> Tensor:
-    """A nonlinearity by name: none, relu, swish or gelu."""
-    return {"none": lambda h: h, "relu": F.relu, "swish": F.silu, "gelu": lambda h: F.gelu(h, approximate="tanh")}[
-        nonlinearity
-    ](x)
+    """A nonlinearity by name: none, relu, swish, gelu or normal_cdf (x times it is gelu)."""
+    return {
+        "none": lambda h: h,
+        "relu": F.relu,
+        "swish": F.silu,
+        "gelu": lambda h: F.gelu(h, approximate="tanh"),
+        "normal_cdf": lambda h: torch.sigmoid((8 / math.pi) ** 0.5 * (h + 0.044715 * h**3)),
+    }[nonlinearity](x)
 
 
 def short_convolution(x: Tensor, weight: Tensor, past: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -148,6 +152,13 @@ def carried_by_matrix(log_decay: Tensor, added: Tensor, start: Tensor) -> Tensor
 def no_future(size: int, like: Tensor) -> Tensor:
     """[size, size]: 0 where row >= column, else -inf. It is added before exp, so the backward has no inf * 0."""
     return torch.full((size, size), -math.inf, dtype=like.dtype, device=like.device).triu(1)
+
+
+def norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    """LayerNorm (arXiv 1607.06450) of the last dimension if there is a bias, else `rms_norm`."""
+    if bias is None:
+        return rms_norm(x, weight, eps)
+    return F.layer_norm(x, weight.shape, weight.to(x.dtype), bias.to(x.dtype), eps)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 WINDOW_UNIT = 16
 TOKEN_MIXING = {1: "diagonal", 2: "low rank", 3: "scaled Toeplitz", 4: "sequentially semi-separable"}
-SPARSITY = {1: "none"} | {code: f"banded, window {WINDOW_UNIT * 2 ** (code - 2)}" for code in range(2, 10)}
-NONLINEARITY = {1: "none", 2: "softmax", 3: "ReLU", 4: "swish", 5: "GELU"}
+SPARSITY = {1: "none"} | {code: f"banded, window {WINDOW_UNIT * 2 ** (code - 2)}" for code in range(2, 11)}
+NONLINEARITY = {1: "none", 2: "softmax", 3: "ReLU", 4: "swish", 5: "GELU", 6: "normal CDF"}
 CHANNEL_MIXING = {1: "diagonal", 2: "dense", 3: "grouped (heads)"}
 OPERATOR_GENES = {
     "token": TOKEN_MIXING,
@@ -125,6 +125,9 @@ class GroupSpec:
         return getattr(self, gene)
 
 
+BIAS_GROUP = GroupSpec("a bias for every map: y = T(x) x + c(x)", channel=(1,), optional=True)
+
+
 @dataclass(frozen=True)
 class Rule:
     """Two genes that restrict each other, by address (see `Operator.gene`); `holds` says whether an operator obeys."""
@@ -159,6 +162,7 @@ class Family:
     sharing_genes: operator genes that must be equal before features can be shared, such as the window.
     configure: (operator, d_model, head_dim, rope_theta) -> its sizes; raises UserError if it does not fit the width.
     rules: pairs of genes that restrict each other. why: for each gene, why no other value can be built.
+    named_only: by address, legal values that no search draws: layouts of public models need them. A whole group: ().
     differentiable_branches: whether there is a differential form.
     """
 
@@ -175,6 +179,7 @@ class Family:
     sharing_genes: tuple[str, ...] = ()
     rules: tuple[Rule, ...] = ()
     why: Mapping[str, str] = field(default_factory=dict)
+    named_only: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     differentiable_branches: bool = True
 
     @property
@@ -231,10 +236,9 @@ class Family:
                 continue
             for gene, value in row._asdict().items():
                 if value not in spec.values(gene):
-                    legal = ", ".join(map(str, spec.values(gene)))
                     raise UserError(
                         f"{where}: {gene} gene {value} of feature group '{group}' ({self.name}) is not legal; legal "
-                        f"is {legal}"
+                        f"is {as_ranges(spec.values(gene))}"
                     )
         if operator.differential and not self.differentiable_branches:
             raise UserError(f"{where}: {self.name} has no differential form: {self.why.get('differential', '')}")
@@ -264,13 +268,34 @@ class Family:
         present = FeatureGenes(*(spec.values(gene)[0] for gene in FeatureGenes._fields))
         return (ABSENT, present) if spec.optional else (present,)
 
+    def searched(self, address: str) -> tuple:
+        """The values of a gene that searches draw: the legal ones without `named_only`."""
+        group = address.partition(".")[0]
+        if group in self.named_only and group in self.groups:
+            return (ABSENT,)
+        return tuple(value for value in self.legal(address) if value not in self.named_only.get(address, ()))
+
+    @property
+    def searched_groups(self) -> list[str]:
+        """The feature groups that searches draw."""
+        return [group for group in self.groups if group not in self.named_only]
+
+    def is_searched(self, operator: Operator) -> bool:
+        """Whether a search can draw this operator."""
+        rows = [f"{group}.{gene}" for group, _ in operator.features for gene in FeatureGenes._fields]
+        genes = [*OPERATOR_GENES, *(row for row in rows if row.partition(".")[0] not in self.named_only)]
+        return all(operator.gene(gene) in self.searched(gene) for gene in genes) and not any(
+            operator.has(group) for group in self.named_only if group in self.groups
+        )
+
     def sample(self, featurizer: int, rng: np.random.Generator) -> Operator:
-        """A random legal operator of this family: every gene uniform over its values, then `mend`."""
-        genes = OperatorGenes(featurizer, *(_choice(getattr(self, gene), rng) for gene in OPERATOR_GENES))
+        """A random operator of this family: every gene uniform over the values that are searched, then `mend`."""
+        genes = OperatorGenes(featurizer, *(_choice(self.searched(gene), rng) for gene in OPERATOR_GENES))
         rows = []
-        for group, spec in sorted(self.groups.items()):
-            if not spec.optional or rng.random() < 0.5:
-                rows.append((group, FeatureGenes(*(_choice(spec.values(gene), rng) for gene in FeatureGenes._fields))))
+        for group in sorted(self.searched_groups):
+            if not self.groups[group].optional or rng.random() < 0.5:
+                values = (self.searched(f"{group}.{gene}") for gene in FeatureGenes._fields)
+                rows.append((group, FeatureGenes(*(_choice(v, rng) for v in values))))
         differential = self.differentiable_branches and bool(rng.random() < 0.5)
         return self.mend(Operator(self.name, genes, tuple(rows), differential), rng)
 
@@ -285,7 +310,7 @@ class Family:
                 return operator
             rule = broken[0]
             now = operator.gene(rule.first), operator.gene(rule.second)
-            pairs = product(self.legal(rule.first), self.legal(rule.second))
+            pairs = product(self.searched(rule.first), self.searched(rule.second))
             pairs = [pair for pair in pairs if rule.holds(rule.draw(operator, *pair))]
             near = [pair for pair in pairs if pair[0] == now[0] or pair[1] == now[1]]
             operator = rule.draw(operator, *_choice(near or pairs, rng))
@@ -302,6 +327,17 @@ def count_heads(family: str, width: int, head_dim: int, repeat: int) -> tuple[in
         )
     n_heads = width // head_dim
     return n_heads, n_heads // repeat if repeat else 1
+
+
+def as_ranges(values: tuple[int, ...]) -> str:
+    """Values as text, such as "12 to 96" or "1, 2, 4": runs of six or more are written as a range."""
+    runs: list[list[int]] = []
+    for value in values:
+        if runs and value == runs[-1][-1] + 1:
+            runs[-1].append(value)
+        else:
+            runs.append([value])
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 5 else ", ".join(map(str, run)) for run in runs)
 
 
 def _choice(values: tuple | list, rng: np.random.Generator) -> Any:

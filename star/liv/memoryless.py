@@ -4,7 +4,8 @@
     y    = W_out . (sigma(g) * v)
 
 Each token is mapped by itself, so there is nothing to remember. With swish as sigma it is SwiGLU. Without a gate group
-the value gates itself: relu(v) * v is ReLU^2. It is still linear in the value once the gate is fixed.
+the value gates itself: relu(v) * v is ReLU^2, and the normal distribution function times v is GELU. It is still linear
+in the value once the gate is fixed.
 
 Shapes: x [B, T, D]; g, v [B, T, F] with F the inner width of all branches.
 """
@@ -15,9 +16,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from star.liv.base import LIV, Features, LIVConfig, State, StateEntry, Weight, matrix
+from star.liv.base import LIV, Features, LIVConfig, State, StateEntry, Weight, biases, matrix
 from star.liv.functional import activate
-from star.liv.genes import Family, GroupSpec, Operator, Rule
+from star.liv.genes import BIAS_GROUP, Family, GroupSpec, Operator, Rule
 
 WIDTH_UNIT = 12  # expansions are given in twelfths of the model width, so that 8/3 is the integer 32
 
@@ -27,13 +28,14 @@ class MemorylessConfig(LIVConfig):
     """Sizes of a memoryless operator."""
 
     width: int  # inner width of one branch
-    nonlinearity: str  # "none", "relu", "swish" or "gelu"
+    nonlinearity: str  # "none", "relu", "swish", "gelu" or "normal_cdf"
     gated: bool = True
 
     def weights(self) -> dict[str, Weight]:
         inner = self.branches * self.width
         gate = {"gate": matrix(inner, self.d_model, "gate")} if self.gated else {}
-        return gate | {"value_map": matrix(inner, self.d_model, "value")} | self.output_weights(self.width)
+        weights = gate | {"value_map": matrix(inner, self.d_model, "value")} | self.output_weights(self.width)
+        return weights | (biases(weights) if self.biased else {})
 
     def state(self) -> dict[str, StateEntry]:
         return {}
@@ -75,17 +77,19 @@ class Memoryless(LIV):
 def configure(operator: Operator, d_model: int, head_dim: int, rope_theta: float) -> MemorylessConfig:
     """The sized operator. Raises UserError if it does not fit the width."""
     width = d_model * operator.feature("value").expansion // WIDTH_UNIT
-    nonlinearity = {1: "none", 3: "relu", 4: "swish", 5: "gelu"}[operator.genes.nonlinearity]
-    return MemorylessConfig(d_model, operator.branches, width, nonlinearity, operator.has("gate"))
+    nonlinearity = {1: "none", 3: "relu", 4: "swish", 5: "gelu", 6: "normal_cdf"}[operator.genes.nonlinearity]
+    gated, biased = operator.has("gate"), operator.has("bias")
+    return MemorylessConfig(d_model, operator.branches, width, nonlinearity, gated, biased=biased)
 
 
-_WIDTHS = (12, 16, 24, 32, 36, 48, 54, 63, 72, 96)
+_WIDTHS = tuple(range(12, 97))
+_NAMED_WIDTHS = tuple(width for width in _WIDTHS if width not in (12, 16, 24, 32, 36, 48, 54, 63, 72, 96))
 _TWELFTHS = "inner width in twelfths of the model width, rounded down (32 is 8/3)"
 FAMILY = Family(
     name="memoryless",
     equation="T_ii = W_out diag(sigma(g_i)) W_v",
     token=(1,),
-    nonlinearity=(1, 3, 4, 5),
+    nonlinearity=(1, 3, 4, 5, 6),
     channel=(2,),
     groups={
         "gate": GroupSpec(
@@ -95,6 +99,7 @@ FAMILY = Family(
             optional=True,
         ),
         "value": GroupSpec("value path: W_v x", expansion=_WIDTHS, expansion_means=_TWELFTHS),
+        "bias": BIAS_GROUP,
     },
     shareable=(("gate",), ("value",)),
     sharing_genes=("nonlinearity",),
@@ -106,5 +111,6 @@ FAMILY = Family(
         "channel": "mixing channels is all it does, so its maps are dense",
         "differential": "two subtracted SwiGLUs are one SwiGLU of twice the width",
     },
+    named_only={"nonlinearity": (6,), "gate.expansion": _NAMED_WIDTHS, "value.expansion": _NAMED_WIDTHS, "bias": ()},
     differentiable_branches=False,
 )

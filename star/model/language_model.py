@@ -2,6 +2,8 @@
 
     tokens [B, T]  ->  x [B, T, D]  ->  block: x + gain * norm(LIV(norm(x)))  ...  ->  norm  ->  logits [B, T, V]
 
+Learned positions, if the genome has them, are added to x.
+
 `model(tokens)` returns logits and a state, from which later tokens continue exactly. `model.loss` is for training and
 keeps no state. Weights stay in their own dtype; activations have `compute_dtype` (bfloat16 on a GPU), without autocast.
 """
@@ -9,6 +11,7 @@ keeps no state. Weights stay in their own dtype; activations have `compute_dtype
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from star.genome.plan import BlockConfig, Layer, Plan
-from star.liv.base import LIV, Features, State, check_state, normal
-from star.liv.functional import rms_norm
+from star.liv.base import LIV, Features, State, Weight, check_state, normal
+from star.liv.functional import norm
 from star.model.cross_entropy import cross_entropy
 
 NORM_EPS = 1e-5
@@ -42,49 +45,66 @@ class ModelState:
 class Block(nn.Module):
     """One LIV with its norm and residual: x + gain * norm_out(LIV(norm_in(x)))."""
 
-    norm_in: Tensor
-    norm_out: Tensor
-    gain: Tensor
+    norm_in: nn.Parameter | None
+    norm_in_bias: nn.Parameter | None
+    norm_out: nn.Parameter | None
+    norm_out_bias: nn.Parameter | None
+    gain: nn.Parameter | None
     liv: LIV
 
     def __init__(self, config: BlockConfig, liv: LIV):
         super().__init__()
-        for name, weight in config.weights().items():
-            self.register_parameter(name, nn.Parameter(torch.ones(weight.shape)))
-        self.has_norm_in, self.has_norm_out, self.has_gain = (
-            hasattr(self, name) for name in ("norm_in", "norm_out", "gain")
-        )
+        add_weights(self, config.weights(), ("norm_in", "norm_in_bias", "norm_out", "norm_out_bias", "gain"))
         self.liv = liv
 
     def forward(
         self, x: Tensor, state: State | None, given: Features, offset: int
     ) -> tuple[Tensor, State | None, Features]:
         """x [B, T, D] -> the new residual stream [B, T, D], the new state, and the features, which others may share."""
-        h = rms_norm(x, self.norm_in, NORM_EPS) if self.has_norm_in else x
+        h = x if self.norm_in is None else norm(x, self.norm_in, self.norm_in_bias, NORM_EPS)
         h, state, features = self.liv.share(h, state, given, offset)
-        if self.has_norm_out:
-            h = rms_norm(h, self.norm_out, NORM_EPS)
-        if self.has_gain:
+        if self.norm_out is not None:
+            h = norm(h, self.norm_out, self.norm_out_bias, NORM_EPS)
+        if self.gain is not None:
             h = h * self.gain.to(h.dtype)
         return x + h, state, features
 
 
+def add_weights(module: nn.Module, weights: Mapping[str, Weight], names: Iterable[str]) -> None:
+    """Gives a module these parameters at their initial values, which must be constants; other `names` become None."""
+    for name in names:
+        module.register_parameter(name, None)
+    for name, weight in weights.items():
+        module.register_parameter(name, nn.Parameter(torch.empty(weight.shape)))
+        with torch.no_grad():
+            weight.init(getattr(module, name), torch.Generator())
+
+
 class LanguageModel(nn.Module):
-    """A language model. vocab_size: rows of the embedding; tie_embeddings: embedding and head are one matrix."""
+    """A language model. vocab_size: rows of the embedding; tie_embeddings: embedding and head are one matrix.
+
+    tie_embeddings is None for what the plan says.
+    """
 
     genome: Any = None  # set by `star.build`
+    final_norm: nn.Parameter
+    final_norm_bias: nn.Parameter | None
+    positions: nn.Parameter | None
     blocks: Any  # nn.ModuleList of `Block`, whose elements torch does not type
 
-    def __init__(self, plan: Plan, vocab_size: int, tie_embeddings: bool = True):
+    def __init__(self, plan: Plan, vocab_size: int, tie_embeddings: bool | None = None):
         super().__init__()
-        self.plan, self.vocab_size, self.tie_embeddings = plan, vocab_size, tie_embeddings
+        self.plan, self.vocab_size = plan, vocab_size
+        self.tie_embeddings = plan.tied if tie_embeddings is None else tie_embeddings
         self.compute_dtype: torch.dtype | None = None  # None: the dtype of the weights
         self.embedding = nn.Parameter(torch.empty(vocab_size, plan.d_model))
+        rows = torch.empty(plan.positions, plan.d_model)
+        self.register_parameter("positions", nn.Parameter(rows) if plan.positions else None)
         self.blocks = nn.ModuleList()
         for layer in plan.layers:
             self.blocks.append(Block(plan.block, layer.config.build(layer.given, self._tied(layer))))
-        self.final_norm = nn.Parameter(torch.ones(plan.d_model))
-        if not tie_embeddings:
+        add_weights(self, plan.block.norm_weights("final_norm"), ("final_norm", "final_norm_bias"))
+        if not self.tie_embeddings:
             self.head = nn.Parameter(torch.empty(vocab_size, plan.d_model))
 
     def _tied(self, layer: Layer) -> dict[str, nn.Parameter]:
@@ -115,29 +135,46 @@ class LanguageModel(nn.Module):
         Many logits are computed a chunk of tokens at a time (see `star.model.cross_entropy`).
         """
         x, _ = self.hidden(tokens, None)
-        x = rms_norm(x, self.final_norm, NORM_EPS).flatten(0, 1)
+        x = norm(x, self.final_norm, self.final_norm_bias, NORM_EPS).flatten(0, 1)
         loss = cross_entropy(x, self.head_weight, targets.flatten(), reduction)
         return loss.view(targets.shape) if reduction == "none" else loss
 
     def hidden(self, tokens: Tensor, state: ModelState | None) -> tuple[Tensor, list[State]]:
         """tokens [B, T] -> the residual stream after the last block [B, T, D], and the states of all layers."""
         self._check_tokens(tokens)
+        offset = 0 if state is None else state.length
         x = F.embedding(tokens, self.embedding)
+        if self.positions is not None:
+            x = x + self.positions_of(offset, tokens.shape[1])
         x = x if self.compute_dtype is None else x.to(self.compute_dtype)
         bank: dict[int, Features] = {}
         states = []
         for layer, block in zip(self.plan.layers, self.blocks):
             given = {} if layer.provider is None else bank[layer.provider]
             before = None if state is None else state.layers[layer.index]
-            x, after, features = block(x, before, given, 0 if state is None else state.length)
+            x, after, features = block(x, before, given, offset)
             states.append(after)
             if layer.provides:
                 bank[layer.index] = features
         return x, states
 
+    def check_length(self, n_tokens: int) -> None:
+        """Raises ValueError for a sequence with more tokens than there are learned positions."""
+        if 0 < self.plan.positions < n_tokens:
+            raise ValueError(
+                f"this model has {self.plan.positions} learned positions and the sequence {n_tokens} tokens; give fewer"
+            )
+
+    def positions_of(self, offset: int, seq_len: int) -> Tensor:
+        """The learned positions [T, D] of `seq_len` tokens after `offset` others. Raises ValueError beyond the last."""
+        assert self.positions is not None
+        self.check_length(offset + seq_len)
+        return self.positions[offset : offset + seq_len]
+
     def logits(self, x: Tensor) -> Tensor:
         """Final norm and head: [B, T, D] -> [B, T, V]."""
-        return F.linear(rms_norm(x, self.final_norm, NORM_EPS), self.head_weight.to(x.dtype))
+        x = norm(x, self.final_norm, self.final_norm_bias, NORM_EPS)
+        return F.linear(x, self.head_weight.to(x.dtype))
 
     @property
     def head_weight(self) -> nn.Parameter:
@@ -194,8 +231,9 @@ class LanguageModel(nn.Module):
         then starts and learns like a narrow one (muP, arXiv 2203.03466; its multipliers are part of the weights here).
         """
         generator = torch.Generator().manual_seed(seed)
-        for parameter in [self.embedding] + ([] if self.tie_embeddings else [self.head]):
-            normal(BASE_WIDTH**-0.5)(parameter, generator)
+        for parameter in (self.embedding, None if self.tie_embeddings else self.head, self.positions):
+            if parameter is not None:
+                normal(BASE_WIDTH**-0.5)(parameter, generator)
         self.final_norm.fill_(BASE_WIDTH / self.plan.d_model)
         for block in self.blocks:
             block.liv.reset_parameters(generator)
@@ -219,7 +257,10 @@ class LanguageModel(nn.Module):
         add("embedding", None, "embedding", self.embedding)
         if not self.tie_embeddings:
             add("head", None, "head", self.head, self.plan.d_model)
-        add("vector", None, "final_norm", self.final_norm, scale=BASE_WIDTH / self.plan.d_model)
+        if self.positions is not None:
+            add("embedding", None, "positions", self.positions)
+        for name in self.plan.block.norm_weights("final_norm"):
+            add("vector", None, name, getattr(self, name), scale=BASE_WIDTH / self.plan.d_model)
         for layer, block in zip(self.plan.layers, self.blocks):
             for name, weight in layer.weights().items():
                 kind, fan_in = ("hidden", weight.shape[-1]) if weight.kind == "matrix" else ("vector", 1)
@@ -233,6 +274,7 @@ class LanguageModel(nn.Module):
         self, tokens: Tensor, n_tokens: int, temperature: float = 1.0, top_k: int | None = None, seed: int = 0
     ) -> Tensor:
         """tokens [B, T] followed by `n_tokens` generated ones, [B, T + n_tokens]. Temperature 0 is greedy."""
+        self.check_length(tokens.shape[1] + n_tokens)
         generator = torch.Generator(device=tokens.device).manual_seed(seed)
         state = self.init_state(tokens.shape[0], tokens.shape[1] + n_tokens)
         logits, state = self(tokens, state)

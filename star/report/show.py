@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from star.cost import costs
-from star.genome import NORMS, RESIDUALS, Gene, Genome, Layer, gene_table, resolve
+from star.genome import EMBEDDINGS, NORMS, RESIDUALS, Gene, Genome, Layer, gene_table, resolve
 from star.liv import FAMILIES, Operator
 from star.liv.genes import OPERATOR_GENES
 from star.report.sharing import FEATURES, WEIGHTS, Link, layer_cache, layer_parameters, n_lanes, sharing_links
@@ -51,9 +51,10 @@ def gene_reference() -> Table:
 def _numbers(genome: Genome) -> Table:
     table = _table("gene", "value", "meaning")
     meanings = {row["gene"]: row["meaning"] for row in gene_table() if row["level"] == "genome"}
-    for gene, meant in (("d_model", None), ("head_dim", None), ("norm", NORMS), ("residual", RESIDUALS)):
+    named = {"norm": NORMS, "residual": RESIDUALS, "embedding": EMBEDDINGS}
+    for gene in meanings:
         value = getattr(genome, gene)
-        table.add_row(gene, str(value), meanings[gene] + (f": {meant[value]}" if meant else ""))
+        table.add_row(gene, str(value), meanings[gene] + (f": {named[gene][value]}" if gene in named else ""))
     table.add_row("rope_theta", f"{genome.rope_theta:g}", "base of the rotary embedding")
     return table
 

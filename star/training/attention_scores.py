@@ -22,11 +22,11 @@ import torch.nn.functional as F
 from einops import repeat
 from torch import Tensor
 
+from star.genome.edit import SPARSITY_GENES
 from star.liv.attention import Attention, softmax_attention
-from star.liv.genes import SPARSITY, WINDOW_UNIT
 from star.model import LanguageModel
 
-WINDOWS = tuple(WINDOW_UNIT * 2**n for n in range(len(SPARSITY) - 1))  # windows that the sparsity gene can name
+WINDOWS = tuple(SPARSITY_GENES)  # windows that a search can draw
 N_BUCKETS = len(WINDOWS) + 1  # bucket n: distances from WINDOWS[n - 1] to WINDOWS[n] - 1; the last is open
 FULL = 2**62  # the window of all keys, as a number
 

@@ -109,6 +109,11 @@ def training(
             f'The model has {model.vocab_size} tokens and the corpus "{corpus.name}" has {corpus.vocab_size}; '
             f"build the model with vocab_size={corpus.vocab_size}."
         )
+    positions = model.plan.positions if isinstance(model, LanguageModel) else 0
+    if 0 < positions < recipe.seq_len:
+        raise UserError(
+            f"training.seq_len is {recipe.seq_len} and the model has {positions} learned positions; set at most that"
+        )
     device = local_device(resolve_device(recipe.device))
     reset_peak_memory(device)
 

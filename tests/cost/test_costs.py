@@ -16,7 +16,7 @@ ANY_WIDTH = tuple(
 )  # three queries to a key need a width of their own
 SPACES = [
     Space(24, (64, 128), 16),
-    Space(8, (128, 256), 16, classes=ANY_WIDTH, norms=(1, 2, 3), residuals=(1, 2)),
+    Space(8, (128, 256), 16, classes=ANY_WIDTH, norms=(1, 2, 3, 4), residuals=(1, 2)),
     Space(12, (192,), 16, classes=tuple(c for c in ALL if c == 0 or "-8" not in POOL[c - 1].name), max_groups=2),
     Space(5, (128, 512), 32, classes=(0, 1, 3, 5, 8, 12, 16, 17), max_groups=1),
 ]
@@ -44,11 +44,19 @@ def test_cache_and_size_of_the_paper():
         ("lfm2-1.2b", 1_170_340_608),
         ("lfm2-2.6b", 2_569_272_320),
         ("llama-3.2-1b", 1_235_814_400),
+        ("tinyllama-1.1b", 1_100_048_384),
+        ("mistral-7b", 7_241_732_096),
+        ("qwen3-0.6b", 596_049_920),
+        ("olmo-2-1b", 1_484_916_736),
+        ("gpt-2", 124_439_808),
     ],
 )
 def test_published_parameter_counts(name, published):
-    genome = star.genome.find_genome(name)
-    assert costs(genome.genome, genome.vocab_size).parameters == published
+    named = star.genome.find_genome(name)
+    assert costs(named.genome, named.vocab_size).parameters == published
+    with torch.device("meta"):
+        model = star.LanguageModel(star.genome.resolve(named.genome), named.vocab_size)
+    assert sum(p.numel() for p in model.parameters()) == published
 
 
 @pytest.mark.parametrize(
@@ -91,7 +99,8 @@ def test_flops_of_channel_maps_are_what_torch_counts(c):
     with FlopCounterMode(display=False) as counter:
         model.hidden(torch.zeros(batch, seq_len, dtype=torch.int64), None)
         model.logits(torch.zeros(batch, seq_len, 128))
-    counted = counter.get_flop_counts()["Global"][torch.ops.aten.mm]
+    products = counter.get_flop_counts()["Global"]
+    counted = sum(products.get(op, 0) for op in (torch.ops.aten.mm, torch.ops.aten.addmm))  # addmm: with a bias
     config = model.plan.layers[0].config
     matrices = {name: w for name, w in config.weights().items() if w.kind == "matrix"}
     blocks = sum(w.flops for name, w in matrices.items() if name.endswith("_gate"))  # block-diagonal: batched products

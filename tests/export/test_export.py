@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from star.errors import RunFailed, UserError
 from star.export import export_model, load, load_weights, save_weights
 from star.export.folder import model_source
 from star.export.source import link
-from star.genome import POOL, Gene, Genome, Space
+from star.genome import POOL, Gene, Genome, Space, load_genome
 
 SHARED = Genome(
     tuple(
@@ -42,6 +43,8 @@ SHARED = Genome(
     head_dim=16,
 )
 EVERY_CLASS = Genome(tuple(Gene(c) for c in range(1, len(POOL) + 1)), d_model=192, head_dim=8)
+# Learned positions, LayerNorm, biases and a head of its own.
+LAYOUT = replace(load_genome("gpt-2", d_model=64, depth=4, head_dim=16), embedding=2)
 
 FRESH = """
 import sys
@@ -91,7 +94,7 @@ def fresh_logits(folder: Path, tmp_path: Path) -> list[torch.Tensor]:
     return torch.load(out)
 
 
-@pytest.mark.parametrize("genome", [SHARED, EVERY_CLASS], ids=["shared", "every class"])
+@pytest.mark.parametrize("genome", [SHARED, EVERY_CLASS, LAYOUT], ids=["shared", "every class", "layout"])
 def test_fresh_interpreter_without_star_gives_the_same_bits(genome, tmp_path):
     model = built(genome, vocab_size=300)
     folder = export_model(model, genome, tmp_path / "model")

@@ -1,6 +1,7 @@
 """Genomes: text and JSON, canonical form, validity, repair, and sharing in the plan."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from star.genome import (
     POOL,
     Gene,
     Genome,
+    OperatorSpace,
     Space,
     find_genome,
     from_json,
@@ -25,9 +27,11 @@ from star.genome import (
     space_from_json,
     to_json,
 )
+from star.genome.classes import FEATURIZERS
 from star.genome.genome import _segment
+from star.liv import FAMILIES
 
-SPACE = Space(8, (32, 64), head_dim=8, norms=(1, 2, 3), residuals=(1, 2))
+SPACE = Space(8, (32, 64), head_dim=8, norms=(1, 2, 3, 4), residuals=(1, 2))
 IDS = {c.name: i for i, c in enumerate(POOL, start=1)}
 
 
@@ -286,3 +290,44 @@ def test_the_gene_table_covers_every_gene_of_every_class():
         for group, _ in c.operator.features:
             assert (f"featurizer ({c.operator.family})", group) in rows
     assert all(row["values"] for row in gene_table())
+
+
+def test_genes_that_came_later_are_written_only_where_they_are_used():
+    """Old genomes keep their text and id; new genes change both."""
+    old = genome("1-9")
+    assert not {"embedding", "positions"} & set(to_json(old)) and len(json.loads(old.key)[0]) == 5
+    for change in ({"embedding": 2}, {"positions": 128}, {"norm": 4}):
+        new = replace(old, **change)
+        assert new.id != old.id and from_json(json.loads(json.dumps(to_json(new)))) == new
+    with pytest.raises(UserError, match=r"gene 'embedding' is 3; legal is 1 \(tied: the head is the embedding\), 2"):
+        replace(old, embedding=3)
+    with pytest.raises(UserError, match="positions is -1; legal is 0 to 1048576"):
+        replace(old, positions=-1)
+    with pytest.raises(UserError, match="positions 128 is not in the space; legal is 0"):
+        Space(n_slots=4, d_models=(64,), head_dim=16).encode(replace(old, positions=128))
+
+
+def test_evolved_classes_keep_their_meaning_when_the_pool_grows():
+    """A file of the version whose pool had 56 classes."""
+    own = {"name": "own", "operator": [1, 2, 2, 2, 3], "differential": False}
+    own["features"] = {"q": [3, 2, 1, 1], "k": [3, 2, 1, 1], "v": [3, 2, 1, 1]}
+    data = {"format": "star-genome", "version": 1, "d_model": 64, "head_dim": 16, "backbone": "9-57", "evolved": [own]}
+    read = from_json(data)
+    assert read.class_names == ("GMemless", "own") and from_json(to_json(read)) == read
+    assert to_json(read)["first_evolved"] == len(POOL) + 1
+    with pytest.raises(UserError, match="'first_evolved' is 0; it must be an integer from 1"):
+        from_json(data | {"first_evolved": 0})
+
+
+def test_no_search_draws_what_only_named_genomes_use():
+    for family in FAMILIES.values():
+        rng = np.random.default_rng(0)
+        featurizer = next(f for f, name in FEATURIZERS.items() if name == family.name)
+        assert all(family.is_searched(family.sample(featurizer, rng)) for _ in range(100))
+    named = {c.name for c in POOL if not FAMILIES[c.operator.family].is_searched(c.operator)}
+    assert named == {c.name for c in POOL[56:]}
+    space = OperatorSpace(n_slots=4, d_models=(64,), head_dim=16, evolved=2)
+    with pytest.raises(UserError, match="operator MHA-NoPE-bias has genes that no search draws; allow its class"):
+        space.encode(genome("62-9"))
+    allowed = replace(space, classes=(0, 9, 62))
+    assert allowed.decode(allowed.encode(genome("62-9"))) == genome("62-9")

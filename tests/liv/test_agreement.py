@@ -9,6 +9,7 @@ import torch
 import star
 from star.genome import Gene, Genome, load_genome
 from star.genome.classes import POOL
+from star.genome.edit import SPARSITY_GENES, with_operators
 from star.model import LanguageModel
 
 transformers = pytest.importorskip("transformers")
@@ -107,36 +108,83 @@ def test_lfm2_is_lfm2_at_reduced_width(name, width):
     assert_is_lfm2(load_genome(name, d_model=width, head_dim=16 if width < 192 else 32), VOCAB, n_tokens=12)
 
 
-def test_llama_shape_is_llama():
-    genome = load_genome("llama-3.2-1b", d_model=128, depth=8, head_dim=16)
+def small(name: str, window: int | None = None) -> Genome:
+    """Four pairs of a shipped layout at width 128 with heads of 16; window: instead of its own."""
+    genome = load_genome(name, d_model=128, depth=8, head_dim=16)
+    operators = [genome.operator(gene) for gene in genome.backbone]
+    if window:
+        operators = [o.with_gene("sparsity", SPARSITY_GENES[window]) if o.window else o for o in operators]
+    return with_operators(genome, operators)
+
+
+# Layout -> its class in transformers, the width of its FFN at width 128, its key heads, and what else its class needs.
+DECODERS = {
+    "llama-3.2-1b": ("Llama", 512, 2, {}),
+    "tinyllama-1.1b": ("Llama", 352, 1, {}),
+    "mistral-7b": ("Mistral", 448, 2, {"sliding_window": 16}),
+    "qwen3-0.6b": ("Qwen3", 384, 8, {"head_dim": 16}),
+    "olmo-2-1b": ("Olmo2", 512, 8, {}),
+}
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_decoder_layouts_are_those_of_transformers(name):
+    family, intermediate_size, key_heads, more = DECODERS[name]
+    genome = small(name, more.get("sliding_window"))
     ours = randomised(star.build(genome, VOCAB, seed=3))
-    config = transformers.LlamaConfig(
+    attention = ours.plan.layers[0].config
+    config = getattr(transformers, f"{family}Config")(
         vocab_size=VOCAB,
         hidden_size=128,
-        intermediate_size=512,
+        intermediate_size=intermediate_size,
         num_hidden_layers=4,
-        num_attention_heads=8,
-        num_key_value_heads=2,
+        num_attention_heads=attention.n_heads,
+        num_key_value_heads=key_heads,
         rms_norm_eps=1e-5,
-        rope_parameters={"rope_type": "default", "rope_theta": 5e5},
-        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": genome.rope_theta},
+        tie_word_embeddings=genome.embedding == 1,
         eos_token_id=None,
         bos_token_id=None,
         pad_token_id=0,
+        **more,
     )
-    peer = transformers.LlamaForCausalLM(config).eval()
+    peer = getattr(transformers, f"{family}ForCausalLM")(config).eval()
     weights = {"model.embed_tokens.weight": ours.embedding, "model.norm.weight": ours.final_norm}
+    weights |= {} if ours.tie_embeddings else {"lm_head.weight": ours.head}
+    norms = ("norm_in", "input_layernorm", "post_attention_layernorm")
+    if genome.norm == 3:
+        norms = ("norm_out", "post_attention_layernorm", "post_feedforward_layernorm")
     for i in range(4):
         mixer, mlp, layer = ours.blocks[2 * i], ours.blocks[2 * i + 1], f"model.layers.{i}."
-        weights |= {
-            f"{layer}input_layernorm.weight": mixer.norm_in,
-            f"{layer}post_attention_layernorm.weight": mlp.norm_in,
-        }
+        weights |= {f"{layer}{norms[1 + n]}.weight": getattr(b, norms[0]) for n, b in enumerate((mixer, mlp))}
         weights |= {f"{layer}mlp.{name}_proj.weight": w for name, w in swiglu(mlp.liv).items()}
-        weights |= {f"{layer}self_attn.{g}_proj.weight": getattr(mixer.liv, g) for g in "qkv"} | {
-            f"{layer}self_attn.o_proj.weight": mixer.liv.out
-        }
+        weights |= {f"{layer}self_attn.{g}_proj.weight": getattr(mixer.liv, g) for g in "qkv"}
+        weights |= {f"{layer}self_attn.o_proj.weight": mixer.liv.out}
+        if attention.qk_norm:
+            weights |= {f"{layer}self_attn.{g}_norm.weight": getattr(mixer.liv, f"{g}_norm") for g in "qk"}
     copy_weights(peer, weights)
+    assert_same_language_model(ours, peer)
+
+
+def test_gpt2_layout_is_gpt2():
+    ours = randomised(star.build(small("gpt-2"), VOCAB, seed=3))
+    config = transformers.GPT2Config(
+        vocab_size=VOCAB, n_positions=1024, n_embd=128, n_layer=4, n_head=8, eos_token_id=None, bos_token_id=None
+    )
+    peer = transformers.GPT2LMHeadModel(config).eval()
+    weights = {"wte.weight": ours.embedding, "wpe.weight": ours.positions}
+    weights |= {"ln_f.weight": ours.final_norm, "ln_f.bias": ours.final_norm_bias}
+    for i in range(4):
+        layer = f"h.{i}."
+        for n, block in enumerate(ours.blocks[2 * i : 2 * i + 2], start=1):
+            weights |= {f"{layer}ln_{n}.weight": block.norm_in, f"{layer}ln_{n}.bias": block.norm_in_bias}
+        liv, mlp = ours.blocks[2 * i].liv, ours.blocks[2 * i + 1].liv
+        maps = {"mlp.c_fc": (mlp.value_map, mlp.value_map_bias), "mlp.c_proj": (mlp.out, mlp.out_bias)}
+        maps["attn.c_attn"] = torch.cat([liv.q, liv.k, liv.v]), torch.cat([liv.q_bias, liv.k_bias, liv.v_bias])
+        maps["attn.c_proj"] = liv.out, liv.out_bias
+        for name, (weight, bias) in maps.items():  # its maps are [in, out]
+            weights |= {f"{layer}{name}.weight": weight.T, f"{layer}{name}.bias": bias}
+    copy_weights(peer, {f"transformer.{name}": weight for name, weight in weights.items()})
     assert_same_language_model(ours, peer)
 
 

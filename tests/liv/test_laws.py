@@ -1,6 +1,6 @@
 """The laws that every operator obeys. One test per law, on every class of the pool and on random legal operators.
 
-    T itself        The output equals the materialized operator T(x) times x.
+    T itself        The output equals the materialized operator T(x) times x, plus c(x) where the maps have biases.
                     For fixed features the output is linear in x.
                     It is causal: no output and no gradient depends on a later token.
     Structure       Token mixing has the structure that its gene names: diagonal, softmax of low rank, low rank, scaled
@@ -59,12 +59,23 @@ def config_of(operator: Operator, widths=WIDTHS):
 
 def build(operator: Operator, dtype=torch.float64, seed=0, given=frozenset(), widths=WIDTHS) -> LIV:
     liv = config_of(operator, widths).build(given)
-    liv.reset_parameters(torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    liv.reset_parameters(generator)
+    if operator.has("bias"):  # they start at 0
+        with torch.no_grad():
+            for name, parameter in liv.named_parameters():
+                if name.endswith("_bias"):
+                    parameter.normal_(generator=generator)
     return liv.to(dtype)
 
 
 def tokens(liv: LIV, seq_len: int, batch=1, dtype=torch.float64, seed=1) -> torch.Tensor:
     return torch.randn(batch, seq_len, liv.config.d_model, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def bias_of(liv: LIV, features: dict, x: torch.Tensor) -> torch.Tensor:
+    """c(x) of y = T(x) x + c(x)."""
+    return liv.mix(features, torch.zeros_like(x))[0]
 
 
 def window_of(operator: Operator) -> int:
@@ -106,7 +117,9 @@ def test_output_is_the_materialized_operator_times_the_input(operator):
     x = tokens(liv, 7)
     T = liv.materialize(x)
     y, _ = liv(x)
-    assert error(torch.einsum("ijab,jb->ia", T, x[0])[None], y) < 1e-12
+    bias = bias_of(liv, liv.featurize(x)[0], x)
+    assert error(torch.einsum("ijab,jb->ia", T, x[0])[None] + bias, y) < 1e-12
+    assert operator.has("bias") == bool(bias.abs().max() > 0)
 
 
 @every_operator
@@ -114,7 +127,7 @@ def test_mix_is_linear_for_fixed_features(operator):
     liv = build(operator)
     x, u, v = (tokens(liv, 19, seed=s) for s in (1, 2, 3))
     features, _ = liv.featurize(x)
-    together = liv.mix(features, 2 * u - 3 * v)[0]
+    together = liv.mix(features, 2 * u - 3 * v)[0] - 2 * bias_of(liv, features, x)  # 2 - 3 biases, less one
     assert error(2 * liv.mix(features, u)[0] - 3 * liv.mix(features, v)[0], together) < 1e-12
     assert error(liv.mix(features, x)[0], liv(x)[0]) < 1e-12
 

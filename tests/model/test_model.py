@@ -1,14 +1,17 @@
 """The built model: one forward three ways, exact costs and real sharing, on a thousand random genomes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 import star
+from star.cli.generate import sample
 from star.errors import UserError
 from star.genome import Gene, Genome, Space, from_json, load_genome, parse_text, repair, resolve, to_json
 
-SPACE = Space(8, (32, 64), head_dim=8, norms=(1, 2, 3), residuals=(1, 2))
+SPACE = Space(8, (32, 64), head_dim=8, norms=(1, 2, 3, 4), residuals=(1, 2))
 VOCAB = 61
 
 
@@ -239,3 +242,35 @@ def test_a_named_genome_builds_at_another_size():
     logits, state = model(torch.zeros(1, 4, dtype=torch.int64))
     logits, state = model(torch.zeros(1, 1, dtype=torch.int64), state)
     assert logits.shape == (1, 1, VOCAB) and state.length == 5
+
+
+def test_learned_positions_and_layer_norm():
+    """Whole, chunks and steps agree; costs are exact; beyond the last position is one sentence."""
+    layout = star.load_genome("gpt-2", d_model=32, depth=4, head_dim=8)
+    model = star.build(replace(layout, positions=24), VOCAB, seed=0).eval()
+    assert sum(p.numel() for p in model.parameters()) == star.costs(model.plan, VOCAB).parameters
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        tokens = torch.randint(VOCAB, (2, 24))
+        whole, state = model(tokens)
+        pieces, carried = [], None
+        for piece in tokens.split((7, 1, 1, 15), dim=1):
+            logits, carried = model(piece, carried)
+            pieces.append(logits)
+    assert torch.allclose(torch.cat(pieces, 1), whole, atol=1e-5)
+    with pytest.raises(ValueError, match="this model has 24 learned positions and the sequence 25 tokens; give fewer"):
+        model(tokens[:, :1], state)
+    with pytest.raises(ValueError, match="the sequence 30 tokens"):
+        model.generate(tokens[:, :10], 20)
+    with pytest.raises(UserError, match="give fewer, such as --tokens 21"):
+        sample(star.build(replace(layout, positions=24), 256), "abc", 30)
+
+
+def test_an_untied_head_is_a_gene_that_an_argument_overrides():
+    layout = replace(star.load_genome("1-9", d_model=64, head_dim=16), embedding=2)
+    for given, tied in ((None, False), (True, True), (False, False)):
+        model = star.build(layout, VOCAB, tie_embeddings=given)
+        assert model.tie_embeddings == tied and hasattr(model, "head") != tied
+        counted = star.costs(layout, VOCAB, tie_embeddings=given).parameters
+        assert sum(p.numel() for p in model.parameters()) == counted

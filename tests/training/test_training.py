@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+import star
 from star.data import open_corpus
 from star.errors import UserError
+from star.genome import load_genome
 from star.training import Recipe, evaluate, learning_rate_factor, train
 from star.training.optim import build_optimizer
 from star.training.result import divergence
@@ -289,6 +291,9 @@ def test_out_of_memory_notes_what_was_trained(corpus):
 def test_bad_input_is_one_sentence(corpus, tmp_path):
     big = Model()
     big.vocab_size = 1000
+    short = star.build(replace(load_genome("gpt-2", d_model=16, depth=2, head_dim=8), positions=8), corpus.vocab_size)
+    with pytest.raises(UserError, match=f"seq_len is {SMALL.seq_len} and the model has 8 learned positions; set at"):
+        train(short, corpus, SMALL)
     with pytest.raises(UserError, match="build the model with vocab_size=256"):
         train(big, corpus, SMALL)
     with pytest.raises(UserError, match="too small for a context of 4000"):
