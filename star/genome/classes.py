@@ -91,18 +91,18 @@ def attention(
     filtered: bool = False,
     norm: str = "",
     expansion: int = 1,
-    nope: bool = False,
-    bias: bool = False,
+    **options: bool,
 ) -> Operator:
     """An attention class. repeat: query heads per key head, 0 for a single key head.
 
-    norm: of q and k, "head" or "full". expansion: width of all query heads over the width of the model.
+    norm: of q and k, "head" or "full". expansion: width of all query heads over the width of the model. options: other
+    groups that it has (nope, bias, gate, sink).
     """
     q = (3 if filtered else 1, 2, expansion, 1)
     kv = (*q[:3], repeat)
-    options: dict[str, Any] = {"norm": (1, {"head": 1, "full": 2}[norm], 1, 1)} if norm else {}
-    options |= {group: (1, 1, 1, 1) for group, there in (("nope", nope), ("bias", bias)) if there}
-    return operator(genes, q=q, k=kv, v=kv, **options)
+    rows: dict[str, Any] = {"norm": (1, {"head": 1, "full": 2}[norm], 1, 1)} if norm else {}
+    rows |= {group: (1, 2 if group == "gate" else 1, 1, 1) for group, there in options.items() if there}
+    return operator(genes, q=q, k=kv, v=kv, **rows)
 
 
 def recurrence(
@@ -215,4 +215,11 @@ POOL: tuple[PoolClass, ...] = (
     PoolClass("MHA-QKN-full", attention("12123", norm="full")),
     PoolClass("MHA-NoPE-bias", attention("12123", nope=True, bias=True)),
     PoolClass("GELU-4-bias", memoryless("91162", twelfths=48, gated=False, bias=True)),
+    # 64-68: attention of 2025: no positions in some layers (SmolLM3); output gates (arXiv 2505.06708), the second as
+    # in Qwen3-Next; sinks (gpt-oss, arXiv 2508.10925).
+    PoolClass("GQA-4-NoPE", attention("32123", repeat=4, nope=True)),
+    PoolClass("MHA-gate", attention("12123", gate=True)),
+    PoolClass("GQA-8-QKN-gate-2x", attention("32123", repeat=8, norm="head", expansion=2, gate=True)),
+    PoolClass("GQA-8-sink-bias", attention("32123", repeat=8, sink=True, bias=True)),
+    PoolClass("SWA-128-GQA-8-sink-bias", attention("32523", repeat=8, sink=True, bias=True)),
 )

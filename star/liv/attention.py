@@ -1,10 +1,11 @@
 """Softmax attention: T_ij = softmax_j(q_i . k_j / sqrt(d)) for j <= i, one matrix of weights per head.
 
     q, k, v = W_q x, W_k x, W_v x     [a short causal convolution on each]   [RMSNorm of q and k]   [RoPE on q and k]
-    y       = W_out . concat_h( softmax(q_h k_h^T / sqrt(d) + causal mask) v_h )
+    y       = W_out . [sigmoid(W_g x) *] concat_h( softmax(q_h k_h^T / sqrt(d) + causal mask) v_h )
 
 The scores q k^T have rank d, and softmax makes them dense, so decoding must cache every key and value. With a window, a
-query sees only the last `window` keys. Several query heads may share one key and value head (grouped queries).
+query sees only the last `window` keys. Several query heads may share one key and value head (grouped queries). With a
+sink, every head has one more logit, a parameter, whose weight goes to nothing: a head may then look away.
 
 Shapes: B batch, T tokens, S visible keys (past and present), H query heads and G key/value heads (of all branches), d
 head width.
@@ -65,6 +66,8 @@ class AttentionConfig(LIVConfig):
     qk_norm: str = ""  # RMSNorm of q and k before RoPE: "head" over each head, "full" over all heads together
     rope_theta: float | None = 10_000.0  # None: no RoPE
     norm_eps: float = 1e-5
+    gated: bool = False  # the output of every head is multiplied by sigmoid(W_g x)
+    sink: bool = False  # a logit per head that takes weight from the keys
 
     def width(self, group: str) -> int:
         """Channels of q, k or v, of all branches."""
@@ -76,6 +79,10 @@ class AttentionConfig(LIVConfig):
         if self.qk_norm:
             width = self.width if self.qk_norm == "full" else lambda g: self.head_dim
             weights |= {f"{g}_norm": Weight((width(g),), g, constant(1.0)) for g in "qk"}
+        if self.gated:
+            weights["gate"] = matrix(self.width("q"), self.d_model, "gate")
+        if self.sink:
+            weights["sink"] = Weight((self.branches * self.n_heads,), "sink", constant(0.0))
         weights |= self.output_weights(self.n_heads * self.head_dim)
         return weights | (biases(weights) if self.biased else {})
 
@@ -102,10 +109,11 @@ class AttentionConfig(LIVConfig):
 class Attention(LIV):
     """Softmax attention over all keys or a window."""
 
-    MAPS = ("q", "k", "v")
+    MAPS = ("q", "k", "v", "gate")
     VALUE = "v"
     config: AttentionConfig
-    attend: Callable[[Tensor, Tensor, Tensor, int | None], Tensor] | None = None  # replaces `softmax_attention`
+    # Replaces `softmax_attention`, for operators without a sink.
+    attend: Callable[[Tensor, Tensor, Tensor, int | None], Tensor] | None = None
 
     def features_of(
         self, h: dict[str, Tensor], state: State | None, given: Features, offset: int
@@ -113,11 +121,13 @@ class Attention(LIV):
         config, q = self.config, h["q"]
         theta = config.rope_theta
         table = rope_table(offset, q.shape[1], config.head_dim, theta, q.device, q.dtype) if theta else None
-        q = self.heads(q, "q", table)
+        features = {"q": self.heads(q, "q", table)}
+        if "gate" in h:
+            features["gate"] = torch.sigmoid(h["gate"])
         if "k" in self.given:
-            return {"q": q, "k": given["k"]}, state
+            return features | {"k": given["k"]}, state
         k, state = self.remember(self.heads(h["k"], "k", table), "k", state, offset)
-        return {"q": q, "k": k}, state
+        return features | {"k": k}, state
 
     def value(
         self, features: Features, h: Tensor | None, state: State | None, given: Features, offset: int
@@ -127,8 +137,15 @@ class Attention(LIV):
         return self.remember(self.unflatten_value(h), "v", state, offset)
 
     def core(self, features: Features, value: Tensor, state: State | None) -> tuple[Tensor, State | None]:
-        y = (self.attend or softmax_attention)(features["q"], features["k"], value, self.config.window)
+        q, k, window = features["q"], features["k"], self.config.window
+        if self.attend is not None:
+            y = self.attend(q, k, value, window)
+        else:
+            y = softmax_attention(q, k, value, window, self.sink if self.config.sink else None)
         return y.transpose(1, 2).flatten(2), state  # [B, T, H d]
+
+    def readout(self, features: Features, y: Tensor) -> Tensor:
+        return y * features["gate"] if "gate" in features else y
 
     def unflatten_value(self, value: Tensor) -> Tensor:
         return value.unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)
@@ -160,26 +177,50 @@ class Attention(LIV):
         return visible, state
 
 
-def softmax_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor:
+def softmax_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None = None, sink: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(d)) v [B, H, T, d], causal; the T queries are the last of the S positions.
 
-    Args: q [B, H, T, d]; k, v [B, G, S, d], G a divisor of H; window: keys that a query sees, its own included.
+    Args: q [B, H, T, d]; k, v [B, G, S, d], G a divisor of H; window: keys that a query sees, its own included; sink
+    [H]: a logit of every head beside those of the keys (gpt-oss, arXiv 2508.10925), with value 0.
     """
     seq_len, visible = q.shape[2], k.shape[2]
-    gqa = q.shape[1] != k.shape[1]
     with sdpa_kernel(CUDA_PREFERENCE, set_priority=True) if q.is_cuda else contextlib.nullcontext():
         if window is not None and seq_len > 3 * window:  # measured on a CPU; a mask is as fast for fewer tokens
-            return banded_attention(q, k, v, window)
+            return banded_attention(q, k, v, window, sink)
         if seq_len == visible and (window is None or seq_len <= window):
-            return F.scaled_dot_product_attention(q, k, v, is_causal=seq_len > 1, enable_gqa=gqa)
+            return attended(q, k, v, sink, is_causal=seq_len > 1)
         if seq_len == 1:  # a single query sees every key of its window
             k, v = (k, v) if window is None else (k[:, :, -window:], v[:, :, -window:])
-            return F.scaled_dot_product_attention(q, k, v, enable_gqa=gqa)
-        mask = causal_mask(seq_len, visible, window, q.device)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=gqa)
+            return attended(q, k, v, sink)
+        return attended(q, k, v, sink, causal_mask(seq_len, visible, window, q.device))
 
 
-def banded_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+def attended(
+    q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, mask: Tensor | None = None, is_causal: bool = False
+) -> Tensor:
+    """Torch's attention, with a sink [H] or without. Arguments as in `softmax_attention`; mask: boolean [..., T, S].
+
+    The sink is a key before the others with value 0. Keys have eight channels more (kernels want multiples of eight):
+    there the query holds its head's logit, and only the key of the sink is not 0. So one key serves all heads, and the
+    causal form needs no mask if it gets a query before the others too.
+    """
+    gqa = q.shape[1] != k.shape[1]
+    if sink is None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, enable_gqa=gqa)
+    width = q.shape[3]
+    logits = (sink * width**0.5).to(q.dtype)[:, None, None].expand(*q.shape[:3], 1)
+    first = F.pad(k.new_ones(1), (width, 7)).expand(*k.shape[:2], 1, width + 8)
+    q, k = F.pad(torch.cat([q, logits], -1), (0, 7)), torch.cat([first, F.pad(k, (0, 8))], 2)
+    v = F.pad(v, (0, 8, 1, 0))
+    if is_causal:
+        q = F.pad(q, (0, 0, 1, 0))
+    mask = None if mask is None else F.pad(mask, (1, 0), value=True)
+    scale = width**-0.5
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, scale=scale, enable_gqa=gqa)
+    return y[:, :, int(is_causal) :, :width]
+
+
+def banded_attention(q: Tensor, k: Tensor, v: Tensor, window: int, sink: Tensor | None = None) -> Tensor:
     """`softmax_attention` in blocks of `window` queries, which see the keys of their own block and of the one before.
 
     Work and memory grow with T * window instead of T^2. Same arguments.
@@ -198,7 +239,7 @@ def banded_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     band = (key > query) & (key <= query + window)  # [W, 2 W]
     missing = (torch.arange(n_blocks, device=q.device)[:, None] * window + key) < window - past  # [n, 2 W]
     mask = (band & ~missing[:, None]).repeat(batch, 1, 1)[:, None]  # [B n, 1, W, 2 W]
-    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+    y = attended(q, k, v, sink, mask)
     return rearrange(y, "(b n) h w d -> b h (n w) d", n=n_blocks)[:, :, :seq_len]
 
 
@@ -271,6 +312,8 @@ def configure(operator: Operator, d_model: int, head_dim: int, rope_theta: float
         qk_norm={0: "", 1: "head", 2: "full"}[operator.feature("norm").channel],
         rope_theta=None if operator.has("nope") else rope_theta,
         biased=operator.has("bias"),
+        gated=operator.has("gate"),
+        sink=operator.has("sink"),
     )
 
 
@@ -296,6 +339,10 @@ FAMILY = Family(
         ),
         "nope": GroupSpec("q and k are not rotated (NoPE, arXiv 2305.19466)", channel=(1,), optional=True),
         "bias": BIAS_GROUP,
+        "gate": GroupSpec("output gate: sigmoid(W_g x), one per channel (arXiv 2505.06708)", optional=True),
+        "sink": GroupSpec(
+            "a logit per head that takes weight from the keys (gpt-oss, arXiv 2508.10925)", channel=(1,), optional=True
+        ),
     },
     shareable=(("k",), ("v",)),
     sharing_genes=("sparsity",),
@@ -311,5 +358,5 @@ FAMILY = Family(
         "channel": "all channels of a head share its scores",
     },
     named_only={"sparsity": (10,), **{f"{g}.expansion": (2,) for g in "qkv"}, "norm.channel": (2,)}
-    | {"nope": (), "bias": ()},
+    | {"nope": (), "bias": (), "gate": (), "sink": ()},
 )

@@ -190,8 +190,9 @@ def recorded(model: LanguageModel) -> Iterator[dict[int, Record]]:
 
 
 def attention_livs(model: LanguageModel) -> dict[int, Attention]:
-    """{layer: attention LIV} of a language model."""
-    return {index: block.liv for index, block in enumerate(model.blocks) if isinstance(block.liv, Attention)}
+    """{layer: attention LIV} of a language model, without those that have sinks."""
+    livs = {index: block.liv for index, block in enumerate(model.blocks) if isinstance(block.liv, Attention)}
+    return {index: liv for index, liv in livs.items() if not liv.config.sink}
 
 
 def eager() -> contextlib.AbstractContextManager:

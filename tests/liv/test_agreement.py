@@ -10,6 +10,7 @@ import star
 from star.genome import Gene, Genome, load_genome
 from star.genome.classes import POOL
 from star.genome.edit import SPARSITY_GENES, with_operators
+from star.liv.attention import causal_mask
 from star.model import LanguageModel
 
 transformers = pytest.importorskip("transformers")
@@ -50,6 +51,15 @@ def assert_same_language_model(ours: LanguageModel, peer: torch.nn.Module, seq_l
             tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=n_tokens, do_sample=False, use_cache=True
         )
         assert torch.equal(ours.generate(tokens, n_tokens, temperature=0.0), continued)
+
+
+def assert_same_attention(ours, peer: torch.nn.Module, weights: dict, rotary: torch.nn.Module, mask=None) -> None:
+    copy_weights(peer, weights)
+    x = torch.randn(2, 150, ours.config.d_model, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        table = rotary(x, torch.arange(150)[None])
+        y, expected = ours(x)[0], peer(x, table, mask)[0]
+    assert ((y - expected).abs().max() / expected.abs().max()).item() < ERROR
 
 
 def swiglu(liv) -> dict[str, torch.Tensor]:
@@ -109,7 +119,7 @@ def test_lfm2_is_lfm2_at_reduced_width(name, width):
 
 
 def small(name: str, window: int | None = None) -> Genome:
-    """Four pairs of a shipped layout at width 128 with heads of 16; window: instead of its own."""
+    """Four pairs of a layout at width 128 with heads of 16; window: instead of its own."""
     genome = load_genome(name, d_model=128, depth=8, head_dim=16)
     operators = [genome.operator(gene) for gene in genome.backbone]
     if window:
@@ -124,6 +134,7 @@ DECODERS = {
     "mistral-7b": ("Mistral", 448, 2, {"sliding_window": 16}),
     "qwen3-0.6b": ("Qwen3", 384, 8, {"head_dim": 16}),
     "olmo-2-1b": ("Olmo2", 512, 8, {}),
+    "3-21-3-21-3-21-64-21": ("SmolLM3", 512, 2, {}),  # no positions in every fourth attention
 }
 
 
@@ -269,6 +280,56 @@ def test_gated_delta_row_is_that_of_qwen3_next():
     with torch.no_grad():
         y, expected = ours(x)[0], peer(x)
     assert ((y - expected).abs().max() / expected.abs().max()).item() < ERROR
+
+
+def test_gated_attention_row_is_that_of_qwen3_next():
+    """`Qwen3NextAttention` with RoPE on all channels; its norms scale by 1 + w."""
+    from transformers.models.qwen3_next import modeling_qwen3_next as module
+
+    ours = randomised(star.build(Genome((Gene(class_id("GQA-8-QKN-gate-2x")),), 64, 16), VOCAB, seed=3)).blocks[0].liv
+    config = module.Qwen3NextConfig(
+        hidden_size=64,
+        head_dim=16,
+        num_attention_heads=8,
+        num_key_value_heads=1,
+        rms_norm_eps=1e-5,
+        num_hidden_layers=1,
+        layer_types=["full_attention"],
+        rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0},
+    )
+    config._attn_implementation = "sdpa"
+    weights = {f"{g}_proj.weight": w for g, w in (("k", ours.k), ("v", ours.v), ("o", ours.out))}
+    weights["q_proj.weight"] = torch.cat([w.unflatten(0, (8, 16)) for w in (ours.q, ours.gate)], 1).flatten(0, 1)
+    weights |= {f"{g}_norm.weight": getattr(ours, f"{g}_norm") - 1 for g in "qk"}
+    peer = module.Qwen3NextAttention(config, 0).eval()
+    assert_same_attention(ours, peer, weights, module.Qwen3NextRotaryEmbedding(config))
+
+
+@pytest.mark.parametrize("name", ["GQA-8-sink-bias", "SWA-128-GQA-8-sink-bias"])
+def test_sink_rows_are_those_of_gpt_oss(name):
+    """`GptOssAttention` with the plain RoPE."""
+    from transformers.models.gpt_oss import modeling_gpt_oss as module
+
+    ours = randomised(star.build(Genome((Gene(class_id(name)),), 128, 16), VOCAB, seed=3)).blocks[0].liv
+    config = module.GptOssConfig(
+        hidden_size=128,
+        head_dim=16,
+        num_attention_heads=8,
+        num_key_value_heads=1,
+        num_hidden_layers=1,
+        layer_types=["full_attention"],
+        rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+    )
+    config._attn_implementation = "eager"
+    maps = {"q": "q", "k": "k", "v": "v", "o": "out"}
+    weights = {f"{theirs}_proj.weight": getattr(ours, name) for theirs, name in maps.items()}
+    weights |= {f"{theirs}_proj.bias": getattr(ours, f"{name}_bias") for theirs, name in maps.items()}
+    mask = torch.zeros(150, 150).masked_fill(
+        ~causal_mask(150, 150, ours.config.window, torch.device("cpu")), -torch.inf
+    )
+    peer = module.GptOssAttention(config, 0).eval()
+    rotary = module.GptOssRotaryEmbedding(config)
+    assert_same_attention(ours, peer, weights | {"sinks": ours.sink}, rotary, mask[None, None])
 
 
 def test_rg_lru_row_is_that_of_recurrent_gemma():

@@ -190,12 +190,13 @@ def is_diagonal(operator, liv):
 
 
 def is_softmax_of_low_rank(operator, liv):
-    """Rows are weights that sum to 1, and 0 beyond the window; the scores before softmax have rank <= head_dim."""
+    """Rows are weights that sum to 1 (less with a sink), and 0 beyond the window; the scores have rank <= head_dim."""
     seq_len = 40
     x = tokens(liv, seq_len)
     M = of_one_channel(liv, x, features_of(liv, x))
     window = min(window_of(operator) or seq_len, seq_len)
-    assert (M >= 0).all() and torch.allclose(M.sum(1), torch.ones(seq_len, dtype=M.dtype))
+    one = torch.allclose(M.sum(1), torch.ones(seq_len, dtype=M.dtype))
+    assert (M >= 0).all() and ((M.sum(1) < 1).all() if operator.has("sink") else one)
     assert ((M > 0) == ((ages(seq_len) >= 0) & (ages(seq_len) < window))).all()
     # A block in which every query sees every key. The logarithm has one rank more, for the row constants of softmax.
     half = window // 2
@@ -259,6 +260,8 @@ def test_channel_mixing_is_what_the_genome_names(operator):
     if operator.genes.channel == 3:  # grouped: one matrix of scores for all channels of a head
         repeat = n_out // n_in
         heads = M.view(5, 5, n_out // HEAD_DIM, HEAD_DIM, n_in // HEAD_DIM, HEAD_DIM)
+        if operator.has("gate"):  # a factor of every query and channel
+            heads = heads / features_of(liv, x)["gate"].view(5, 1, -1, HEAD_DIM, 1, 1)
         scores = heads[:, :, :, 0, :, 0]  # [T, T, query head, key head]
         expected = torch.einsum("ijhg,pq->ijhpgq", scores, torch.eye(HEAD_DIM, dtype=M.dtype))
         assert torch.allclose(heads, expected, atol=1e-15)
@@ -355,7 +358,9 @@ def test_gradients(operator):
 def test_extreme_gates_and_long_constant_inputs_stay_finite(operator):
     liv = build(operator, torch.float32)
     vectors = [
-        n for n, w in liv.config.weights().items() if w.kind == "vector" and n.endswith(("bias", "rate", "angle"))
+        n
+        for n, w in liv.config.weights().items()
+        if w.kind == "vector" and n.endswith(("bias", "rate", "angle", "sink"))
     ]
     settings = [{}] + [{name: value} for name in vectors for value in (-30.0, 30.0)]
     inputs = [tokens(liv, 130, dtype=torch.float32) * size for size in (0.0, 1.0, 100.0)] + [

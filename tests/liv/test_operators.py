@@ -150,6 +150,21 @@ def test_banded_attention_is_the_dense_mask(seq_len, past, window):
             assert torch.allclose(a, b, atol=1e-12)
 
 
+@pytest.mark.parametrize("seq_len, past, window", [(1, 0, None), (1, 20, 8), (17, 0, None), (9, 20, 8), (70, 11, 8)])
+def test_a_sink_is_one_more_logit_with_value_zero(seq_len, past, window):
+    """Every form against a softmax with one more column, output and gradients."""
+    q, k, v = randn(2, 4, seq_len, 6), randn(2, 2, past + seq_len, 6, seed=1), randn(2, 2, past + seq_len, 6, seed=2)
+    inputs = [t.requires_grad_() for t in (q, k, v, randn(4, seed=3))]
+    mask = causal_mask(seq_len, past + seq_len, window, q.device)
+    scores = (q @ k.repeat_interleave(2, 1).mT / 6**0.5).masked_fill(~mask, -torch.inf)
+    scores = torch.cat([scores, inputs[3][:, None, None].expand(2, 4, seq_len, 1)], -1)
+    expected = scores.softmax(-1)[..., :-1] @ v.repeat_interleave(2, 1)
+    y = softmax_attention(q, k, v, window, inputs[3])
+    assert torch.allclose(y, expected, atol=1e-12)
+    for ours, theirs in zip(*(torch.autograd.grad(t.square().sum(), inputs) for t in (y, expected)), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-11)
+
+
 def test_short_convolution_is_a_depthwise_convolution():
     for length, seq_len in itertools.product((1, 2, 3, 7), (1, 2, 5, 20)):
         x, w, past = (

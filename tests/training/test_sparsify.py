@@ -470,3 +470,9 @@ def test_head_mask():
         [[1, 1, 0], [0, 1, 1]],
         [[1, 1, 0], [1, 1, 1]],
     ]
+
+
+def test_attention_with_sinks_is_left_alone():
+    """Its scores have one more logit, which the estimates here do not know."""
+    model = star.build(Genome(parse_text("67-9-1-65"), 128, 16), 50)
+    assert sorted(attention_livs(model)) == [2, 3]
