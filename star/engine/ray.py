@@ -22,6 +22,12 @@ from star.engine.worker import run_job
 from star.errors import UserError
 
 OBJECT_STORE = 100 * 2**20  # bytes on a local cluster; jobs are kilobytes in and out
+PATIENCE = (
+    4.0  # seconds within which a cluster must answer; Ray itself tries for more than a minute, and prints nothing
+)
+GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(
+    [0, 0, 0, 4, 0, 0, 0, 0, 0]
+)  # to a gRPC server: preface, settings
 
 
 class Ray(Engine):
@@ -182,13 +188,30 @@ def _connect(ray, address: str, cpus: int) -> None:
         ray.init("local", num_cpus=cpus, include_dashboard=False, object_store_memory=OBJECT_STORE, **quiet)
         return
     try:
+        if address != "auto":
+            _greet(address)
         ray.init(address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         why = str(error).strip().splitlines()[0]
         raise UserError(
             f"engine.address is {address!r} but no Ray cluster answers there ({why}): start one by ray start "
             "--head, or leave the address out"
         ) from None
+
+
+def _greet(address: str) -> None:
+    """Raises OSError or ValueError unless a server that speaks Ray's protocol answers at HOST:PORT."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not (port.isascii() and port.isdecimal() and int(port) < 2**16):
+        raise ValueError("it is not HOST:PORT")
+    with socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE) as connection:
+        if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+            return  # an encrypted port does not answer in clear
+        connection.sendall(GREETING)
+        with contextlib.suppress(TimeoutError):
+            if connection.recv(9)[3:4] == b"\x04":  # its settings
+                return
+    raise ConnectionError("another program listens there")
 
 
 def _run(function: str, job: dict, environment: dict[str, str], shared: str, marker: str, progress_path: str):

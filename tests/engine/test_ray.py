@@ -1,9 +1,13 @@
 """The Ray engine on a simulated cluster of two machines: the run is the same as in process, whichever process dies."""
 
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -149,6 +153,34 @@ def test_the_command_line(cluster, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "engine.workers is 5, but the Ray cluster holds 4" in done.stdout
     assert len(Run(tmp_path / "run").candidates()) == 5
+
+
+@pytest.mark.parametrize(
+    "address", ["closed", "another program", "silent", "nowhere:1", "6379", "::1", "127.0.0.1:99999"]
+)
+def test_where_no_cluster_answers(tmp_path, address):
+    """Within seconds: Ray tries for more than a minute."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        place = f"127.0.0.1:{server.getsockname()[1]}"
+
+        def reply() -> None:
+            with contextlib.suppress(OSError):
+                connection, _ = server.accept()
+                connection.recv(1000)
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        if address == "another program":
+            threading.Thread(target=reply, daemon=True).start()
+        if address == "closed":
+            server.close()
+        given = place if address in ("closed", "another program", "silent") else address
+        began = time.monotonic()
+        driver = "from star.engine import Ray; Ray('jobs:job', address={!r}, shared={!r})".format
+        command = [sys.executable, "-c", driver(given, str(tmp_path))]
+        environment = os.environ | {"PYTHONPATH": str(HERE.parent), "RAY_ADDRESS": ""}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30)
+        assert f"engine.address is {given!r} but no Ray cluster answers there (" in done.stderr
+        assert "UserError" in done.stderr.splitlines()[-1] and time.monotonic() - began < 10
 
 
 def test_impossible_settings_are_one_sentence(tmp_path, cluster, monkeypatch):
