@@ -58,7 +58,7 @@ YesOption = Annotated[
 MovedOption = Annotated[
     str | None, typer.Option("--data", metavar="PATH", help="Where the text of the run is now, if it was moved.")
 ]
-DATA_HELP = 'Text to train on: "stdlib", a text file or folder, or hf:NAME[:CONFIG].'
+DATA_HELP = 'Text to train on: "stdlib", a text file or folder, or hf:NAME[:CONFIG][@COLUMN].'
 
 
 @dataclass(frozen=True)

@@ -126,6 +126,8 @@ def train(
             f"training {grown.id}: {parameters:,} parameters on {recipe.tokens:,} tokens of {corpus.name} "
             f"({references} nats/byte); {recipe.describe()}"
         )
+        for note in corpus.notes:
+            say(f"{corpus.name}: {note}")
         if checkpoint.exists():
             say(f"resuming from {checkpoint} at step {saved_step(checkpoint):,}")
         elif os.environ.get("WORLD_SIZE", "1") == "1":

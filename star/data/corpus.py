@@ -27,7 +27,7 @@ from star.data.split import TextFile, split
 from star.data.tokenizer import ByteTokenizer
 from star.errors import UserError
 
-FORMAT = 1  # increased whenever the same source would produce different files
+FORMAT = 2  # increased whenever the same source would produce different files
 SIDES = ("train", "validation")
 SMALLEST = 32  # bytes of text, enough for both sides to have some
 STALE = 24 * 3600  # seconds after which an unfinished entry is abandoned
@@ -43,6 +43,7 @@ class Corpus:
     validation: np.ndarray  # memory-mapped token ids [m]; shares no document with train
     tokenizer: ByteTokenizer
     losses: dict[str, float]
+    notes: tuple[str, ...] = ()  # on what was chosen or left out when the text was read
 
     @property
     def vocab_size(self) -> int:
@@ -111,7 +112,7 @@ def _open(entry: Path, name: str, tokenizer: ByteTokenizer) -> Corpus | None:
         if [len(tokens) for tokens in sides] != [facts["tokens"][side] for side in SIDES]:
             return None
         train, validation = sides
-        return Corpus(name, facts["fingerprint"], train, validation, tokenizer, facts["losses"])
+        return Corpus(name, facts["fingerprint"], train, validation, tokenizer, facts["losses"], tuple(facts["notes"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -148,6 +149,7 @@ def _build(entry: Path, source: Source, tokenizer: ByteTokenizer, on_progress: C
             "fingerprint": _hash(train, validation),
             "tokens": {"train": len(train), "validation": len(validation)},
             "losses": ngram_losses(train, validation, tokenizer.vocab_size),
+            "notes": source.notes,
         }
         with open(work / "corpus.json", "w") as out:
             json.dump(facts, out, indent=1)

@@ -5,21 +5,27 @@ identity is cheap (paths, sizes and modification times, never the content), beca
 starts. A new kind of source is one function here and one line in `find_source`.
 """
 
-import logging
+import codecs
 import os
 import sysconfig
 from collections.abc import Callable, Container, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from star.data import hugging_face
 from star.errors import UserError
 
 # Left out of "stdlib": tests, which many systems do not install, and generated tables, which are so similar to each
 # other that they would make the validation text easier than real text.
 STDLIB_SKIPPED = set("site-packages dist-packages test tests idle_test __pycache__ encodings pydoc_data".split())
-HF_FILE_KINDS = ("json", "parquet", "csv", "text")
-HUB_TIMEOUT = 5.0  # seconds to wait for the hub's first answer
+MARKS = (  # byte order marks, the longer ones first
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+    (codecs.BOM_UTF8, "utf-8"),
+)
+COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd", b"PK\x03\x04")  # gzip, bzip2, xz, zstd, zip
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,7 @@ class Source:
     name: str  # what reports show
     identity: tuple  # JSON-able; equal identities mean equal content
     documents: Callable[[], Iterator[bytes]]
+    notes: list[str] = field(default_factory=list)  # what the documents left out, once they have been read
 
 
 def find_source(spec: str | Path) -> Source:
@@ -54,92 +61,65 @@ def _stdlib() -> Source:
 
 
 def _files(spec: str) -> Source:
-    """One text file, or every text file under a folder (hidden files and files that hold a zero byte are skipped)."""
+    """One text file, or every text file under a folder. Hidden files are left out; files that are not text are skipped
+    and named in the notes, but a single one is refused.
+    """
     path = Path(spec).expanduser()
     if path.is_file():
-        return Source(path.name, ("file", *_stat([path])), lambda: iter([_read(path)]))
+
+        def document() -> Iterator[bytes]:
+            text = decoded(_read(path))
+            if text is None:
+                raise UserError(f"{path} is not text; give a text file, unpacked, or a folder of text files.")
+            yield text
+
+        return Source(path.name, ("file", *_stat([path])), document)
     if not path.is_dir():
         raise UserError(
             f'No corpus at "{spec}": give "stdlib", the path of a text file or folder, or hf:NAME[:CONFIG].'
         )
     paths = list(_walk(path))
+    notes: list[str] = []
 
     def documents() -> Iterator[bytes]:
-        return (text for text in map(_read, paths) if 0 not in text[:8192])
+        skipped = []
+        for file in paths:
+            text = decoded(_read(file))
+            if text is None:
+                skipped.append(str(file.relative_to(path)))
+            else:
+                yield text
+        if skipped:
+            more = f" and {len(skipped) - 3:,} more" if len(skipped) > 3 else ""
+            notes.append(f"{len(skipped):,} files that are not text were skipped: {', '.join(skipped[:3])}{more}")
 
-    return Source(path.resolve().name, ("folder", *_stat(paths)), documents)
+    return Source(path.resolve().name, ("folder", *_stat(paths)), documents, notes)
+
+
+def decoded(content: bytes) -> bytes | None:
+    """The text of a file, from the encoding that its byte order mark says to UTF-8; None if it is not text."""
+    for mark, encoding in MARKS:
+        if content.startswith(mark):
+            try:
+                return content[len(mark) :].decode(encoding).encode()
+            except UnicodeDecodeError:
+                return None
+    return None if content.startswith(COMPRESSED) or 0 in content[:8192] else content
 
 
 def _hugging_face(spec: str) -> Source:
-    """Rows of the "train" split; the text of each row is a document. They are streamed: only the tokens are stored.
-
-    NAME is a dataset of the hub, a folder that `datasets` understands, or one of json, parquet, csv and text
-    with a local file, folder or glob pattern as CONFIG ("hf:json:data/*.jsonl").
+    """Rows of a dataset: NAME is one of the hub, a folder that `datasets` understands, or one of json, parquet, csv and
+    text with a local file, folder or glob pattern as CONFIG ("hf:json:data/*.jsonl"). See `star.data.hugging_face`.
     """
-    name, _, config = spec.removeprefix("hf:").partition(":")
-    if not name:
-        raise UserError(f'"{spec}" names no dataset: write hf:NAME or hf:NAME:CONFIG, for example hf:json:data.jsonl.')
-    if name in HF_FILE_KINDS:
+    name, config, columns = hugging_face.parse(spec)
+    if name in hugging_face.FILE_KINDS:
         files = _match(spec, config)
-        options: dict[str, Any] = {"data_files": [str(path) for path in files]}
-        if name == "text":
-            options["sample_by"] = "document"  # a single line is too short
     else:
         files = list(_walk(Path(name))) if Path(name).is_dir() else []
-        options = {"name": config or None}
-
-    def documents() -> Iterator[bytes]:
-        if not files:
-            _reach_hub(spec, name)
-        return _rows(spec, name, options)
-
-    return Source(spec, ("hf", name, config, *_stat(files)), documents)
-
-
-def _rows(spec: str, name: str, options: dict) -> Iterator[bytes]:
-    import datasets  # slow to import, and most corpora are plain files
-
-    log = logging.getLogger("datasets")
-    level = log.level
-    log.setLevel(logging.CRITICAL)  # it also logs the errors that are raised below
-    try:
-        rows = datasets.load_dataset(name, **options, split="train", streaming=True)
-        column = None
-        for row in rows:
-            column = column or _text_column(spec, row)
-            yield (row[column] or "").encode("utf-8", errors="surrogatepass")
-    except UserError:
-        raise
-    except Exception as error:  # `datasets` raises many kinds; each one is about the user's data
-        raise UserError(f'`datasets` cannot read "{spec}": {_first_line(error)}') from error
-    finally:
-        log.setLevel(level)
-
-
-def _reach_hub(spec: str, name: str) -> None:
-    """Ask the hub once for the dataset. Without a network this fails at once, instead of after minutes of retries."""
-    import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        huggingface_hub.HfApi().dataset_info(name, timeout=HUB_TIMEOUT)
-    except (HfHubHTTPError, HFValidationError) as error:
-        raise UserError(
-            f'The Hugging Face hub does not provide "{name}" ({_first_line(error)}); check the name in "{spec}".'
-        ) from error
-    except Exception as error:  # every network library has its own exception for "no network"
-        raise UserError(
-            f'"{spec}" needs the Hugging Face hub, which cannot be reached; use local files '
-            "(hf:json:PATH) or --data stdlib."
-        ) from error
-
-
-def _text_column(spec: str, row: dict) -> str:
-    strings = [column for column, value in row.items() if isinstance(value, str)]
-    for column in ("text", "content", *strings):
-        if column in strings:
-            return column
-    raise UserError(f'"{spec}" has no column of text; its first row has the columns {", ".join(row) or "(none)"}.')
+    notes: list[str] = []
+    return Source(
+        spec, ("hf", name, config, *columns, *_stat(files)), lambda: hugging_face.load(spec, files, notes), notes
+    )
 
 
 def _match(spec: str, pattern: str) -> list[Path]:
@@ -158,18 +138,22 @@ def _match(spec: str, pattern: str) -> list[Path]:
     return paths
 
 
-def _walk(root: Path, skipped: Container[str] = ()) -> Iterator[Path]:
-    """Regular files under `root`, sorted by name within each folder, without hidden names and `skipped` folders."""
+def _walk(root: Path, skipped: Container[str] = (), seen: frozenset[str] = frozenset()) -> Iterator[Path]:
+    """Regular files under `root`, sorted by name within each folder, without hidden names and `skipped` folders.
+
+    Links to folders are followed, except to one that they are in.
+    """
     try:
         entries = sorted(os.scandir(root), key=lambda entry: entry.name)
     except OSError as error:
         raise UserError(f"Cannot list the folder {root}: {error.strerror}.") from error
+    seen |= {os.path.realpath(root)}
     for entry in entries:
         if entry.name.startswith("."):
             continue
-        if entry.is_dir(follow_symlinks=False):
-            if entry.name not in skipped:
-                yield from _walk(Path(entry.path), skipped)
+        if entry.is_dir():
+            if entry.name not in skipped and os.path.realpath(entry.path) not in seen:
+                yield from _walk(Path(entry.path), skipped, seen)
         elif entry.is_file():
             yield Path(entry.path)
 
@@ -187,7 +171,3 @@ def _read(path: Path) -> bytes:
     except OSError as error:
         hint = "make it readable or leave it out of the corpus"
         raise UserError(f"Cannot read {path}: {error.strerror}; {hint}.") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -69,6 +69,8 @@ def evolve(
                 config, f"{evaluation.__name__}:assess", run, functools.partial(emit, "message", level="info")
             )
             stack.callback(engine.close)
+        for note in corpus.get("notes", ()):
+            emit("message", level="info", text=f"{corpus['name']}: {note}")
         if unfit := left_out(config):
             names = ", ".join(POOL[number - 1].name for number in unfit)
             text = f"left out, because they do not fit a width of this space: {names} ({next(iter(unfit.values()))})"

@@ -1,5 +1,6 @@
 """Corpora: no document leaks, the cache survives kills and damage, and every user error is one sentence."""
 
+import gzip
 import json
 import os
 import signal
@@ -17,6 +18,8 @@ from hypothesis import strategies as st
 
 from star.data import Batches, ByteTokenizer, DeviceBatches, open_corpus, validation_blocks
 from star.data.baselines import ngram_losses
+from star.data.hugging_face import documents
+from star.data.sources import decoded
 from star.errors import UserError
 
 
@@ -52,8 +55,14 @@ def in_process(code: str, **environment) -> subprocess.Popen:
 # ---- the split
 
 
+def texts():
+    """Bytes of files that are read as they are."""
+    replaced = st.binary(min_size=1, max_size=300).map(lambda b: b.replace(b"\0", b"x"))
+    return replaced.filter(lambda b: decoded(b) == b)
+
+
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.binary(min_size=1, max_size=300).map(lambda b: b.replace(b"\0", b"x")), min_size=1, max_size=40))
+@given(st.lists(texts(), min_size=1, max_size=40))
 def test_no_document_is_on_both_sides_and_none_is_lost(tmp_path_factory, documents):
     folder = tmp_path_factory.mktemp("documents")
     for i, document in enumerate(documents):
@@ -297,7 +306,11 @@ except UserError as error:
 @pytest.mark.parametrize(
     "write, spec, message",
     [
-        (lambda p: p.write_text('{"id": 1, "n": 2}\n'), "hf:json:{}", "no column of text.* has the columns id, n"),
+        (
+            lambda p: p.write_text('{"id": 1, "n": 2}\n'),
+            "hf:json:{}",
+            r"has no column of text; its columns are id \(int\), n \(int\)",
+        ),
         (lambda p: p.write_text("{{{"), "hf:json:{}", "cannot read"),
         (lambda p: None, "hf:json:{}", "matches no file"),
         (lambda p: None, "hf:", "names no dataset"),
@@ -308,6 +321,108 @@ def test_bad_datasets_are_one_sentence(tmp_path, write, spec, message, caplog):
     with pytest.raises(UserError, match=message) as error:
         open_corpus(spec.format(tmp_path / "data.jsonl"))
     assert "\n" not in str(error.value) and not caplog.records
+
+
+WORDS = "some words of text to train on "
+
+
+def json_rows(path: Path, *rows: dict) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return f"hf:json:{path}"
+
+
+def all_text(corpus) -> set[str]:
+    return {document.decode() for document in documents_of(corpus.train) + documents_of(corpus.validation)}
+
+
+@pytest.mark.parametrize("name", ["text", "Text", "CONTENT"])
+def test_the_schema_decides_and_rows_without_text_are_counted(tmp_path, name):
+    rows = [{"id": "abc", name: None}, {"id": "d", name: ""}, *({"id": "e", name: f"{WORDS}{i}"} for i in range(9))]
+    corpus = open_corpus(json_rows(tmp_path / "data.jsonl", *rows))
+    assert all_text(corpus) == {f"{WORDS}{i}" for i in range(9)}
+    assert corpus.notes == (f"the text is the column {name}", "2 rows without text were skipped")
+
+
+QUESTIONS = [{"question": f"what is {i}, and why?", "answer": f"a number of {i} things"} for i in range(9)]
+CHAT = [{"prompt_id": "a", "messages": [{"role": "user", "content": f"hello {i}"}]} for i in range(9)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (QUESTIONS, r"columns are question \(text\), answer \(text\): write .*@question or .*@question\+answer"),
+        (CHAT, r"columns are prompt_id \(text\), messages \(messages\): write .*@prompt_id or .*@prompt_id\+messages"),
+        ([{"id": "a", "text": ["one", "two"]}] * 9, r"columns are id \(text\), text \(list\)"),
+        ([{"instruction": "do", "output": "done"}] * 9, r"columns are instruction \(text\), output \(text\)"),
+        ([{"version": "1", "data": [{"a": "b"}]}] * 9, r"columns are version \(text\), data \(list\)"),
+    ],
+    ids=["two", "chat", "list", "instruction", "nested"],
+)
+def test_a_column_is_never_guessed(tmp_path, rows, message):
+    with pytest.raises(UserError, match=f"does not say which column is the text; its {message}"):
+        open_corpus(json_rows(tmp_path / "data.jsonl", *rows))
+
+
+def test_columns_that_the_user_names(tmp_path):
+    spec = json_rows(tmp_path / "data.jsonl", *QUESTIONS)
+    assert all_text(open_corpus(f"{spec}@answer")) == {row["answer"] for row in QUESTIONS}
+    both = open_corpus(f"{spec}@question+answer")
+    assert all_text(both) == {f"{row['question']}\n\n{row['answer']}" for row in QUESTIONS}
+    assert both.notes == ("the text is the column question + answer",)
+    chat = open_corpus(json_rows(tmp_path / "chat.jsonl", *CHAT) + "@messages")
+    assert all_text(chat) == {f"user: hello {i}" for i in range(9)}
+    for column, message in (("ask", "there is no column 'ask'"), ("", "names no dataset")):
+        with pytest.raises(UserError, match=message):
+            open_corpus(f"{spec}@{column}")
+    numbers = json_rows(tmp_path / "numbers.jsonl", *({"n": 1, "text": WORDS} for _ in range(9)))
+    with pytest.raises(UserError, match="column 'n' is no text"):
+        open_corpus(f"{numbers}@n")
+
+
+def test_a_file_whose_name_has_an_at_sign(tmp_path):
+    corpus = open_corpus(json_rows(tmp_path / "data@home", *({"text": f"{WORDS}{i}"} for i in range(9))))
+    assert len(all_text(corpus)) == 9
+
+
+def test_a_stream_ends_at_its_limit():
+    notes: list[str] = []
+    rows = ({"text": WORDS} for _ in range(10**6))
+    read = list(documents("hf:someone/text", rows, [], notes, limit=1000))
+    assert 900 < sum(map(len, read)) <= 1000 and "only the first" in notes[-1]
+
+
+# ---- files that are not plain UTF-8
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])
+def test_a_byte_order_mark_says_the_encoding(tmp_path, encoding):
+    (tmp_path / "text.txt").write_bytes((WORDS * 9 + "äöü").encode(encoding))
+    corpus = open_corpus(tmp_path / "text.txt")
+    assert (bytes(corpus.train) + bytes(corpus.validation)).rstrip(b"\0").decode() == WORDS * 9 + "äöü"
+
+
+PNG = bytes([0x89]) + b"PNG\r\n" + bytes(range(32)) * 20
+
+
+@pytest.mark.parametrize("content", [gzip.compress(WORDS.encode() * 99), PNG], ids=["gzip", "png"])
+def test_a_file_that_is_no_text_is_refused_alone_and_skipped_and_named_in_a_folder(tmp_path, content):
+    folder = tmp_path / "texts"
+    documents = write_documents(folder, 20)
+    (folder / "picture").write_bytes(content)
+    with pytest.raises(UserError, match="picture is not text; give a text file"):
+        open_corpus(folder / "picture")
+    corpus = open_corpus(folder)
+    assert corpus.notes == ("1 files that are not text were skipped: picture",)
+    assert all_text(corpus) == {document.decode() for document in documents}
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    documents = write_documents(tmp_path / "elsewhere", 20)
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (folder / "itself").symlink_to(folder)
+    assert all_text(open_corpus(folder)) == {document.decode() for document in documents}
 
 
 # ---- bad input

@@ -20,7 +20,7 @@ def prepare(config) -> dict:
     corpus = open_corpus(config.data.corpus)
     corpus.check_context(config.training.seq_len)
     facts = {"name": corpus.name, "fingerprint": corpus.fingerprint, "vocab_size": corpus.vocab_size}
-    return facts | {"baselines": corpus.baselines()}
+    return facts | {"baselines": corpus.baselines(), "notes": list(corpus.notes)}
 
 
 def assess(job: dict, report: Report) -> Generator[None, None, dict]:
