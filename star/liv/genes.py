@@ -273,7 +273,8 @@ class Family:
         group = address.partition(".")[0]
         if group in self.named_only and group in self.groups:
             return (ABSENT,)
-        return tuple(value for value in self.legal(address) if value not in self.named_only.get(address, ()))
+        named = frozenset(self.named_only.get(address, ()))
+        return tuple(value for value in self.legal(address) if value not in named)
 
     @property
     def searched_groups(self) -> list[str]:
