@@ -7,6 +7,7 @@ failed or was interrupted; 2: wrong use. An error is one sentence on standard er
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from typing import Any, NoReturn
@@ -100,5 +101,8 @@ for verb in (evolve, status, front, refine, rescore, show, plot, train, export, 
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line. What the output's encoding does not have is replaced, on both streams."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     app(prog_name="star")

@@ -69,7 +69,7 @@ def write_page(run: Run, path: Path, plots: tuple[Plot, ...] = PLOTS) -> Path:
     head = f'<meta charset="utf-8"><title>{escape(str(run.path))}</title><style>{STYLE}</style>'
     html = ['<!doctype html>\n<html lang="en">', f"<head>{head}</head><body>", *parts, "</body></html>\n"]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(html), encoding="utf-8")
+    path.write_text("\n".join(html), encoding="utf-8", errors="replace")
     return path
 
 
