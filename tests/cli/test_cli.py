@@ -578,7 +578,7 @@ def test_what_the_output_cannot_encode_is_replaced(run, tmp_path, monkeypatch, e
     for arguments in (("show", f"{place}:knee"), ("front", place), ("plot", place), ("show", place / "nothing")):
         out, err = process(*arguments, encoding=encoding.partition(":")[0]).communicate()
         assert "Traceback" not in err and ("star: " in err) == (arguments[-1] == place / "nothing")
-        assert "?" in out + err
+    assert "?/nothing" in err
 
 
 def test_ctrl_c_finishes_cleanly_and_says_how_to_resume(tmp_path, settings):
