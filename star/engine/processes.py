@@ -6,10 +6,11 @@ takes seconds, so workers are kept, and replaced only after an error or after ma
 """
 
 import contextlib
+import errno
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -21,9 +22,11 @@ import pebble
 from star.engine.progress import ProgressDirectory, ProgressFile
 from star.engine.protocol import Engine, Outcome
 from star.engine.worker import run_job, run_side_by_side, start_worker
+from star.errors import UserError
 
 VANISHED = 3.0  # seconds after which a job whose worker is gone is lost, if pebble has not noticed
 START = 60.0  # seconds within which a job must have started in its worker
+SHARED_MEMORY = "/dev/shm"  # where Linux keeps the locks of processes
 JOBS_PER_WORKER = 100  # then a fresh process: bounds whatever jobs leak
 
 
@@ -105,6 +108,21 @@ class ProcessPool(Engine):
         self.progress.close()
 
 
+@contextlib.contextmanager
+def named_shared_memory() -> Iterator[None]:
+    """For starting processes: their locks are files in shared memory, whose errors name no file. Raises UserError."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.ENOENT):
+            raise
+        wrong = f"cannot be written ({error.strerror}): mount it with write access"
+        what = "is full: free some space there" if error.errno == errno.ENOSPC else wrong
+        raise UserError(
+            f"{SHARED_MEMORY}, where worker processes keep their locks, {what}, or do without: --engine inprocess"
+        ) from None
+
+
 @dataclass
 class _Group:
     """Jobs that a worker runs side by side; mostly one."""
@@ -158,18 +176,19 @@ class _Worker:
         self.group: _Group | None = None
 
     def start(self, function: str, jobs: dict[str, dict], progress_paths: list[str]) -> None:
-        if self.pool is None or not self.pool.active:
-            self.stop()
-            self.pool = pebble.ProcessPool(
-                max_workers=1,
-                max_tasks=JOBS_PER_WORKER,
-                initializer=start_worker,
-                initargs=(os.getpid(), self.environment),
-                context=multiprocessing.get_context("spawn"),
-            )
         pid_file = Path(f"{progress_paths[0]}.pid")
         pid_file.unlink(missing_ok=True)
-        future = self.pool.schedule(_run_with_progress, args=(function, list(jobs.values()), progress_paths))
+        with named_shared_memory():
+            if self.pool is None or not self.pool.active:
+                self.stop()
+                self.pool = pebble.ProcessPool(
+                    max_workers=1,
+                    max_tasks=JOBS_PER_WORKER,
+                    initializer=start_worker,
+                    initargs=(os.getpid(), self.environment),
+                    context=multiprocessing.get_context("spawn"),
+                )
+            future = self.pool.schedule(_run_with_progress, args=(function, list(jobs.values()), progress_paths))
         self.group = _Group(jobs, future, pid_file, time.monotonic())
 
     def outcomes(self, timeout: float | None) -> list[Outcome]:

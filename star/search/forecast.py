@@ -58,7 +58,7 @@ def forecast(config: RunConfig, seconds: float = 2.0) -> Forecast | None:
     memory of a GPU.
     """
     if resolve_device(config.training.device).type == "cuda":
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        with named_shared_memory(), ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
             return pool.submit(_forecast, config, seconds).result()
     return _forecast(config, seconds)
 

@@ -1,5 +1,6 @@
 """Engines: every way in which a job can end affects only that job, and is returned as a plain outcome."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 from jobs import ENDINGS, drive, is_alive, wait_for
 
 from star.engine import InProcess, ProcessPool
+from star.errors import UserError
 
 FUNCTION = "jobs:job"
 
@@ -25,6 +27,20 @@ def pool(tmp_path):
 def test_in_process_endings():
     outcomes = drive(InProcess(FUNCTION), {do: {"do": do} for do in ENDINGS})
     assert {do: outcome.status for do, outcome in outcomes.items()} == ENDINGS
+
+
+@pytest.mark.parametrize(
+    ("error", "message"), [(errno.ENOSPC, "is full: free some space"), (errno.EROFS, r"cannot be written \(Read-only")]
+)
+def test_shared_memory_without_room_for_the_locks_of_workers(pool, monkeypatch, error, message):
+    def locks(*args):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr("multiprocessing.synchronize._multiprocessing.SemLock", locks)
+    with pytest.raises(UserError, match=f"^/dev/shm, where worker processes keep their locks, {message}"):
+        pool.submit("a", {"do": "ok"})
+    monkeypatch.undo()
+    assert drive(pool, {"b": {"do": "ok"}})["b"].status == "ok"
 
 
 def test_pool_endings(pool):
