@@ -16,6 +16,7 @@ import torch
 
 from star.config import RunConfig
 from star.data import Corpus, open_corpus
+from star.engine.processes import named_shared_memory
 from star.errors import UserError, is_out_of_memory
 from star.genome import Genome
 from star.model import build

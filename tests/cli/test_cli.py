@@ -576,7 +576,7 @@ def test_what_the_output_cannot_encode_is_replaced(run, tmp_path, monkeypatch, e
     place = tmp_path / os.fsdecode("模".encode() + b"\xff")
     shutil.copytree(run, place)
     for arguments in (("show", f"{place}:knee"), ("front", place), ("plot", place), ("show", place / "nothing")):
-        out, err = process(*arguments, encoding=encoding.partition(":")[0]).communicate()
+        _, err = process(*arguments, encoding=encoding.partition(":")[0]).communicate()
         assert "Traceback" not in err and ("star: " in err) == (arguments[-1] == place / "nothing")
     assert "?/nothing" in err
 
