@@ -260,7 +260,6 @@ class Run:
         done, pending, running = len(record.results), counts.get("pending", 0), counts.get("running", 0)
         baselines = len(self.candidates("baseline"))
         total = done + pending + running if record.exhausted else max(self.config.candidates + baselines, done)
-        workers = record.sessions[-1]["workers"] if record.sessions else 1
         active, good = is_held(self.path), ("ok", "infeasible", "stopped")
         return {
             "done": done,
@@ -272,8 +271,8 @@ class Run:
             "active": active,
             "generation": max(record.generation, 0),
             "generations": self.config.search.generations,
-            "eta_seconds": record.eta(total - done, workers) if record.results else None,
-            "workers": workers,
+            "eta_seconds": record.eta(total - done, record.workers) if record.results else None,
+            "workers": record.workers,
             "idle": record.idle(time.time() if active else None),
             "counts": counts,
             "failures": [

@@ -31,6 +31,9 @@ from dataclasses import dataclass, field
 from star.store.database import Event
 from star.store.refinements import Refinements
 
+# Kinds of events of the search itself
+SEARCHING = {"ask", "start", "rung", "promote", "finish", "tell", "reference", "retry", "exhausted"}
+
 
 @dataclass(frozen=True)
 class Proposal:
@@ -109,7 +112,9 @@ class Record:
         self.told_generations = 0
         self.frame: dict | None = None  # data of the "reference" event
         self.exhausted = False
-        self.sessions: list[dict] = []  # with "began" and "last" (Unix seconds) and "busy" (seconds of all workers)
+        # Of the search; those of later measurements have no "last". With "began", "last" (Unix seconds of its first and
+        # its last event) and "busy" (seconds of all workers)
+        self.sessions: list[dict] = []
         self.last_seq = 0
         for event in events:
             self.take(event)
@@ -120,7 +125,8 @@ class Record:
         self.last_seq = event.seq
         if self.sessions:
             self.sessions[-1].setdefault("began", event.time)
-            self.sessions[-1]["last"] = event.time
+            if event.kind in SEARCHING:
+                self.sessions[-1]["last"] = event.time
 
     def apply(self, kind: str, data: dict) -> None:
         """Apply a new event."""
@@ -128,7 +134,7 @@ class Record:
         if handler is not None:
             handler(data)
         self.refinements.apply(kind, data)
-        if kind in ("rung", "finish", "repeat", "trial_end"):
+        if kind in ("rung", "finish"):
             self.seconds[data["id"]] = self.seconds.get(data["id"], 0.0) + data["seconds"]
             if self.sessions:
                 self.sessions[-1]["busy"] += data["seconds"]
@@ -156,16 +162,23 @@ class Record:
         recent = [self.seconds.get(id, 0.0) for id in list(self.results)[-20:]]
         return sum(recent) / max(len(recent), 1) * left / max(1, min(workers, left))
 
+    @property
+    def workers(self) -> int:
+        """Of the last session of the search."""
+        return next((s["workers"] for s in reversed(self.sessions) if "last" in s), 1)
+
     def idle(self, now: float | None = None) -> float | None:
-        """Share of the workers' time in which they were idle, over all sessions; None before there is any.
+        """Share of the workers' time in which they were idle, over all sessions of the search; None before there is
+        any.
 
         now: Unix seconds, if the last session is still running. Clocks that were set back are ignored.
         """
         present = busy = 0.0
-        for i, session in enumerate(self.sessions):
-            end = session.get("last", 0.0)
-            end = max(end, now) if now is not None and i == len(self.sessions) - 1 else end
-            present += session["workers"] * max(0.0, end - session.get("began", end))
+        for session in self.sessions:
+            if "last" not in session:
+                continue
+            end = max(session["last"], now) if now is not None and session is self.sessions[-1] else session["last"]
+            present += session["workers"] * max(0.0, end - session["began"])
             busy += session["busy"]
         return max(0.0, 1.0 - busy / present) if present else None
 

@@ -1,12 +1,17 @@
 """Fresh measurements of front members: beside the search's results, resumable, and with seeds of their own."""
 
+import time
+
 import pytest
 from fakes import TABULAR, Interrupted, config, history, run
 
 from star.assess.evaluations import tabular
 from star.engine import InProcess
 from star.errors import UserError
+from star.refine.coordinator import refine
+from star.refine.settings import RefineSettings
 from star.run import Run
+from star.search import evolve
 from star.search.repeats import rescore
 from star.store import RunLock
 
@@ -45,6 +50,30 @@ def test_every_member_is_measured_with_fresh_seeds_and_the_search_is_untouched(t
     assert rescore(tmp_path, 4, engine=InProcess(TABULAR)) == len(front)
     (baseline,) = again.candidates("baseline")
     assert rescore(tmp_path, 2, ids=[baseline.id[:6]], engine=InProcess(TABULAR)) == 2
+
+
+def slow(job: dict, report) -> dict:
+    time.sleep(0.01)
+    return tabular.assess(job, report)
+
+
+def test_statistics_of_a_finished_search_do_not_change(tmp_path):
+    """By measuring again, refining, or repeating the command; in a stopped search, the time left does not either."""
+    settings = config(search__population=4, search__generations=3)
+    run(tmp_path, settings, "test_rescore:slow", slots=2)
+    before = Run(tmp_path).status()
+    assert 0 < before["idle"] < 1 and before["workers"] == 2
+    rescore(tmp_path, 2, engine=InProcess("test_rescore:slow", 3))
+    refine(tmp_path, RefineSettings((Run(tmp_path).best().id,), budget=14), engine=InProcess("test_rescore:slow", 4))
+    run(tmp_path, settings, slots=5)
+    assert Run(tmp_path).status() | {"refinements": []} == before
+
+    stopped = tmp_path / "stopped"
+    with pytest.raises(ConnectionError):
+        evolve(stopped, settings, engine=Interrupted("test_rescore:slow", 2, seed=0, left=6))
+    before = Run(stopped).status()
+    rescore(stopped, 2, engine=InProcess("test_rescore:slow", 3))
+    assert Run(stopped).status() == before and before["eta_seconds"] > 0
 
 
 def test_a_killed_rescore_goes_on(tmp_path):
