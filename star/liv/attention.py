@@ -172,8 +172,8 @@ class Attention(LIV):
             return visible.to(h.dtype), state
         past = min(offset, self.config.window - 1)
         visible = torch.cat([cache[:, :, :past].to(h.dtype), h], dim=2)  # oldest first
-        kept = visible[:, :, -cache.shape[2] :] if cache.shape[2] else visible[:, :, :0]
-        cache[:, :, : kept.shape[2]] = kept.detach().clone()
+        keep = torch.sym_min(cache.shape[2], visible.shape[2])
+        cache[:, :, :keep] = visible.narrow(2, visible.shape[2] - keep, keep).detach()
         return visible, state
 
 
@@ -185,10 +185,11 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None = None
     """
     seq_len, visible = q.shape[2], k.shape[2]
     with sdpa_kernel(CUDA_PREFERENCE, set_priority=True) if q.is_cuda else contextlib.nullcontext():
-        if window is not None and seq_len > 3 * window:  # measured on a CPU; a mask is as fast for fewer tokens
+        banded = window is not None and not torch.compiler.is_exporting()  # a program for any length has one form
+        if banded and seq_len > 3 * window:  # measured on a CPU; a mask is as fast for fewer tokens
             return banded_attention(q, k, v, window, sink)
-        if seq_len == visible and (window is None or seq_len <= window):
-            return attended(q, k, v, sink, is_causal=seq_len > 1)
+        if seq_len == visible and (window is None or (banded and seq_len <= window)):
+            return attended(q, k, v, sink, is_causal=bool(seq_len > 1))
         if seq_len == 1:  # a single query sees every key of its window
             k, v = (k, v) if window is None else (k[:, :, -window:], v[:, :, -window:])
             return attended(q, k, v, sink)
@@ -254,34 +255,35 @@ def causal_mask(seq_len: int, visible: int, window: int | None, device: torch.de
 def rope_table(
     offset: int, seq_len: int, head_dim: int, theta: float, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """cos and signed sin [T, 1, d] of the rotary embedding (RoFormer, arXiv 2104.09864), in float32 or wider."""
+    """cos and signed sin [T, 1, d] of the rotary embedding (RoFormer, arXiv 2104.09864), in float32 or wider.
+
+    Tables are kept, because every layer and every step needs the same ones. A compiler gets the formula instead, which
+    holds for any offset and length.
+    """
+    dtype = torch.promote_types(dtype, torch.float32)
+    if torch.compiler.is_compiling():
+        return rope_positions(
+            torch.arange(offset, offset + seq_len, dtype=torch.float64, device=device), head_dim, theta, dtype
+        )
     n_positions = 1 << max(offset + seq_len - 1, 127).bit_length()
-    cos, sin = rope_positions(n_positions, head_dim, theta, device, torch.promote_types(dtype, torch.float32))
-    return cos[offset : offset + seq_len], sin[offset : offset + seq_len]
-
-
-def constant_result(function):
-    """`torch.compiler.assume_constant_result`, which would import the whole compiler and double the start-up time."""
-    function._dynamo_marked_constant = True
-    return function
-
-
-@constant_result  # else a compiled layer is compiled again once an eager one has filled the cache
-def rope_positions(
-    n_positions: int, head_dim: int, theta: float, device: torch.device, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """The tables of positions 0 to `n_positions` - 1, cached because every layer and every step needs the same ones."""
     key = (n_positions, head_dim, theta, device, dtype)
     table = ROPE_TABLES.get(key)
     if table is None:
         with torch.inference_mode(False), torch.no_grad():
-            frequency = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
-            angle = torch.arange(n_positions, dtype=torch.float64)[:, None, None] * frequency
-            cos, sin = angle.cos(), angle.sin()
-            table = (torch.cat([cos, cos], -1).to(device, dtype), torch.cat([-sin, sin], -1).to(device, dtype))
-        if type(table[0]) is Tensor and not torch.compiler.is_compiling():  # a tracer's tensors must not be kept
+            positions = torch.arange(n_positions, dtype=torch.float64)
+            table = tuple(t.to(device) for t in rope_positions(positions, head_dim, theta, dtype))
+        if type(table[0]) is Tensor:  # a tracer's tensors must not be kept
             ROPE_TABLES[key] = table
-    return table
+    cos, sin = table
+    return cos[offset : offset + seq_len], sin[offset : offset + seq_len]
+
+
+def rope_positions(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and signed sin [n, 1, d] of positions float64 [n]."""
+    steps = torch.arange(0, head_dim, 2, dtype=torch.float64, device=positions.device)
+    angle = positions[:, None, None] * theta ** (-steps / head_dim)
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat([cos, cos], -1).to(dtype), torch.cat([-sin, sin], -1).to(dtype)
 
 
 def apply_rope(h: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

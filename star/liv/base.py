@@ -70,7 +70,9 @@ class StateEntry(NamedTuple):
 
     def columns(self, seq_len: int) -> int:
         """Columns kept after `seq_len` tokens."""
-        return 1 if self.cap is None else int(min(seq_len, self.cap))
+        if self.cap is None:
+            return 1
+        return seq_len if self.cap == math.inf else torch.sym_min(seq_len, int(self.cap))
 
     def numbers(self, seq_len: int) -> int:
         """Numbers kept after one sequence of `seq_len` tokens."""

@@ -22,7 +22,7 @@ from einops import rearrange
 from torch import Tensor
 
 from star.liv.base import LIV, Features, LIVConfig, State, StateEntry, Weight, log_uniform, matrix, normal, short_filter
-from star.liv.functional import padded, short_convolution
+from star.liv.functional import chunk_of, loops_over, padded, short_convolution
 from star.liv.genes import Family, GroupSpec, Operator
 
 CONVOLUTION_FILTER = 3  # taps of the optional filters of b, c and h
@@ -155,8 +155,9 @@ def modal_convolution(
     if seq_len == 0:
         return u, past
     chunk = MODAL_CHUNK_SHORT if seq_len <= MODAL_SHORT else MODAL_CHUNK_ON.get(u.device.type, MODAL_CHUNK)
-    chunk = min(chunk, seq_len)
+    chunk = chunk_of(chunk, seq_len)
     n_chunks = -(-seq_len // chunk)
+    loops_over(n_chunks, "the modal convolution")
     missing = n_chunks * chunk - seq_len
     x = padded(u, n_chunks * chunk).to(dtype)
     x = x.flatten(0, 1).t().contiguous().view(width, batch * n_chunks, chunk)  # transposing a matrix is the fast way

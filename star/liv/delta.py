@@ -16,7 +16,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from star.liv.functional import no_future, padded, token_by_token
+from star.liv.functional import chunk_of, loops_over, no_future, padded, token_by_token
 
 DELTA_CHUNK = 64  # tokens
 DELTA_CHUNK_ON = {"cpu": 32}  # measured
@@ -60,8 +60,9 @@ def delta_parallel(
     dtype = torch.promote_types(v.dtype, torch.float32)
     if seq_len == 0:
         return v, memory
-    chunk = min(DELTA_CHUNK_ON.get(v.device.type, DELTA_CHUNK), seq_len)
+    chunk = chunk_of(DELTA_CHUNK_ON.get(v.device.type, DELTA_CHUNK), seq_len)
     n_chunks = -(-seq_len // chunk)
+    loops_over(n_chunks, "the delta rule")
     c, b, v_, beta = (delta_chunks(t, n_chunks, chunk, dtype) for t in (c, b, v, beta[..., None]))
     sums = None if g is None else delta_chunks(g[..., None], n_chunks, chunk, dtype).cumsum(-2)
     start = v_.new_zeros(batch * heads, b.shape[-1], width) if memory is None else memory.to(dtype).flatten(0, 1)

@@ -34,7 +34,7 @@ from star.liv.base import (
     matrix,
     short_filter,
 )
-from star.liv.functional import activate, padded
+from star.liv.functional import activate, chunk_of, loops_over, padded
 from star.liv.genes import Family, GroupSpec, Operator
 
 ELEMENTWISE_FILTER = 4  # taps of the optional filter of v
@@ -193,8 +193,9 @@ def blockwise_scan(u: Tensor, g: Tensor, start: Tensor) -> Tensor:
     The ends of the blocks are then scanned by doubling (Hillis and Steele), and added to the tokens of the next block.
     """
     seq_len = u.shape[1]
-    block = min(SCAN_BLOCK, seq_len)
+    block = chunk_of(SCAN_BLOCK, seq_len)
     n_blocks = -(-seq_len // block)
+    loops_over(n_blocks, "the elementwise recurrence")
     u, g = (padded(t, n_blocks * block).unflatten(1, (n_blocks, block)) for t in (u, g))  # [B, n, Q, W]
     sums = g.cumsum(2)  # [B, n, Q, W]
     size = (sums - sums[:, :, block // 2, None]).exp_()

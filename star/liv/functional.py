@@ -88,7 +88,22 @@ def token_by_token(
 def padded(x: Tensor, seq_len: int) -> Tensor:
     """[B, T, ...] -> [B, seq_len, ...] with zeros at the end."""
     missing = seq_len - x.shape[1]
-    return F.pad(x, [0, 0] * (x.dim() - 2) + [0, missing]) if missing else x
+    if not torch.compiler.is_compiling() and missing == 0:
+        return x
+    return F.pad(x, [0, 0] * (x.dim() - 2) + [0, missing])
+
+
+def chunk_of(largest: int, seq_len: int) -> int:
+    """Tokens of a chunk. A compiler gets the largest, so that its program holds for any length."""
+    return largest if torch.compiler.is_compiling() else min(largest, seq_len)
+
+
+def loops_over(n_chunks: int, operator: str) -> None:
+    """Raises NotImplementedError in an export with dynamic length, for an operator with a loop over chunks."""
+    if torch.compiler.is_exporting() and isinstance(n_chunks, torch.SymInt):
+        raise NotImplementedError(
+            f"{operator} has a loop over chunks of tokens, so it can only be exported for a fixed number of tokens"
+        )
 
 
 def in_chunks(x: Tensor, n_chunks: int, chunk: int) -> Tensor:

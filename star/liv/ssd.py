@@ -14,7 +14,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from star.liv.functional import carried, from_chunks, in_chunks, no_future, token_by_token
+from star.liv.functional import carried, chunk_of, from_chunks, in_chunks, no_future, token_by_token
 
 SSD_CHUNK = 64  # tokens
 SSD_CHUNK_SMALL = 32  # for state sizes below 64 on a CPU (measured)
@@ -54,8 +54,8 @@ def ssd_parallel(
     if seq_len == 0:
         return v, memory
     n_groups, state_size = b.shape[2:]
-    chunk = min(SSD_CHUNK_SMALL if v.device.type == "cpu" and state_size < 64 else SSD_CHUNK, seq_len)
-    n_chunks = -(-seq_len // chunk)
+    chunk = chunk_of(SSD_CHUNK_SMALL if v.device.type == "cpu" and state_size < 64 else SSD_CHUNK, seq_len)
+    n_chunks = (seq_len + chunk - 1) // chunk
     if g is None:
         g = v.new_zeros(1, seq_len, heads, dtype=dtype)
     c, b, v_, g = (in_chunks(t, n_chunks, chunk) for t in (c, b, v, g[..., None].to(dtype)))  # [B, heads, n, Q, .]
@@ -74,7 +74,7 @@ def ssd_parallel(
         to_end = (total - cumulative[:, :, :n_added]).exp()[..., None]
         added = b[:, :, :n_added].to(dtype).transpose(-1, -2) @ beside(v_[:, :, :n_added].to(dtype) * to_end, n_groups)
         added = apart(added, heads)  # what each chunk adds to the state, [B, H, n, N, P]
-        total = total[..., None].expand(len(added), -1, -1, -1, -1)
+        total = total[..., None].expand(added.shape[0], -1, -1, -1, -1)
         states = carried(total, added, None if memory is None else memory.to(dtype))
         past = apart(c.to(dtype) @ beside(states[:, :, :n_chunks], n_groups), heads)
         y = (y.to(dtype) + past * cumulative.exp()[..., None]).to(v.dtype)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import register_pytree_node
 
 from star.genome.plan import BlockConfig, Layer, Plan
 from star.liv.base import LIV, Features, State, Weight, check_state, normal
@@ -28,13 +29,33 @@ NORM_EPS = 1e-5
 BASE_WIDTH = 64  # the width at which initial logits have a standard deviation of 1
 
 
+def pytree(cls: type) -> type:
+    """A class decorator: torch.export and others may take the state apart and put it together again."""
+    register_pytree_node(
+        cls,
+        lambda state: ([state.layers, state.length, state.capacity], None),
+        lambda parts, _: cls(*parts),
+        serialized_type_name=f"{cls.__module__}.{cls.__qualname__}",
+    )
+    return cls
+
+
+@pytree
 @dataclass
 class ModelState:
-    """The decode state: everything that later tokens depend on."""
+    """The decode state: everything that later tokens depend on. To continue it more than once, continue copies."""
 
     layers: list[State]  # for each layer its tensors by name
     length: int  # tokens seen
     capacity: int  # tokens that the caches have room for
+    used: bool = False  # whether it was continued: its tensors then belong to later tokens
+
+    def copy(self) -> ModelState:
+        """A state with tensors of its own, for beam search or a prefix that several continuations have in common."""
+        if self.used:
+            raise ValueError("this state was continued already; copy it before that")
+        layers = [{name: tensor.clone() for name, tensor in layer.items()} for layer in self.layers]
+        return ModelState(layers, self.length, self.capacity)
 
     @property
     def nbytes(self) -> int:
@@ -116,10 +137,10 @@ class LanguageModel(nn.Module):
         }
 
     def forward(self, tokens: Tensor, state: ModelState | None = None) -> tuple[Tensor, ModelState]:
-        """tokens int64 [B, T] -> logits [B, T, V] and the state after them. The state passed in must not be used again.
+        """tokens int64 [B, T] -> logits [B, T, V] and the state after them, which takes over the tensors of the last.
 
         Without a state, a new one is made; caches grow as needed. The state carries no gradient. Raises ValueError for
-        tokens or a state that do not fit the model.
+        tokens or a state that do not fit the model, and for a state that was continued before.
         """
         self._check_tokens(tokens)
         batch, seq_len = tokens.shape
@@ -127,6 +148,7 @@ class LanguageModel(nn.Module):
             state = self.init_state(batch, seq_len)
         self._make_room(state, batch, seq_len)
         x, layers = self.hidden(tokens, state)
+        state.used = True
         return self.logits(x), ModelState(layers, state.length + seq_len, state.capacity)
 
     def loss(self, tokens: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
@@ -201,6 +223,8 @@ class LanguageModel(nn.Module):
             )
 
     def _check_state(self, state: ModelState, batch: int) -> None:
+        if state.used:
+            raise ValueError("this state was continued already; to continue it twice, continue a state.copy() of it")
         if len(state.layers) != len(self.blocks):
             raise ValueError(
                 f"the state has {len(state.layers)} layers and the model {len(self.blocks)}; use a state that this "

@@ -1,0 +1,116 @@
+"""A model under torch.compile and torch.export, and its state, which both take apart."""
+
+import pytest
+import torch
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+import star
+from star.genome import POOL, Gene, Genome
+from star.model.language_model import ModelState
+
+VOCAB = 37
+ONE_OF_EACH = ("SA-1", "SWA-16", "Rec-1", "GLA", "DeltaNet", "GConv-1", "Hyena", "RG-LRU", "GMemless")
+NUMBERS = {row.name: number for number, row in enumerate(POOL, 1)}
+LOOPS = ("delta rule", "modal convolution", "elementwise recurrence")
+
+
+def smallest(*numbers: int) -> star.LanguageModel:
+    """A model of these classes at the smallest width that suits them."""
+    for width, head in ((16, 4), (24, 4), (32, 8), (64, 8), (128, 8), (256, 8)):
+        genome = Genome(tuple(map(Gene, numbers)), d_model=width, head_dim=head)
+        try:
+            return star.build(genome, VOCAB, seed=0).eval()
+        except star.UserError:
+            continue
+    raise AssertionError(f"{numbers} fit no width")
+
+
+def tokens(batch: int, length: int) -> torch.Tensor:
+    return torch.randint(VOCAB, (batch, length), generator=torch.Generator().manual_seed(length))
+
+
+# ---- the state
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_a_state_is_continued_once_and_its_copies_as_often_as_there_are(name):
+    model = smallest(NUMBERS[name], NUMBERS["SA-1"]).double()
+    prefix, a, b = tokens(2, 40), tokens(2, 5), tokens(2, 3)
+    with torch.no_grad():
+        _, state = model(prefix)
+        copy = state.copy()
+        first, _ = model(a, state)
+        with pytest.raises(ValueError, match=r"continued already; .* state.copy\(\)"):
+            model(b, state)
+        with pytest.raises(ValueError, match="copy it before that"):
+            state.copy()
+        second, _ = model(b, copy)
+        for suffix, logits in ((a, first), (b, second)):
+            torch.testing.assert_close(logits, model(torch.cat([prefix, suffix], 1))[0][:, 40:], rtol=0, atol=1e-10)
+
+
+def test_a_state_is_a_pytree():
+    model = smallest(NUMBERS["SA-1"], NUMBERS["Rec-1"])
+    _, state = model(tokens(1, 9))
+    leaves, spec = tree_flatten(state)
+    assert all(isinstance(leaf, torch.Tensor | int) for leaf in leaves)
+    again = tree_unflatten(leaves, spec)
+    assert isinstance(again, ModelState) and again.length == 9
+    torch.testing.assert_close(model(tokens(1, 2), state.copy())[0], model(tokens(1, 2), again)[0])
+
+
+# ---- torch.export
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_export_for_any_batch_and_length_or_a_sentence_that_names_the_operator(name):
+    model, any_size = smallest(NUMBERS[name]), torch.export.Dim.DYNAMIC
+    example, other = tokens(2, 300), tokens(3, 401)
+    try:
+        program = torch.export.export(model, (example,), dynamic_shapes=({0: any_size, 1: any_size},))
+    except NotImplementedError as error:
+        assert any(f"the {loop} has a loop over chunks" in str(error) for loop in LOOPS)
+        other = example.clone()  # the example is marked as dynamic
+        program = torch.export.export(model, (other,))
+    with torch.no_grad():
+        logits, state = program.module()(other)
+        torch.testing.assert_close(logits, model(other)[0], rtol=0, atol=2e-5)
+        assert isinstance(state, ModelState) and state.length == other.shape[1]
+
+
+# ---- torch.compile
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_compiled_for_any_shape_with_and_without_a_state(name):
+    model = smallest(NUMBERS[name])
+    torch._dynamo.reset()
+    compiled = torch.compile(model, dynamic=True, backend="eager")
+    with torch.no_grad():
+        for sequence in (tokens(2, 70), tokens(3, 133)):
+            torch.testing.assert_close(compiled(sequence)[0], model(sequence)[0], rtol=0, atol=2e-5)
+        first, state = compiled(sequence[:, :40])
+        second, _ = compiled(sequence[:, 40:], state)
+        torch.testing.assert_close(torch.cat([first, second], 1), model(sequence)[0], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_decoding_compiles_at_most_three_graphs(name):
+    """The first token, every later one, and every one after a window is full; without the prompt, with room for all."""
+    model, graphs = smallest(NUMBERS[name]), []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled, sequence = torch.compile(model, backend=backend), tokens(1, 60)
+    with torch.no_grad():
+        state = model.init_state(1, 60)
+        logits, state = compiled(sequence[:, :10], state)
+        parts, prompt = [logits], len(graphs)
+        for t in range(10, 60):
+            logits, state = compiled(sequence[:, t : t + 1], state)
+            parts.append(logits)
+        torch.testing.assert_close(torch.cat(parts, 1), model(sequence)[0], rtol=0, atol=2e-5)
+    assert prompt == 1 and len(graphs) - prompt <= 3
