@@ -14,3 +14,7 @@ def _cache(tmp_path_factory):
     patch.setenv("OMP_NUM_THREADS", "1")
     yield
     patch.undo()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--genomes", type=int, default=300, help="random genomes of tests/model/test_fuzz.py")

@@ -42,7 +42,7 @@ def population_costs(
     strategy_of = np.zeros((n, n_groups), dtype=np.int64)  # of each feature group, once its provider is seen
     owned = np.zeros((n, n_groups), dtype=np.int64)  # of each featurizer group, the set of weights that has an owner
 
-    depth, backbone, cache, exact, channel = (np.zeros(n, dtype=np.int64) for _ in range(5))
+    depth, deaf, backbone, cache, exact, channel = (np.zeros(n, dtype=np.int64) for _ in range(6))
     mixing, decoding = np.zeros(n), np.zeros(n)
     for segment in space.segments:
         class_id, weight_group, weight_strategy, feature_group, strategy = X[:, segment].T
@@ -65,14 +65,16 @@ def population_costs(
         mixing += tables.mixing_flops[at]
         decoding += tables.decode_mixing_flops[at]
         depth += there
+        deaf += there & ~tables.reads_input[class_id * tables.max_strategies + taken]
 
     blocks = [[BlockConfig(1, n, r) for r in RESIDUALS] for n in NORMS]
     per_block = np.array([[len(block.weights()) for block in row] for row in blocks])[norm - 1, residual - 1]
+    input_norm = np.array([len(row[0].weights()) - len(row[0].weights(False)) for row in blocks])[norm - 1]
     final_norm = np.array([len(row[0].norm_weights("final_norm")) for row in blocks])[norm - 1]
     embedding = vocab_size * d_model * (1 if tie_embeddings else 2)
     head = 2 * vocab_size * d_model
     arrays: dict[str, Any] = dict(  # Costs of many genomes: every field is an array [n]
-        parameters=backbone + (depth * per_block + final_norm) * d_model + embedding,
+        parameters=backbone + (depth * per_block - deaf * input_norm + final_norm) * d_model + embedding,
         backbone_parameters=backbone,
         cache_bytes=cache,
         cache_bytes_exact=exact,
@@ -94,6 +96,7 @@ class CostTables:
     n_sets: int
     n_strategies: np.ndarray  # [class]
     own_weights: np.ndarray  # [class, strategy taken] -> set of weights
+    reads_input: np.ndarray  # [class, strategy taken] -> whether a LIV needs a norm of its input
     parameters: np.ndarray  # [width, class, set of weights]
     cache: np.ndarray
     cache_exact: np.ndarray
@@ -113,6 +116,7 @@ def cost_tables(space: Space, seq_len: int) -> CostTables:
     max_strategies = 1 + max(f.n_strategies for f in families.values())
     n_strategies = np.zeros(n_classes, dtype=np.int64)
     own = np.zeros((n_classes, max_strategies), dtype=np.int64)
+    reads = np.zeros((n_classes, max_strategies), dtype=bool)
     parameters = np.zeros((len(space.d_models), n_classes, n_sets), dtype=np.int64)
     integers = np.zeros((3, len(space.d_models), n_classes, max_strategies), dtype=np.int64)
     numbers = np.zeros((2, len(space.d_models), n_classes, max_strategies))
@@ -130,6 +134,7 @@ def cost_tables(space: Space, seq_len: int) -> CostTables:
             for taken in range(families[c].n_strategies + 1):
                 given = families[c].shared_groups(operator, taken)
                 own[c, taken] = sum(1 << bit for bit, group in enumerate(groups[c]) if group not in given)
+                reads[c, taken] = config.reads_input(given)
                 entries = config.own_state(given).values()
                 cells = [(NUMBER_BYTES, NUMBER_BYTES), (RECURRENT_BYTES, NUMBER_BYTES)]
                 for i, (recurrent, other) in enumerate(cells):
@@ -138,5 +143,5 @@ def cost_tables(space: Space, seq_len: int) -> CostTables:
                     )
                 integers[2, width, c, taken] = config.channel_flops(given)
                 numbers[:, width, c, taken] = config.mixing_flops(seq_len), config.decode_mixing_flops(seq_len)
-    flat = [a.reshape(-1) for a in (own, parameters, *integers, *numbers)]
+    flat = [a.reshape(-1) for a in (own, reads, parameters, *integers, *numbers)]
     return CostTables(n_classes, max_strategies, n_sets, n_strategies, *flat)

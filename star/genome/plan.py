@@ -30,6 +30,11 @@ class Layer:
     weights_from: dict[str, int] = field(default_factory=dict)  # feature group -> layer that owns its weights
     provides: bool = False  # whether a later layer consumes features of this one
 
+    @property
+    def reads_input(self) -> bool:
+        """Whether the LIV computes anything from its own input."""
+        return self.config.reads_input(self.given)
+
     def weights(self) -> dict[str, Weight]:
         """The parameter tensors that this layer owns. Every parameter of a model has exactly one owner."""
         return {name: w for name, w in self.config.own_weights(self.given).items() if w.group not in self.weights_from}
@@ -47,9 +52,10 @@ class BlockConfig:
     norm: int = 1
     residual: int = 1
 
-    def weights(self) -> dict[str, Weight]:
-        """Parameter tensors of a block besides its LIV."""
+    def weights(self, reads_input: bool = True) -> dict[str, Weight]:
+        """Parameter tensors of a block besides its LIV, which needs no norm of its input if it does not read it."""
         norms = {1: ["norm_in"], 2: ["norm_in", "norm_out"], 3: ["norm_out"], 4: ["norm_in"]}[self.norm]
+        norms = norms if reads_input else [name for name in norms if name != "norm_in"]
         weights = {name: weight for norm in norms for name, weight in self.norm_weights(norm).items()}
         return weights | ({"gain": Weight((self.d_model,), "block", constant(1.0))} if self.residual == 2 else {})
 
@@ -77,12 +83,11 @@ class Plan:
     def parameters(self, vocab_size: int, tie_embeddings: bool | None = None) -> int:
         """All parameters of a model with so many tokens. tie_embeddings: None for what the genome says."""
         tied = self.tied if tie_embeddings is None else tie_embeddings
-        block, final = (
-            sum(math.prod(w.shape) for w in weights.values())
-            for weights in (self.block.weights(), self.block.norm_weights("final_norm"))
-        )
+        others = [self.block.weights(layer.reads_input) for layer in self.layers]
+        others.append(self.block.norm_weights("final_norm"))
         rows = vocab_size * (1 if tied else 2) + self.positions
-        return self.backbone_parameters + len(self.layers) * block + final + rows * self.d_model
+        vectors = sum(math.prod(w.shape) for weights in others for w in weights.values())
+        return self.backbone_parameters + vectors + rows * self.d_model
 
 
 def resolve(genome: Genome) -> Plan:

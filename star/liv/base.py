@@ -45,6 +45,7 @@ class Weight(NamedTuple):
     group: the feature group that owns it, or "out" for weights that are never shared. init: sets its initial values.
     kind: "matrix" (a dense channel map, [out, in]) or "vector" (norms, filters, gates, biases: per channel or head).
     flops: of one token in this channel map or short filter, 2 per multiply-add.
+    of_input: whether a matrix is applied to the input of the operator, unless it is the output map.
     """
 
     shape: tuple[int, ...]
@@ -52,6 +53,7 @@ class Weight(NamedTuple):
     init: Init
     kind: str = "vector"
     flops: int = 0
+    of_input: bool = True
 
 
 class StateEntry(NamedTuple):
@@ -198,6 +200,11 @@ class LIVConfig:
     def own_weights(self, given: frozenset[str]) -> dict[str, Weight]:
         """The weights of the groups that no provider computes."""
         return {name: w for name, w in self.weights().items() if w.group not in given}
+
+    def reads_input(self, given: frozenset[str]) -> bool:
+        """Whether the operator computes anything from its own input; not if its provider gives all of that."""
+        own = self.own_weights(given).values()
+        return any(w.kind == "matrix" and w.of_input and w.group != "out" for w in own)
 
     def own_state(self, given: frozenset[str]) -> dict[str, StateEntry]:
         """The state of this LIV: every tensor, except where a provider computes all of its groups."""

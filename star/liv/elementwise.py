@@ -62,7 +62,8 @@ class ElementwiseConfig(LIVConfig):
             weights["v_filter"] = short_filter(self.width, ELEMENTWISE_FILTER, "v")
         for gate, group in (("input", "b"), ("decay", "decay")):
             # A block-diagonal map: its blocks [heads, head_dim, head_dim], one below the other.
-            weights[f"{gate}_gate"] = matrix(self.width, self.d_model // self.n_heads, group)
+            gate_map = matrix(self.width, self.d_model // self.n_heads, group)
+            weights[f"{gate}_gate"] = gate_map._replace(of_input=False)  # it is applied to the value
             weights[f"{gate}_bias"] = Weight((self.width,), group, constant(0.0))
         weights["rate"] = Weight((self.width,), "decay", start_rate)
         return weights | self.output_weights(self.d_model)

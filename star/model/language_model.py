@@ -75,7 +75,11 @@ class Block(nn.Module):
 
     def __init__(self, config: BlockConfig, liv: LIV):
         super().__init__()
-        add_weights(self, config.weights(), ("norm_in", "norm_in_bias", "norm_out", "norm_out_bias", "gain"))
+        add_weights(
+            self,
+            config.weights(liv.config.reads_input(liv.given)),
+            ("norm_in", "norm_in_bias", "norm_out", "norm_out_bias", "gain"),
+        )
         self.liv = liv
 
     def forward(
@@ -289,7 +293,7 @@ class LanguageModel(nn.Module):
             for name, weight in layer.weights().items():
                 kind, fan_in = ("hidden", weight.shape[-1]) if weight.kind == "matrix" else ("vector", 1)
                 add(kind, layer.index, f"blocks.{layer.index}.liv.{name}", getattr(block.liv, name), fan_in)
-            for name in self.plan.block.weights():
+            for name in self.plan.block.weights(layer.reads_input):
                 add("vector", layer.index, f"blocks.{layer.index}.{name}", getattr(block, name))
         return [group | {"width": self.plan.d_model, "n_layers": len(self.blocks)} for group in groups.values()]
 

@@ -28,7 +28,7 @@ def accepted(genome: Genome) -> bool:
 
 
 def check(genome: Genome) -> None:
-    """Runs, costs exactly, steps as a whole."""
+    """Runs, costs exactly, steps as a whole, and every parameter gets a gradient."""
     model = star.build(genome, VOCAB, seed=0).double()
     costs = star.costs(genome, VOCAB, seq_len=21)
     assert costs.parameters == sum(p.numel() for p in model.parameters())
@@ -43,6 +43,8 @@ def check(genome: Genome) -> None:
             logits, state = model(tokens[:, t : t + 1], state)
             parts.append(logits)
     torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=0, atol=1e-9)
+    model.loss(tokens, tokens).backward()
+    assert not [name for name, p in model.named_parameters() if p.grad is None], genome.text
 
 
 def pair(a: int, b: int, strategy: int, pool=POOL, width: int = 32) -> Genome:
@@ -109,3 +111,28 @@ def test_random_operators_share_only_what_has_one_shape(seed):
         if accepted(shared) and share_signature(shared, genes[0], strategy) is not None:
             check(shared)
             checked += 1
+
+
+def test_a_liv_that_takes_everything_from_its_provider_has_no_norm_of_its_input():
+    by_name = {row.name: number for number, row in enumerate(POOL, 1)}
+    for name in ("GMemless", "Rec-1", "GConv-1", "GConv-2", "RG-LRU"):
+        family = FAMILIES[POOL[by_name[name] - 1].operator.family]
+        genome = pair(by_name[name], by_name[name], family.n_strategies)
+        plan = resolve(genome)
+        assert [layer.reads_input for layer in plan.layers] == [True, False]
+        model = star.build(genome, VOCAB)
+        assert [block.norm_in is None for block in model.blocks] == [False, True]
+        check(genome)
+
+
+def test_the_sizes_know_whether_a_liv_reads_its_input():
+    rng = np.random.default_rng(0)
+    for op in [row.operator for row in POOL] + [random_operator(rng) for _ in range(200)]:
+        family = FAMILIES[op.family]
+        try:
+            config = family.configure(op, 64, 8, 1e4)
+        except UserError:
+            continue
+        for strategy in range(1, family.n_strategies + 1):
+            given = family.shared_groups(op, strategy)
+            assert config.reads_input(given) == bool(config.build(given).maps)
