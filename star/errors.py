@@ -9,6 +9,10 @@ class RunFailed(Exception):
     """The work failed, through no fault of the command line (exit code 1)."""
 
 
+class Damaged(UserWarning):
+    """A file has lost a part, and the rest of it is used."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out. By name and text, without importing torch, whose CPU allocator raises
     a RuntimeError.

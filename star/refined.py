@@ -44,6 +44,9 @@ class SearchResults(Protocol):
     def candidate(self, id: str) -> Candidate:
         """By its id."""
 
+    def candidates(self) -> list[Candidate]:
+        """In order of creation."""
+
     def front(self, searched: bool = False) -> list[Candidate]:
         """The non-dominated candidates."""
 
@@ -116,11 +119,16 @@ class Refined:
         """Of the loss between seeds, as of the run."""
         return self.run.noise[self.loss.name]
 
+    def searched_members(self) -> dict[str, Candidate]:
+        """The members as the search made them, but for those whose result a damaged record has lost."""
+        found = {c.id: c for c in self.run.candidates() if c.objectives}
+        return {id: found[id] for id in self.settings.members if id in found}
+
     def members(self) -> list[MemberRow]:
         """One row for each member that was refined."""
         rows, noise = [], self.noise
-        for id in self.settings.members:
-            member, loss = self.run.candidate(id), self.measured(id)
+        for id, member in self.searched_members().items():
+            loss = self.measured(id)
             row = MemberRow(id, member.values[self.loss.name], loss)
             options = [c for c in self.candidates() if c.parents == [id] and self._no_larger(c, member)]
             fresh = [(self.loss.scaled(m.mean), c.id, m) for c in options if (m := self.measured(c.id)) and m.fresh]
@@ -207,7 +215,7 @@ class Refined:
         With one seed each: the search's measurements and the first of each candidate made here.
         """
         front = self._front(self.run.front(searched=True))
-        best = {id: self._scaled(self.run.candidate(id).values) for id in self.settings.members}
+        best = {id: self._scaled(member.values) for id, member in self.searched_members().items()}
         seen = {id for id, _ in self.state.evidence}
         rows, cost = [], 0.0
         for trial, result in self.trials:

@@ -10,7 +10,8 @@ import errno
 import io
 import os
 import sys
-from typing import Any, NoReturn
+import warnings
+from typing import Any, NoReturn, TextIO
 
 import typer
 from typer.core import TyperGroup
@@ -26,7 +27,7 @@ from star.cli.rescore import rescore
 from star.cli.show import show
 from star.cli.status import status
 from star.cli.train import train
-from star.errors import RunFailed, UserError
+from star.errors import Damaged, RunFailed, UserError
 
 
 class Star(TyperGroup):
@@ -37,7 +38,9 @@ class Star(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            result = super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = _warn
+                result = super().invoke(ctx)
             sys.stdout.flush()  # a closed pipe raises here, not at interpreter exit
             return result
         except UserError as error:
@@ -57,6 +60,21 @@ class Star(TyperGroup):
             if error.filename is None:
                 raise
             _fail(f"{error.filename}: {error.strerror}; give a path that can be read and written", 2)
+
+
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """As Python does, but a warning that is meant for the user is one sentence."""
+    if issubclass(category, Damaged):
+        typer.echo(f"star: warning: {message}", err=True)
+    else:
+        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
 
 
 def _fail(error: object, code: int) -> NoReturn:

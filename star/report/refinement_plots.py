@@ -30,8 +30,8 @@ def refinement_progress(refined: Refined) -> Figure:
         return _empty(figure, left, "nothing trained yet")
     cost = np.array([0.0, *(row["cost"] for row in rows)])
     fresh = {row.member: row for row in refined.members()}
-    for i, id in enumerate(refined.settings.members):
-        start = refined.loss.scaled(refined.run.candidate(id).values[refined.loss.name])
+    for i, id in enumerate(refined.searched_members()):
+        start = refined.loss.scaled(refined.searched_members()[id].values[refined.loss.name])
         best = np.array([start, *(row["best"][id] for row in rows)])
         left.plot(cost, best - start, drawstyle="steps-post", color=COLORS[i % len(COLORS)], linewidth=1.6, label=id)
         row = fresh[id]

@@ -68,7 +68,9 @@ def open_run(path: str | Path, workers: int | None = None, data: str | None = No
     own.
     """
     path = Path(path)
-    config = RunConfig.from_json(read_meta(path)["config"])
+    meta = read_meta(path)
+    config = RunConfig.from_json(meta["config"])
+    check_same(path, meta, config)
     if workers is not None:
         config = config.replace({"engine.workers": workers})
     if data is not None:

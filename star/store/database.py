@@ -1,18 +1,28 @@
-"""The SQLite file. It is created in one transaction, has one writer, and records each batch of events in one more."""
+"""The SQLite file. It is created in one transaction, has one writer, and records each batch of events in one more.
+
+Every row has a checksum. A reader takes what can still be read of a damaged file, and warns of what cannot; a writer
+refuses the file.
+"""
 
 import errno
+import functools
 import json
+import math
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NoReturn
 
-from star.errors import RunFailed, UserError
+from star.errors import Damaged, RunFailed, UserError
 from star.store import schema
 
 NAME = "run.sqlite"
+AS_TEXT = functools.partial(str, encoding="utf-8", errors="replace")  # what is no text any more fails its checksum
+LEAST_ROW = 20  # bytes of an event in the file, at least
 OURS = {NAME, NAME + "-wal", NAME + "-shm", NAME + "-journal", "run.lock", "candidates", "refined", "progress"}
 
 
@@ -24,6 +34,10 @@ class Event:
     time: float
     kind: str
     data: dict
+
+
+class Unreadable(UserError):
+    """The file is damaged or is no run."""
 
 
 class Store:
@@ -39,10 +53,11 @@ class Store:
         with plain_errors(self.path):
             # isolation_level=None: transactions are ours, by BEGIN and COMMIT
             self.connection = sqlite3.connect(self.path, isolation_level=None, timeout=30)
+            self.connection.text_factory = AS_TEXT
             try:
                 new = _is_empty(self.connection)
                 if not new:
-                    check(self.connection, self.path)
+                    check(self.connection, self.path, (schema.VERSION,))
                 self.connection.execute(f"PRAGMA journal_mode = {journal}")
                 self.connection.execute("PRAGMA synchronous = FULL")  # an acknowledged event survives a power cut
                 if new:
@@ -58,7 +73,9 @@ class Store:
         Raises UserError if another process has written events since this store was opened.
         """
         now = time.time()
-        rows = [(now, kind, to_text(data)) for kind, data in events]
+        found = [(kind, to_text(data)) for kind, data in events]
+        numbered = enumerate(found, start=self.last_seq + 1)
+        rows = [(seq, now, kind, schema.checksum(seq, now, kind, data), data) for seq, (kind, data) in numbered]
         if not rows:
             return
         with plain_errors(self.path), self._transaction():
@@ -67,23 +84,27 @@ class Store:
                     f"{self.path} was written by another process: let only one at a time evolve a run, then run the "
                     "command again"
                 )
-            self.connection.executemany("INSERT INTO event (time, kind, data) VALUES (?, ?, ?)", rows)
+            self.connection.executemany("INSERT INTO event VALUES (?, ?, ?, ?, ?)", rows)
         self.last_seq += len(rows)
 
     def set_meta(self, key: str, value: object) -> None:
         """Replace one fact about the run."""
         with plain_errors(self.path), self._transaction():
-            self.connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, to_text(value)))
+            self.connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?, ?)", _meta_row(key, value))
 
     def meta(self) -> dict:
         """Facts about the run by name."""
         with plain_errors(self.path):
-            return _meta(self.connection)
+            return _meta(self.connection, self.path)
 
-    def events(self, curves: bool = False) -> list[Event]:
-        """All events, in order."""
+    def events(self) -> list[Event]:
+        """All events, in order, but for learning curves. Raises UserError if one of them is damaged."""
         with plain_errors(self.path):
-            return _events(self.connection, curves=curves)
+            found, damage = _events(self.connection, self.path)
+        if damage:
+            hint = f"restore a copy of it to continue; star front {self.path.parent} shows what is left"
+            raise UserError(f"{self.path} is damaged: {damage}; {hint}")
+        return found
 
     def close(self) -> None:
         """Close. Unless a reader is active, this leaves one plain file, which needs no write access to be read."""
@@ -97,11 +118,9 @@ class Store:
 
     def _create(self, meta: dict) -> None:
         with self._transaction():
-            for statement in schema.TABLES.split(";"):
-                self.connection.execute(statement)
-            self.connection.executemany("INSERT INTO meta VALUES (?, ?)", [(k, to_text(v)) for k, v in meta.items()])
-            self.connection.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
-            self.connection.execute(f"PRAGMA user_version = {schema.VERSION}")
+            schema.create(self.connection)
+            rows = [_meta_row(*item) for item in meta.items()]
+            self.connection.executemany("INSERT INTO meta VALUES (?, ?, ?)", rows)
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -132,22 +151,31 @@ def exists(run: Path) -> bool:
 def read_meta(run: Path) -> dict:
     """The facts that the run was started with, also while it is running. Raises UserError if there is no run."""
     with _reader(run) as connection:
-        return _meta(connection)
+        return _meta(connection, run / NAME)
 
 
-def read_events(run: Path, after: int = 0, curves: bool = False) -> list[Event]:
-    """Events after number `after`, in order. curves: include learning curves, which are most of the record."""
+def read_events(run: Path, after: int = 0) -> list[Event]:
+    """Events after number `after`, in order, but for learning curves, which are most of the record.
+
+    Warns (`star.errors.Damaged`) of events that cannot be read.
+    """
     with _reader(run) as connection:
-        return _events(connection, after, curves)
+        found, damage = _events(connection, run / NAME, after)
+    if damage:
+        text = f"{run / NAME} is damaged: {damage}; the rest is shown, restore a copy of the file if there is one"
+        warnings.warn(text, Damaged, stacklevel=2)
+    return found
 
 
 def read_curves(run: Path, id: str) -> list[dict]:
-    """Data of the "curve" events of one candidate, oldest first."""
+    """Data of the "curve" events of one candidate that can be read, oldest first."""
+    about = "%" + to_text({"id": id})[1:-1] + "%"
     with _reader(run) as connection:
-        rows = connection.execute(
-            "SELECT data FROM event WHERE kind = 'curve' AND json_extract(data, '$.id') = ? ORDER BY seq", (id,)
-        )
-        return [json.loads(data) for (data,) in rows]
+        found = []
+        rows = connection.execute(f"{_rows(connection)} AND kind = 'curve' AND data LIKE ? ORDER BY seq", (0, about))
+        with suppress(sqlite3.DatabaseError):  # further ones cannot be read
+            found = [event for row in rows if (event := _event(*row)) is not None]
+        return [event.data for event in found]
 
 
 @contextmanager
@@ -157,9 +185,44 @@ def _reader(run: Path) -> Iterator[sqlite3.Connection]:
         raise UserError(f"there is no run at {run}: star evolve {run} starts one")
     if not path.exists():
         raise UserError(f"{run} is not a run (it has no {NAME}): star evolve {run} starts one")
-    with plain_errors(path), closing(_connect_read_only(path)) as connection:
-        check(connection, path)
+    with plain_errors(path), closing(_open(path)) as connection:
         yield connection
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    connection = None
+    try:
+        with plain_errors(path):
+            connection = _connect_read_only(path)
+            check(connection, path)
+        return connection
+    except Unreadable as error:
+        if connection is not None:
+            connection.close()
+        connection = _with_new_first_page(path)
+        if connection is None:
+            raise
+        text = f"{error}; its first page is damaged, but not all others: what can be read of them is shown"
+        warnings.warn(text, Damaged, stacklevel=2)
+        return connection
+
+
+def _with_new_first_page(path: Path) -> sqlite3.Connection | None:
+    """A copy in memory with the first page (header, definitions) of a new run. None if that does not make it a run."""
+    connection = sqlite3.connect(":memory:")
+    connection.text_factory = AS_TEXT
+    try:
+        schema.create(connection)
+        first = bytearray(connection.serialize())[: connection.execute("PRAGMA page_size").fetchone()[0]]
+        rest = path.read_bytes()[len(first) :]
+        first[28:32] = (1 + len(rest) // len(first)).to_bytes(4, "big")  # the number of pages
+        connection.deserialize(bytes(first) + rest)
+        if "config" in _meta(connection, path):
+            return connection
+    except (OSError, sqlite3.DatabaseError):
+        pass
+    connection.close()
+    return None
 
 
 def _connect_read_only(path: Path) -> sqlite3.Connection:
@@ -170,18 +233,21 @@ def _connect_read_only(path: Path) -> sqlite3.Connection:
     except sqlite3.OperationalError:  # a directory without write access: nobody can be writing the run either
         connection.close()
         connection = sqlite3.connect(f"{uri}?immutable=1", uri=True)
+    connection.text_factory = AS_TEXT
     return connection
 
 
-def check(connection: sqlite3.Connection, path: Path) -> None:
-    """Raises UserError unless this is a run's database that this version of the code can read."""
+def check(connection: sqlite3.Connection, path: Path, formats: Sequence[int] = schema.READABLE) -> None:
+    """Raises UserError unless this is a run's database in one of these formats."""
     application = connection.execute("PRAGMA application_id").fetchone()[0]
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if application != schema.APPLICATION_ID:
-        raise UserError(f"{path} is an SQLite file of another program: move it away or use another run directory")
-    if version != schema.VERSION:
-        formats = f"has format {version} and this version of star reads format {schema.VERSION}"
-        raise UserError(f"{path} {formats}: use the version of star that wrote it")
+        raise Unreadable(f"{path} is an SQLite file of another program: move it away or use another run directory")
+    if version not in formats:
+        mismatch = f"has format {version} and this version of star reads format {schema.VERSION}"
+        raise UserError(f"{path} {mismatch}: use the version of star that wrote it")
+    if version == schema.VERSION and not schema.expected_schema() <= schema.schema_of(connection):
+        raise Unreadable(_damaged(path, "the definitions of its tables have changed"))
 
 
 @contextmanager
@@ -193,9 +259,8 @@ def plain_errors(path: Path) -> Iterator[None]:
         match getattr(error, "sqlite_errorcode", 0) & 0xFF:
             case sqlite3.SQLITE_FULL:
                 raise RunFailed(disk_full(path)) from error
-            case sqlite3.SQLITE_NOTADB | sqlite3.SQLITE_CORRUPT:
-                hint = "restore a copy or use another directory"
-                raise UserError(f"{path} is damaged or no SQLite file ({error}): {hint}") from error
+            case sqlite3.SQLITE_NOTADB | sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_ERROR | sqlite3.SQLITE_FORMAT:
+                raise Unreadable(_damaged(path, str(error))) from error
             case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_PERM:
                 raise UserError(f"{path} cannot be opened or written ({error}): check its permissions") from error
             case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
@@ -204,10 +269,19 @@ def plain_errors(path: Path) -> Iterator[None]:
                 hint = "check its disk; every finished candidate is kept"
                 raise RunFailed(f"{path} could not be read or written ({error}): {hint}") from error
         raise
+    except UnicodeDecodeError as error:  # the message of SQLite quotes what it could not read
+        text = bytes(error.object).decode(errors="replace")
+        raise Unreadable(_damaged(path, text)) from error
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise RunFailed(disk_full(path)) from error
         raise
+
+
+def _damaged(path: Path, what: str) -> str:
+    """The error message for a file of which nothing can be used. SQLite may quote any bytes of it."""
+    why = "".join(letter if letter.isprintable() else "?" for letter in what)
+    return f"{path} is damaged or no SQLite file ({why}): restore a copy or use another directory"
 
 
 def disk_full(path: Path) -> str:
@@ -222,14 +296,108 @@ def to_text(data: object) -> str:
 
 
 def _is_empty(connection: sqlite3.Connection) -> bool:
-    return connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
+    pages = connection.execute("PRAGMA page_count").fetchone()[0]
+    return pages <= 1 and connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
 
 
-def _meta(connection: sqlite3.Connection) -> dict:
-    return {key: json.loads(value) for key, value in connection.execute("SELECT key, value FROM meta")}
+def _meta_row(key: str, value: object) -> tuple[str, str, int]:
+    text = to_text(value)
+    return key, text, schema.checksum(key, text)
 
 
-def _events(connection: sqlite3.Connection, after: int = 0, curves: bool = False) -> list[Event]:
-    where = "" if curves else "AND kind != 'curve'"
-    rows = connection.execute(f"SELECT seq, time, kind, data FROM event WHERE seq > ? {where} ORDER BY seq", (after,))
-    return [Event(seq, when, kind, json.loads(data)) for seq, when, kind, data in rows]
+class _Meta(dict):
+    """Facts about a run; one that is missing is damage."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.path = path
+
+    def __missing__(self, key: str) -> NoReturn:
+        raise Unreadable(_damaged(self.path, f"its table meta lacks {key!r}"))
+
+
+def _meta(connection: sqlite3.Connection, path: Path) -> dict:
+    checksum, found = "checksum" if _format(connection) > 1 else "NULL", _Meta(path)
+    for key, value, expected in connection.execute(f"SELECT key, value, {checksum} FROM meta"):
+        if expected in (None, schema.checksum(key, value)) and (content := _parsed(value)) is not None:
+            found[key] = content
+    return found
+
+
+def _format(connection: sqlite3.Connection) -> int:
+    return connection.execute("PRAGMA user_version").fetchone()[0]
+
+
+def _rows(connection: sqlite3.Connection, curves: bool = True) -> str:
+    """The query of all columns of events after a number."""
+    data = "data" if curves else "CASE kind WHEN 'curve' THEN NULL ELSE data END"
+    checksum = "checksum" if _format(connection) > 1 else "NULL"
+    return f"SELECT seq, time, kind, {checksum}, {data} FROM event WHERE seq > ?"
+
+
+def _event(seq: int, when: float, kind: str, checksum: int | None, data: str) -> Event | None:
+    """The event of a row; None if it is damaged."""
+    if checksum is not None and checksum != schema.checksum(seq, when, kind, data):
+        return None
+    content = _parsed(data)
+    return Event(seq, when, kind, content) if isinstance(content, dict) else None
+
+
+def _parsed(text: str) -> Any:
+    """The JSON value; None if it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, TypeError):
+        return None
+
+
+def _events(connection: sqlite3.Connection, path: Path, after: int = 0) -> tuple[list[Event], str]:
+    """Events that can be read, but for curves, in order; and what cannot be read, in words."""
+    last, begin = _last(connection), after
+    query = f"{_rows(connection, curves=False)} ORDER BY seq"
+    found: dict[int, Event | None] = {}  # None: a curve
+    torn = False  # whether what follows the last event that was found is unknown
+    while not torn:
+        try:
+            for row in connection.execute(query, (begin,)):
+                curve = row[2] == "curve" and row[4] is None and after < row[0] <= last
+                event = None if row[4] is None else _event(*row)
+                if curve or event is not None:
+                    found[row[0]] = event
+                    begin = row[0]
+            break
+        except sqlite3.DatabaseError as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_CORRUPT:
+                raise
+            begin += 1  # a page is damaged; the events on others may not be
+            torn = begin >= last
+    events = [event for _, event in sorted(found.items()) if event is not None]
+    last = max([last, *(event.seq for event in events)])
+    lost = [seq for seq in range(after + 1, last + 1) if seq not in found]
+    if (lost or torn) and not events and not after:
+        raise Unreadable(_damaged(path, "none of its events can be read"))
+    if torn and not lost:
+        return events, f"what follows its event {last} cannot be read"
+    return events, f"{len(lost)} of its {last} events cannot be read (number {_ranges(lost)})" if lost else ""
+
+
+def _last(connection: sqlite3.Connection) -> int:
+    """The number of the last event that was recorded, from two places, of which one may be damaged."""
+    size = math.prod(connection.execute(f"PRAGMA page_{name}").fetchone()[0] for name in ("count", "size"))
+    found = [0]
+    for query in ("SELECT seq FROM sqlite_sequence WHERE name = 'event'", "SELECT max(seq) FROM event"):
+        with suppress(sqlite3.DatabaseError):
+            found += [row[0] for row in connection.execute(query) if isinstance(row[0], int)]
+    return max(number for number in found if number <= size / LEAST_ROW)
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """ "3, 7 to 9" for 3, 7, 8, 9; the first few."""
+    ends: list[list[int]] = []
+    for number in numbers:
+        if ends and ends[-1][1] == number - 1:
+            ends[-1][1] = number
+        else:
+            ends.append([number, number])
+    texts = [str(a) if a == b else f"{a} to {b}" for a, b in ends]
+    return ", ".join(texts[:5]) + (", ..." if len(texts) > 5 else "")

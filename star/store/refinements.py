@@ -74,6 +74,10 @@ class Refinement:
         """Trials without a result."""
         return [trial for trial in self.trials if trial.id not in self.results]
 
+    def settled(self, id: str) -> list[Trial]:
+        """The trial of this id, if it has a result; else none."""
+        return [trial for trial in self.trials if trial.id == id and id in self.results]
+
     def take_trial(self, data: dict) -> None:
         """Apply a trial event."""
         fields = {key: value for key, value in data.items() if key != "refinement"}
@@ -94,20 +98,20 @@ class Refinements(dict):
     """Refinements by id, in the order in which they started."""
 
     def apply(self, kind: str, data: dict) -> None:
-        """Apply an event; kinds that are not of refinements are ignored."""
+        """Apply an event; kinds that are not of refinements are ignored, and refinements whose beginning was lost."""
         if kind == "refinement":
             known = self.get(data["id"])
             if known is None:
-                others = [
-                    (next(t for t in self[other].trials if t.id == trial), self[other].results[trial])
-                    for other, trial in data.get("earlier", ())
-                ]
-                self[data["id"]] = Refinement(data["id"], data["settings"], data["evidence"], others)
+                pairs = [(self[other], trial) for other, trial in data.get("earlier", ()) if other in self]
+                found = [(t, state.results[t.id]) for state, trial in pairs for t in state.settled(trial)]
+                self[data["id"]] = Refinement(data["id"], data["settings"], data["evidence"], found)
             else:
                 known.settings, known.closed = data["settings"], ""
-        elif kind == "trial":
-            self[data["refinement"]].take_trial(data)
-        elif kind == "trial_end":
-            self[data["refinement"]].take_end(data)
-        elif kind == "closed":
-            self[data["refinement"]].closed = data["reason"]
+        elif kind in ("trial", "trial_end", "closed") and (state := self.get(data["refinement"])) is not None:
+            match kind:
+                case "trial":
+                    state.take_trial(data)
+                case "trial_end":
+                    state.take_end(data)
+                case _:
+                    state.closed = data["reason"]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,11 @@ def test_the_front_and_the_repeated_measurements_are_the_recorded_ones(run):
     assert repeats[KNEE][0]["objectives"]["loss"] == pytest.approx(2.7319, abs=1e-4)
     assert star.Run(run).status()["finished"]
     call("status", run)
+
+
+def test_a_record_without_checksums_is_read_without_warnings(run):
+    with warnings.catch_warnings(action="error"):
+        assert star.Run(run).front() and star.Run(run).curve(KNEE)
 
 
 def test_the_refinement_is_the_recorded_one(run):

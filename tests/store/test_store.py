@@ -176,7 +176,7 @@ def test_the_database_of_another_program(run):
 def test_a_run_of_another_format(run, store):
     store.connection.execute("PRAGMA user_version = 99")
     store.close()
-    with pytest.raises(UserError, match="has format 99 and this version of star reads format 1"):
+    with pytest.raises(UserError, match="has format 99 and this version of star reads format 2"):
         read_meta(run)
 
 
