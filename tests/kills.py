@@ -17,7 +17,7 @@ SMALL = {"search__population": 4, "search__generations": 4, "search__baselines":
 # Settings; slots (a steady-state search depends on the order of arrival, which one slot fixes); step between boundaries
 MODES = [
     pytest.param({}, 2, 1, id="generations"),
-    pytest.param({"search__asynchronous": True, "search__generations": 2}, 1, 1, id="steady state"),
+    pytest.param({"search__asynchronous": True, "search__generations": 3}, 1, 1, id="steady state"),
     pytest.param({"search__rungs": (0.25, 0.5)}, 2, 4, id="rungs"),
     pytest.param({"search__rungs": (0.5,), "search__asynchronous": True}, 1, 7, id="rungs in a steady state"),
 ]

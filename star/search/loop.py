@@ -51,6 +51,8 @@ class Loop:
         self.n_baselines = 0  # that the search has not proposed too
         self.running: dict[str, Proposal] = {}
         self.stopped = False
+        self.unrecorded: list[tuple[str, dict]] = []  # events that are in `record` and not yet on the disk
+        self.unsaid: list[tuple[str, dict]] = []  # what is shown once they are
         self.failing: list[str] = []  # candidates that failed since one last succeeded, in this session
         engine.on_progress = self._progress
         for proposal in record.proposals:
@@ -66,6 +68,7 @@ class Loop:
         elif self._first_generation_failed():
             self._commit([("retry", {"ids": list(self.record.asked)})])
         self._collect(self._left_behind())
+        self._save()
         self._clean()
 
     def run(self) -> bool:
@@ -73,13 +76,16 @@ class Loop:
 
         Raises RunFailed if the whole first generation fails, or the disk is full.
         """
-        while not self.stopped:
-            while self._advance():
-                pass
-            self._submit()
-            if not self.running:
-                break
-            self._collect(self.engine.poll(0.5))
+        try:
+            while not self.stopped:
+                while self._advance():
+                    pass
+                self._submit()
+                if not self.running:
+                    break
+                self._collect(self.engine.poll(0.5))
+        finally:
+            self._save()
         for id in self.running:
             self.engine.cancel(id)  # still asked in the record: the first to be run when the run is resumed
         self.running.clear()
@@ -99,9 +105,7 @@ class Loop:
     # Ask and tell.
 
     def _advance(self) -> bool:
-        """The next step that needs no worker, as one transaction: judge at a rung, or tell and ask. Whether there was
-        one.
-        """
+        """The next step that needs no worker: judge at a rung, or tell and ask. Whether there was one."""
         if self.stopped:
             return False
         if self._first_generation_failed():
@@ -207,6 +211,7 @@ class Loop:
         free = max(self.engine.slots - len(self.running), 0)
         batch = [(proposal, self._job(proposal)) for proposal in self._waiting()[:free]]
         self._commit([("start", {key: job[key] for key in ("id", "attempt", "seed", "rung")}) for _, job in batch])
+        self._save()
         for proposal, job in batch:
             self.running[proposal.id] = proposal
             self.engine.submit(proposal.id, job)
@@ -244,10 +249,8 @@ class Loop:
             if finish["final"]:
                 self.failing = [*self.failing, proposal.id] if finish["status"] not in ("ok", "infeasible") else []
             fields = {key: value for key, value in finish.items() if key not in ("id", "traceback")}
-            on_front = proposal.id in self.front.ids
-            self.emit("candidate_end", **_about(proposal), **fields, on_front=on_front, **self.budget())
-        if ended:
-            self._clean()
+            fields |= {"on_front": proposal.id in self.front.ids}
+            self.unsaid.append(("candidate_end", _about(proposal) | fields | self.budget()))
         if len(ended) < len(outcomes):
             raise RunFailed(disk_full(self.run_path))
 
@@ -259,9 +262,22 @@ class Loop:
 
     # The record, the front and the display.
 
-    def _commit(self, events: Sequence[tuple[str, dict]]) -> None:
-        """One transaction; then the same events applied to the state in memory."""
+    def _save(self) -> None:
+        """One transaction with all events since the last one; then they are shown, and files that they replace removed.
+
+        Nothing is handed to a worker before.
+        """
+        events, self.unrecorded = self.unrecorded, []
         self.store.record(events)
+        unsaid, self.unsaid = self.unsaid, []
+        for kind, data in unsaid:
+            self.emit(kind, **data)
+        if any(kind in ("rung", "finish") for kind, _ in events):
+            self._clean()
+
+    def _commit(self, events: Sequence[tuple[str, dict]]) -> None:
+        """Apply events to the state in memory; the next `_save` records them."""
+        self.unrecorded += events
         known = len(self.record.proposals)
         for kind, data in events:
             self.record.apply(kind, data)
@@ -307,16 +323,14 @@ class Loop:
         values = [self.record.results[id].objectives or {} for id in self.front.ids]
         best = {o.name: min((v[o.name] for v in values), key=o.scaled) for o in self.objectives} if values else {}
         frame = Frame(**self.record.frame) if self.record.frame else None
-        self.emit(
-            "generation_end",
-            generation=generation,
-            generations=self.config.search.generations,
-            front=list(self.front.ids),
-            hypervolume=frame.hypervolume(self.front) if frame else None,
-            best=best,
-            **self.record.counts(generation),
-            **self.budget(),
-        )
+        data = {
+            "generation": generation,
+            "generations": self.config.search.generations,
+            "front": list(self.front.ids),
+            "hypervolume": frame.hypervolume(self.front) if frame else None,
+            "best": best,
+        }
+        self.unsaid.append(("generation_end", data | self.record.counts(generation) | self.budget()))
 
     def _progress(self, id: str, progress: dict) -> None:
         self.emit("candidate_progress", id=id, **progress)

@@ -2,6 +2,8 @@
 without.
 """
 
+import itertools
+
 import pytest
 from fakes import TABULAR, Interrupted, Shuffled, config, history, run
 
@@ -12,7 +14,7 @@ from star.search import evolve, outcomes
 from star.search.algorithm import load_algorithm
 from star.search.evolution import replay
 from star.search.spaces import make_space
-from star.store import read_events, read_meta
+from star.store import Store, read_events, read_meta
 
 RUNGS = {"search__rungs": (0.125, 0.5), "search__promote": 0.5}
 
@@ -150,6 +152,21 @@ def test_interrupted_anywhere_with_rungs(tmp_path, asynchronous):
             assert history(path) == history(tmp_path / "plain")
         if left == 0:
             assert _attempt > 10
+
+
+@pytest.mark.parametrize("settings", [{}, {"search__asynchronous": True}], ids=["generations", "steady state"])
+def test_one_transaction_for_each_candidate(tmp_path, monkeypatch, settings):
+    """Its result, what the algorithm makes of it, and the next start: each transaction waits for the disk."""
+    transaction, count = Store._transaction, itertools.count()
+
+    def counted(store):
+        next(count)
+        return transaction(store)
+
+    monkeypatch.setattr(Store, "_transaction", counted)
+    run(tmp_path, config(**settings))
+    n = len(Run(tmp_path).candidates())
+    assert n < next(count) < n + 8
 
 
 def test_what_operators_brought(tmp_path):
