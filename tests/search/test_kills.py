@@ -124,7 +124,7 @@ def test_one_run_killed_again_and_again(fast, mode, slots, every):
     rng, kills = random.Random(0), 0
     while (
         code := child(
-            session, path, settings.replace({"journal": rng.choice(["wal", "delete"])}), slots, rng.randint(8, 24)
+            session, path, settings.replace({"journal": rng.choice(["wal", "delete"])}), slots, rng.randint(6, 18)
         )
     ) != 0:
         assert code == -signal.SIGKILL
@@ -241,7 +241,7 @@ def test_real_training_killed_and_resumed(tmp_path, rungs):
     )
     for moment in moments:
         assert child(killed_in, *moment) == -signal.SIGKILL, moment
-    assert child(session, path, settings, 1, 40, training) == -signal.SIGKILL
+    assert child(session, path, settings, 1, 20, training) == -signal.SIGKILL
     assert child(session, path, settings, 1, float("inf"), training) == 0
     assert everything(path) == everything(undisturbed)
     check_sane(path)
