@@ -6,6 +6,7 @@ failed or was interrupted; 2: wrong use. An error is one sentence on standard er
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
@@ -35,6 +36,11 @@ class Star(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(self.commands)  # in the order of a typical session
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        for arg in args:
+            _refuse_other_digits(arg.partition("=")[2] or arg)
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -75,6 +81,15 @@ def _warn(
         typer.echo(f"star: warning: {message}", err=True)
     else:
         sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
+
+
+def _refuse_other_digits(text: str) -> None:
+    """End with a sentence if text is a number in digits of another script, which int() and float() would take."""
+    if text.isascii():
+        return
+    with contextlib.suppress(ValueError):
+        float(text)
+        _fail(f"{text!r} is not in the digits 0 to 9; write such as 10 or 0.5", 2)
 
 
 def _fail(error: object, code: int) -> NoReturn:

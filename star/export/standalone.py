@@ -43,7 +43,10 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="such as cuda")
     options = parser.parse_args()
     model = load(device=options.device)
-    prompt = list(options.prompt.encode()) or [0]  # byte 0 starts a document
+    prompt = list(options.prompt.encode(errors="surrogateescape")) or [0]  # byte 0 starts a document
     tokens = torch.tensor([prompt], device=options.device)
-    tokens = model.generate(tokens, options.tokens, options.temperature, options.top_k, options.seed)
+    try:
+        tokens = model.generate(tokens, options.tokens, options.temperature, options.top_k, options.seed)
+    except ValueError as error:
+        parser.error(str(error))
     sys.stdout.buffer.write(bytes(tokens[0].tolist()).replace(b"\0", b"") + b"\n")

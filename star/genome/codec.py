@@ -42,11 +42,11 @@ def parse_text(text: str) -> tuple[Gene, ...]:
     """The genes of a text genome. Raises UserError naming the malformed segment."""
     genes = []
     for index, segment in enumerate(text.strip().split("-"), start=1):
-        if re.fullmatch(r"\d{5}", segment):
+        if re.fullmatch(r"[0-9]{5}", segment):
             numbers = [int(digit) for digit in segment]
-        elif re.fullmatch(r"\d{1,4}(\.\d{1,4}){4}", segment):
+        elif re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,4}){4}", segment):
             numbers = [int(number) for number in segment.split(".")]
-        elif re.fullmatch(r"\d{1,2}", segment):
+        elif re.fullmatch(r"[0-9]{1,2}", segment):
             numbers = [int(segment)]
         else:
             raise UserError(

@@ -40,7 +40,7 @@ def parse_scale(text: str) -> Scale:
     """The scale of a text such as "2x-depth,2x-width", "8/3x-width" or "2x-depth,stretch". Raises UserError."""
     found: dict[str, Any] = {}  # depth and width: Fraction; way: text
     for part in text.replace(" ", "").split(","):
-        match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6}|/\d{1,6})?)x-(depth|width)", part)
+        match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6}|/\d{1,6})?)x-(depth|width)", part, re.ASCII)
         if match is None and part not in WAYS:
             raise UserError(
                 f"scale '{text}': '{part}' is no part of a scale; write such as 2x-depth,2x-width, 8/3x-width, or "

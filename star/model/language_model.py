@@ -162,14 +162,14 @@ class LanguageModel(nn.Module):
         """
         x, _ = self.hidden(tokens, None)
         x = norm(x, self.final_norm, self.final_norm_bias, NORM_EPS).flatten(0, 1)
-        loss = cross_entropy(x, self.head_weight, targets.flatten(), reduction)
+        loss = cross_entropy(x, self.head_weight, targets.flatten().long(), reduction)
         return loss.view(targets.shape) if reduction == "none" else loss
 
     def hidden(self, tokens: Tensor, state: ModelState | None) -> tuple[Tensor, list[State]]:
         """tokens [B, T] -> the residual stream after the last block [B, T, D], and the states of all layers."""
         self._check_tokens(tokens)
         offset = 0 if state is None else state.length
-        x = F.embedding(tokens, self.embedding)
+        x = F.embedding(tokens if tokens.dtype in (torch.int64, torch.int32) else tokens.long(), self.embedding)
         if self.positions is not None:
             x = x + self.positions_of(offset, tokens.shape[1])
         x = x if self.compute_dtype is None else x.to(self.compute_dtype)
@@ -301,7 +301,19 @@ class LanguageModel(nn.Module):
     def generate(
         self, tokens: Tensor, n_tokens: int, temperature: float = 1.0, top_k: int | None = None, seed: int = 0
     ) -> Tensor:
-        """tokens [B, T] followed by `n_tokens` generated ones, [B, T + n_tokens]. Temperature 0 is greedy."""
+        """tokens [B, T] followed by `n_tokens` generated ones, [B, T + n_tokens]. Temperature 0 is greedy.
+
+        Raises ValueError for an empty prompt, a negative temperature or number of tokens, and a top_k below 1.
+        """
+        self._check_tokens(tokens)
+        if tokens.shape[1] == 0:
+            raise ValueError("the prompt is empty; give at least one token")
+        if n_tokens < 0 or not 0 <= temperature < math.inf or (top_k is not None and top_k < 1):
+            raise ValueError(
+                f"n_tokens is {n_tokens}, temperature {temperature} and top_k {top_k}; n_tokens and temperature must "
+                "be at least 0 and finite, and top_k at least 1 or None"
+            )
+        tokens = tokens.long()
         self.check_length(tokens.shape[1] + n_tokens)
         generator = torch.Generator(device=tokens.device).manual_seed(seed)
         state = self.init_state(tokens.shape[0], tokens.shape[1] + n_tokens)
@@ -313,7 +325,9 @@ class LanguageModel(nn.Module):
             if temperature == 0:
                 new = scores.argmax(-1, keepdim=True)
             else:
-                new = torch.multinomial(torch.softmax(scores / temperature, -1), 1, generator=generator)
+                scores = scores - scores.amax(-1, keepdim=True)  # a low temperature then overflows to -inf alone
+                chances = torch.softmax(scores / max(temperature, 1e-30), -1)
+                new = torch.multinomial(chances, 1, generator=generator)
             tokens = torch.cat([tokens, new], dim=1)
             if step < n_tokens - 1:
                 logits, state = self(new, state)

@@ -598,3 +598,21 @@ def test_ctrl_c_finishes_cleanly_and_says_how_to_resume(tmp_path, settings):
     assert 1 <= done < 100
     output = ok("evolve", run, "--generations", 2)
     assert f"resuming with {done} of" in output and "All" in output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("show", "٢١٢١١-١١١١١"),
+        ("show", "transformer++", "--d-model", "٦٤"),
+        ("generate", "nowhere", "--tokens", "١٠"),
+        ("generate", "nowhere", "--temperature", "٠.٥"),
+        ("train", "transformer++", "--scale", "٢x-depth"),
+        ("train", "transformer++", "--tokens", "١٠"),
+    ],
+    ids=lambda arguments: "-".join(arguments[::2]),
+)
+def test_digits_of_another_script_are_no_numbers(arguments):
+    result = call(*arguments)
+    assert result.exit_code == 2 and "Traceback" not in result.output
+    assert any(digit in result.output for digit in "٠١٢٦") or "genome" in result.output

@@ -353,3 +353,14 @@ def test_source_that_cannot_be_linked_is_refused():
         link([("star.a", "f")], {"star.a": "def f():\n    import star.b\n"})
     with pytest.raises(RunFailed, match=r"star\.a does not define y"):
         link([("star.a", "y")], {"star.a": "x = 1\n"})
+
+
+def test_the_exported_file_takes_a_prompt_of_any_bytes_and_refuses_what_means_nothing(exported):
+    def run(*options: bytes) -> subprocess.CompletedProcess:
+        command = [sys.executable.encode(), b"-I", str(exported / "model.py").encode(), b"--tokens", b"3", *options]
+        return subprocess.run(command, capture_output=True)
+
+    result = run(b"--prompt", b"caf\xe9")
+    assert result.returncode == 0 and result.stdout.startswith(b"caf\xe9")
+    result = run(b"--top-k", b"0")
+    assert result.returncode == 2 and b"top_k at least 1" in result.stderr and b"Traceback" not in result.stderr

@@ -274,3 +274,28 @@ def test_an_untied_head_is_a_gene_that_an_argument_overrides():
         assert model.tie_embeddings == tied and hasattr(model, "head") != tied
         counted = star.costs(layout, VOCAB, tie_embeddings=given).parameters
         assert sum(p.numel() for p in model.parameters()) == counted
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"top_k": 0}, {"top_k": -1}, {"temperature": -1.0}, {"temperature": float("nan")}, {"n_tokens": -1}],
+    ids=str,
+)
+def test_sampling_that_means_nothing_is_one_sentence(changes):
+    model = star.build(genome("1-9"), VOCAB)
+    with pytest.raises(ValueError, match="must be at least 0 and finite, and top_k at least 1"):
+        model.generate(torch.zeros(1, 2, dtype=torch.int64), **({"n_tokens": 3} | changes))
+
+
+def test_prompts_of_every_integer_type_and_the_lowest_temperature():
+    model = star.build(genome("1-9"), VOCAB).eval()
+    prompt = torch.tensor([[1, 2, 3]])
+    expected = model.generate(prompt, 5, temperature=0.0)
+    for dtype in (torch.uint8, torch.int32, torch.int64):
+        assert torch.equal(model.generate(prompt.to(dtype), 5, temperature=0.0), expected)
+        assert model.loss(prompt.to(dtype), prompt.to(dtype)).isfinite()
+    assert torch.equal(model.generate(prompt, 5, temperature=1e-320), expected)
+    with pytest.raises(ValueError, match="the prompt is empty"):
+        model.generate(prompt[:, :0], 5)
+    with pytest.raises(ValueError, match=r"give integer ids of shape \[batch, tokens\]"):
+        model.generate(prompt[0], 5)
