@@ -6,7 +6,7 @@ Everything that matters is in the record before it is acted upon, so the process
 import collections
 import dataclasses
 import shutil
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 from star.assess import Frame, Front
@@ -78,9 +78,13 @@ class Loop:
         """
         try:
             while not self.stopped:
+                if self.pacing.ahead(self.engine.slots):
+                    self._submit(self.record.asked)  # at once: while they train, the algorithm works
                 while self._advance():
                     pass
-                self._submit()
+                self._submit(self.proposals)
+                if self.unsaid:
+                    self._save()
                 if not self.running:
                     break
                 self._collect(self.engine.poll(0.5))
@@ -207,9 +211,13 @@ class Loop:
         tries = self.record.tries.get(proposal.id, [])
         return self.candidates.job(proposal, tries, self.record.stage(proposal.id), self.files.directory(proposal.id))
 
-    def _submit(self) -> None:
+    def _submit(self, among: Container[str]) -> None:
+        """Start candidates `among` these, as many as there is room for."""
         free = max(self.engine.slots - len(self.running), 0)
-        batch = [(proposal, self._job(proposal)) for proposal in self._waiting()[:free]]
+        waiting = [proposal for proposal in self._waiting() if proposal.id in among] if free else []
+        batch = [(proposal, self._job(proposal)) for proposal in waiting[:free]]
+        if not batch:
+            return
         self._commit([("start", {key: job[key] for key in ("id", "attempt", "seed", "rung")}) for _, job in batch])
         self._save()
         for proposal, job in batch:

@@ -7,6 +7,7 @@ import itertools
 import pytest
 from fakes import TABULAR, Interrupted, Shuffled, config, history, run
 
+from star.engine import InProcess
 from star.errors import UserError
 from star.report.tables import status_lines
 from star.run import Run
@@ -15,6 +16,7 @@ from star.search.algorithm import load_algorithm
 from star.search.evolution import replay
 from star.search.spaces import make_space
 from star.store import Store, read_events, read_meta
+from star.surrogate.screening import Surrogate
 
 RUNGS = {"search__rungs": (0.125, 0.5), "search__promote": 0.5}
 
@@ -113,6 +115,30 @@ def test_no_worker_idles_while_there_is_work(tmp_path, slots, rungs):
     assert set(begun) <= {0} or slots > 8, "after the initial population, every worker has a job at every moment"
     assert [c.generation for c in done.candidates()] == [g for g in range(6) for _ in range(8)]
     assert done.status()["finished"]
+
+
+class OneByOne(InProcess):
+    """Returns one outcome at a time."""
+
+    def poll(self, timeout):
+        return super().poll(0.0)
+
+
+@pytest.mark.parametrize("slots", [2, 4, 8])
+def test_the_algorithm_works_while_all_workers_train(tmp_path, monkeypatch, slots):
+    """A genome asked for in advance takes the place of one that ended; with fewer than four workers there is none."""
+    engine, at_work = OneByOne(TABULAR, slots), []
+    ask = Surrogate.choose
+
+    def watched(*args):
+        at_work.append(len(engine.waiting))
+        return ask(*args)
+
+    monkeypatch.setattr(Surrogate, "choose", watched)
+    settings = config(search__asynchronous=True, search__screen=4, search__population=12)
+    evolve(tmp_path, settings, engine=engine)
+    assert len(at_work) > 40 and set(at_work) == {slots if slots >= 4 else slots - 1}
+    assert Run(tmp_path).status()["finished"] and len(Run(tmp_path).candidates()) == settings.candidates
 
 
 def test_tells_are_recorded_in_order_of_arrival_and_replayed(tmp_path):
