@@ -122,6 +122,8 @@ class Attention(LIV):
         theta = config.rope_theta
         table = rope_table(offset, q.shape[1], config.head_dim, theta, q.device, q.dtype) if theta else None
         features = {"q": self.heads(q, "q", table)}
+        if "padding" in given:
+            features["padding"] = given["padding"] - offset
         if "gate" in h:
             features["gate"] = torch.sigmoid(h["gate"])
         if "k" in self.given:
@@ -141,7 +143,8 @@ class Attention(LIV):
         if self.attend is not None:
             y = self.attend(q, k, value, window)
         else:
-            y = softmax_attention(q, k, value, window, self.sink if self.config.sink else None)
+            sink = self.sink if self.config.sink else None
+            y = softmax_attention(q, k, value, window, sink, features.get("padding"))
         return y.transpose(1, 2).flatten(2), state  # [B, T, H d]
 
     def readout(self, features: Features, y: Tensor) -> Tensor:
@@ -177,14 +180,27 @@ class Attention(LIV):
         return visible, state
 
 
-def softmax_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None = None, sink: Tensor | None = None) -> Tensor:
+def softmax_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int | None = None,
+    sink: Tensor | None = None,
+    padding: Tensor | None = None,
+) -> Tensor:
     """softmax(q k^T / sqrt(d)) v [B, H, T, d], causal; the T queries are the last of the S positions.
 
     Args: q [B, H, T, d]; k, v [B, G, S, d], G a divisor of H; window: keys that a query sees, its own included; sink
-    [H]: a logit of every head beside those of the keys (gpt-oss, arXiv 2508.10925), with value 0.
+    [H]: a logit of every head beside those of the keys (gpt-oss, arXiv 2508.10925), with value 0; padding [B]: the keys
+    of so many tokens, counted from the first query, are not seen, except by the query of the same token.
     """
     seq_len, visible = q.shape[2], k.shape[2]
     with sdpa_kernel(CUDA_PREFERENCE, set_priority=True) if q.is_cuda else contextlib.nullcontext():
+        if padding is not None:
+            place = torch.arange(seq_len - visible, seq_len, device=q.device)  # of the keys
+            there = (place >= padding[:, None])[:, None] | (place == torch.arange(seq_len, device=q.device)[:, None])
+            mask = causal_mask(seq_len, visible, window, q.device) & there  # [B, T, S]
+            return attended(q, k, v, sink, mask[:, None])
         banded = window is not None and not torch.compiler.is_exporting()  # a program for any length has one form
         if banded and seq_len > 3 * window:  # measured on a CPU; a mask is as fast for fewer tokens
             return banded_attention(q, k, v, window, sink)

@@ -109,7 +109,11 @@ class Elementwise(LIV):
             features["b"] = given["b"]
         else:
             first = torch.zeros(v.shape[1], 1, dtype=features["decay"].dtype, device=v.device)
-            first[: int(offset == 0)] = -100.0  # the very first token: a = 0
+            if "padding" in given:
+                place = torch.arange(offset, offset + v.shape[1], device=v.device)
+                first = torch.where((place == given["padding"][:, None])[..., None], -100.0, first)
+            else:
+                first[: int(offset == 0)] = -100.0  # the very first token: a = 0
             size = -torch.expm1(torch.add(first, features["decay"], alpha=2))  # 1 - a^2
             features["b"] = self.head_gate(v, "input") * size.clamp(min=1e-8).sqrt()
         # The state belongs to the LIV that owns b and v; one that is given both reads the provider's.

@@ -33,7 +33,7 @@ def pytree(cls: type) -> type:
     """A class decorator: torch.export and others may take the state apart and put it together again."""
     register_pytree_node(
         cls,
-        lambda state: ([state.layers, state.length, state.capacity], None),
+        lambda state: ([state.layers, state.length, state.capacity, state.padding], None),
         lambda parts, _: cls(*parts),
         serialized_type_name=f"{cls.__module__}.{cls.__qualname__}",
     )
@@ -48,6 +48,7 @@ class ModelState:
     layers: list[State]  # for each layer its tensors by name
     length: int  # tokens seen
     capacity: int  # tokens that the caches have room for
+    padding: Tensor | None = None  # int64 [B], tokens of padding before each sequence; None for none
     used: bool = False  # whether it was continued: its tensors then belong to later tokens
 
     def copy(self) -> ModelState:
@@ -55,7 +56,7 @@ class ModelState:
         if self.used:
             raise ValueError("this state was continued already; copy it before that")
         layers = [{name: tensor.clone() for name, tensor in layer.items()} for layer in self.layers]
-        return ModelState(layers, self.length, self.capacity)
+        return ModelState(layers, self.length, self.capacity, self.padding)
 
     @property
     def nbytes(self) -> int:
@@ -87,6 +88,8 @@ class Block(nn.Module):
     ) -> tuple[Tensor, State | None, Features]:
         """x [B, T, D] -> the new residual stream [B, T, D], the new state, and the features, which others may share."""
         h = x if self.norm_in is None else norm(x, self.norm_in, self.norm_in_bias, NORM_EPS)
+        if "padding" in given:  # nothing is read of a token of padding, and attention leaves its key out
+            h = h * (torch.arange(offset, offset + x.shape[1], device=x.device) >= given["padding"][:, None])[..., None]
         h, state, features = self.liv.share(h, state, given, offset)
         if self.norm_out is not None:
             h = norm(h, self.norm_out, self.norm_out_bias, NORM_EPS)
@@ -140,20 +143,26 @@ class LanguageModel(nn.Module):
             if weight.group in layer.weights_from
         }
 
-    def forward(self, tokens: Tensor, state: ModelState | None = None) -> tuple[Tensor, ModelState]:
+    def forward(
+        self, tokens: Tensor, state: ModelState | None = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, ModelState]:
         """tokens int64 [B, T] -> logits [B, T, V] and the state after them, which takes over the tensors of the last.
 
-        Without a state, a new one is made; caches grow as needed. The state carries no gradient. Raises ValueError for
-        tokens or a state that do not fit the model, and for a state that was continued before.
+        Without a state, a new one is made; caches grow as needed. The state carries no gradient. lengths int64 [B]: of
+        sequences that begin here and are padded on the left, with any token; each gives what it gives alone, and the
+        state remembers the padding. Raises ValueError for tokens, lengths or a state that do not fit the model, and for
+        a state that was continued before.
         """
         self._check_tokens(tokens)
         batch, seq_len = tokens.shape
         if state is None:
             state = self.init_state(batch, seq_len)
         self._make_room(state, batch, seq_len)
+        if lengths is not None:
+            state.padding = self._padding(lengths, tokens, state)
         x, layers = self.hidden(tokens, state)
         state.used = True
-        return self.logits(x), ModelState(layers, state.length + seq_len, state.capacity)
+        return self.logits(x), ModelState(layers, state.length + seq_len, state.capacity, state.padding)
 
     def loss(self, tokens: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
         """Cross-entropy in nats of targets int64 [B, T]: a scalar, or [B, T] with reduction "none".
@@ -168,15 +177,16 @@ class LanguageModel(nn.Module):
     def hidden(self, tokens: Tensor, state: ModelState | None) -> tuple[Tensor, list[State]]:
         """tokens [B, T] -> the residual stream after the last block [B, T, D], and the states of all layers."""
         self._check_tokens(tokens)
-        offset = 0 if state is None else state.length
+        offset, padding = (0, None) if state is None else (state.length, state.padding)
         x = F.embedding(tokens if tokens.dtype in (torch.int64, torch.int32) else tokens.long(), self.embedding)
         if self.positions is not None:
-            x = x + self.positions_of(offset, tokens.shape[1])
+            x = x + self.positions_of(offset, tokens.shape[1], padding)
         x = x if self.compute_dtype is None else x.to(self.compute_dtype)
         bank: dict[int, Features] = {}
         states = []
         for layer, block in zip(self.plan.layers, self.blocks):
             given = {} if layer.provider is None else bank[layer.provider]
+            given = given if padding is None else {**given, "padding": padding}
             before = None if state is None else state.layers[layer.index]
             x, after, features = block(x, before, given, offset)
             states.append(after)
@@ -191,11 +201,17 @@ class LanguageModel(nn.Module):
                 f"this model has {self.plan.positions} learned positions and the sequence {n_tokens} tokens; give fewer"
             )
 
-    def positions_of(self, offset: int, seq_len: int) -> Tensor:
-        """The learned positions [T, D] of `seq_len` tokens after `offset` others. Raises ValueError beyond the last."""
+    def positions_of(self, offset: int, seq_len: int, padding: Tensor | None = None) -> Tensor:
+        """The learned positions [T, D] of `seq_len` tokens after `offset` others, or [B, T, D] after padding [B].
+
+        Raises ValueError beyond the last.
+        """
         assert self.positions is not None
         self.check_length(offset + seq_len)
-        return self.positions[offset : offset + seq_len]
+        if padding is None:
+            return self.positions[offset : offset + seq_len]
+        places = torch.arange(offset, offset + seq_len, device=padding.device) - padding[:, None]
+        return self.positions[places.clamp_min(0)]
 
     def logits(self, x: Tensor) -> Tensor:
         """Final norm and head: [B, T, D] -> [B, T, V]."""
@@ -225,6 +241,17 @@ class LanguageModel(nn.Module):
             raise ValueError(
                 f"tokens are on {tokens.device} and the model on {self.embedding.device}; move one to the other"
             )
+
+    def _padding(self, lengths: Tensor, tokens: Tensor, state: ModelState) -> Tensor:
+        """Tokens of padding before each sequence, int64 [B]."""
+        batch, seq_len = tokens.shape
+        if state.length:
+            raise ValueError("lengths are given with the first tokens of a sequence; this state has seen some already")
+        if lengths.shape != (batch,) or lengths.is_floating_point() or lengths.min() < 1 or lengths.max() > seq_len:
+            raise ValueError(
+                f"lengths are {lengths.tolist()}; give {batch} integers from 1 to {seq_len}, one a sequence"
+            )
+        return seq_len - lengths.to(tokens.device, torch.int64)
 
     def _check_state(self, state: ModelState, batch: int) -> None:
         if state.used:
@@ -299,10 +326,17 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self, tokens: Tensor, n_tokens: int, temperature: float = 1.0, top_k: int | None = None, seed: int = 0
+        self,
+        tokens: Tensor,
+        n_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        seed: int = 0,
+        lengths: Tensor | None = None,
     ) -> Tensor:
         """tokens [B, T] followed by `n_tokens` generated ones, [B, T + n_tokens]. Temperature 0 is greedy.
 
+        lengths [B]: of prompts that are padded on the left.
         Raises ValueError for an empty prompt, a negative temperature or number of tokens, and a top_k below 1.
         """
         self._check_tokens(tokens)
@@ -317,7 +351,7 @@ class LanguageModel(nn.Module):
         self.check_length(tokens.shape[1] + n_tokens)
         generator = torch.Generator(device=tokens.device).manual_seed(seed)
         state = self.init_state(tokens.shape[0], tokens.shape[1] + n_tokens)
-        logits, state = self(tokens, state)
+        logits, state = self(tokens, state, lengths)
         for step in range(n_tokens):
             scores = logits[:, -1].float()
             if top_k is not None and top_k < self.vocab_size:
