@@ -34,6 +34,17 @@ class Front:
         return True
 
 
+def non_dominated(F: np.ndarray) -> np.ndarray:
+    """Which rows [n] of F [n, m] no other row dominates."""
+    front = np.empty((0, F.shape[1]))
+    found = np.zeros(len(F), bool)
+    for i in np.lexsort(F.T[::-1]):  # what dominates a row comes before it, and so does a member of the front that does
+        if not dominates(front, F[i]).any():
+            found[i] = True
+            front = np.vstack([front, F[i]])
+    return found
+
+
 def dominates(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Whether a [..., m] is at least as good as b [..., m] in all objectives and better in one; broadcasts to [...]."""
     return np.all(a <= b, axis=-1) & np.any(a < b, axis=-1)

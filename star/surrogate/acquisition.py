@@ -127,11 +127,13 @@ def expected_gain(
     """
     by_member, edges = first_covered(points, first, front, reference)
     area = np.cumsum(by_member[:, ::-1], axis=1)[:, ::-1]  # [n, k + 1] what the first i members leave open
-    steps = np.append(-np.inf, edges)
     mean = points[:, first]
     total = np.zeros(len(points))
-    for i in range(len(edges)):  # between steps i and i + 1 the first i members cover their areas
-        total += area[:, i] * (_integral(steps[i + 1], mean, sd) - _integral(steps[i], mean, sd))
+    below = _integral(-np.inf, mean, sd)
+    for i, edge in enumerate(edges):  # between steps i and i + 1 the first i members cover their areas
+        above = _integral(edge, mean, sd)
+        total += area[:, i] * (above - below)
+        below = above
     return total
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from star.assess import Objective, load_objectives
-from star.assess.pareto import dominates
+from star.assess.pareto import non_dominated
 from star.config import RunConfig
 from star.cost import costs as costs_of
 from star.genome import Genome
@@ -134,7 +134,7 @@ class Surrogate:
                 inputs, values = (np.array(part) for part in zip(*mine, strict=True))
                 X, F = np.vstack([X, inputs]), np.vstack([F, curves.predict(inputs, values, self.groups)[0]])
         if len(X) > MOST:
-            on_front = [i for i in range(len(F)) if not dominates(F, F[i]).any()]
+            on_front = np.flatnonzero(non_dominated(F))
             keep = sorted({*on_front[-MOST // 2 :], *range(len(X) - MOST // 2, len(X))})
             X, F = X[keep], F[keep]
         for k in self.modelled:
@@ -201,7 +201,7 @@ def make_surrogate(config: RunConfig, vocab_size: int) -> Surrogate | None:
 
 
 def _non_dominated(F: np.ndarray) -> np.ndarray:
-    return np.unique(F[[not dominates(F, row).any() for row in F]], axis=0)
+    return np.unique(F[non_dominated(F)], axis=0)
 
 
 def _winsorised(y: np.ndarray) -> np.ndarray:

@@ -2,9 +2,11 @@
 
 import sys
 
+import numpy as np
 import pytest
 
 from star.assess import Objective, load_objectives
+from star.assess.pareto import dominates, non_dominated
 from star.errors import UserError
 
 
@@ -31,3 +33,10 @@ def test_an_objective_from_a_module_of_the_user(tmp_path, monkeypatch):
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(UserError, match=r"'speed'; it may hold cache, flops, loss, mad, parameters, or module:NAME"):
         load_objectives(("speed",))
+
+
+def test_the_front_of_many_is_what_nobody_dominates():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        F = rng.integers(0, rng.integers(2, 30), size=(rng.integers(1, 60), rng.integers(1, 5))).astype(float)
+        assert non_dominated(F).tolist() == [not dominates(F, row).any() for row in F]
