@@ -98,9 +98,13 @@ It needs the packages that are imported below, but not STAR.
     from model import load
     model = load()                              # with the weights next to this file
     logits, state = model(tokens)               # int64 [B, T] -> [B, T, {model.vocab_size}]; tokens are bytes
-    logits, state = model(next_tokens, state)   # continues from the state
+    logits, state = model(next_tokens, state)   # continues from the state; continue a state.copy() to do so twice
+    logits, state = model(tokens, lengths=n)    # int64 [B]: sequences of different lengths, padded on the left
 
     python model.py --prompt "def " --tokens 200
+
+torch.ao.quantization.quantize_dynamic changes nothing here: it replaces nn.Linear, and this model has none. For smaller
+weights use model.to(torch.bfloat16).
 
 Genome {genome.id}: {genome.text}
 The code is copied from the sources of STAR, without the definitions that this model does not need.

@@ -364,3 +364,11 @@ def test_the_exported_file_takes_a_prompt_of_any_bytes_and_refuses_what_means_no
     assert result.returncode == 0 and result.stdout.startswith(b"caf\xe9")
     result = run(b"--top-k", b"0")
     assert result.returncode == 2 and b"top_k at least 1" in result.stderr and b"Traceback" not in result.stderr
+
+
+def test_the_exported_file_says_what_quantises_it_and_what_does_not(exported):
+    text = (exported / "model.py").read_text()
+    assert "quantize_dynamic changes nothing here" in text and "model.to(torch.bfloat16)" in text
+    model = star.load(exported)
+    assert not any(isinstance(module, torch.nn.Linear) for module in model.modules())
+    assert model.to(torch.bfloat16)(torch.zeros(1, 5, dtype=torch.int64))[0].dtype == torch.bfloat16
