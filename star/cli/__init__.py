@@ -38,6 +38,7 @@ class Star(TyperGroup):
         return list(self.commands)  # in the order of a typical session
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Refuse numbers in other digits before any verb sees them."""
         for arg in args:
             _refuse_other_digits(arg.partition("=")[2] or arg)
         return super().parse_args(ctx, args)
