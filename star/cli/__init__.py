@@ -57,16 +57,23 @@ class Star(TyperGroup):
         except KeyboardInterrupt:
             _fail("interrupted", 1)
         except BrokenPipeError:
-            # Otherwise the interpreter prints an error when it flushes standard output at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_output()
             raise typer.Exit(1) from None
         except OSError as error:
             if error.errno == errno.ENOSPC:
+                if error.filename is None:
+                    _drop_output()
                 unwritten = f": {error.filename} could not be written" if error.filename else ""
                 _fail(f"the disk is full{unwritten}; free some space and run the command again", 1)
             if error.filename is None:
                 raise
             _fail(f"{error.filename}: {error.strerror}; give a path that can be read and written", 2)
+
+
+def _drop_output() -> None:
+    """Otherwise the interpreter fails again when it flushes standard output at exit, and ends with code 120."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _warn(

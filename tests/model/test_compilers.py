@@ -62,9 +62,16 @@ def test_a_state_is_a_pytree():
 # ---- torch.export
 
 
-@pytest.mark.parametrize("name", NUMBERS)
-def test_export_for_any_batch_and_length_or_a_sentence_that_names_the_operator(name):
-    model, any_size = smallest(NUMBERS[name]), torch.export.Dim.DYNAMIC
+def pytest_generate_tests(metafunc):
+    """Every row is exported with `--genomes` above 300, which takes two minutes; else one of each kind."""
+    if "exported" in metafunc.fixturenames:
+        every = metafunc.config.getoption("genomes") > 300
+        kinds = (*ONE_OF_EACH, "SWA-128-GQA-8-sink-bias", "GConv-2-Diff")
+        metafunc.parametrize("exported", list(NUMBERS) if every else kinds)
+
+
+def test_export_for_any_batch_and_length_or_a_sentence_that_names_the_operator(exported):
+    model, any_size = smallest(NUMBERS[exported]), torch.export.Dim.DYNAMIC
     example, other = tokens(2, 300), tokens(3, 401)
     try:
         program = torch.export.export(model, (example,), dynamic_shapes=({0: any_size, 1: any_size},))
@@ -81,7 +88,7 @@ def test_export_for_any_batch_and_length_or_a_sentence_that_names_the_operator(n
 # ---- torch.compile
 
 
-@pytest.mark.parametrize("name", ONE_OF_EACH)
+@pytest.mark.parametrize("name", ["SA-1", "Rec-1", "DeltaNet", "GConv-1", "Hyena", "RG-LRU", "GMemless"])
 def test_compiled_for_any_shape_with_and_without_a_state(name):
     model = smallest(NUMBERS[name])
     torch._dynamo.reset()
@@ -94,7 +101,7 @@ def test_compiled_for_any_shape_with_and_without_a_state(name):
         torch.testing.assert_close(torch.cat([first, second], 1), model(sequence)[0], rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", ONE_OF_EACH)
+@pytest.mark.parametrize("name", ["SA-1", "SWA-16", "Rec-1", "GConv-1", "GMemless"])
 def test_decoding_compiles_at_most_three_graphs(name):
     """The first token, every later one, and every one after a window is full; without the prompt, with room for all."""
     model, graphs = smallest(NUMBERS[name]), []
