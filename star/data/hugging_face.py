@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from star.errors import UserError
 
 KNOWN = ("text", "content")  # names of columns that hold the text, in any case
+READABLE = ("text", "messages")  # kinds of columns
 FILE_KINDS = ("json", "parquet", "csv", "text")
 SAMPLE = 1000  # rows whose values say what a column holds, where a file does not
 HUB_BYTES = 2**30  # of text that are read of a dataset of the hub
@@ -67,15 +68,18 @@ def load(spec: str, files: list[Path], notes: list[str]) -> Iterator[bytes]:
 def documents(
     spec: str, rows: Iterable[dict], columns: list[str], notes: list[str], limit: int | None = None
 ) -> Iterator[bytes]:
-    """The texts of rows, without those that have none. limit: bytes after which no more rows are read."""
+    """The texts of rows, without those that have none. limit: bytes after which no more rows are read.
+
+    Raises UserError if the columns are not clear, or if a later row holds no text in one of them.
+    """
     rows = iter(rows)
     first = list(itertools.islice(rows, SAMPLE))
     kinds = kinds_of(first)
     columns = choose(spec, kinds, columns)
     notes.append(f"the text is the column {' + '.join(columns)}")
     skipped = size = 0
-    for row in itertools.chain(first, rows):
-        parts = [READERS[kinds[column]](row.get(column)) for column in columns]
+    for number, row in enumerate(itertools.chain(first, rows), 1):
+        parts = [_text(spec, column, row.get(column), number) for column in columns]
         text = "\n\n".join(part for part in parts if part.strip()).encode("utf-8", errors="surrogatepass")
         if not text:
             skipped += 1
@@ -86,16 +90,18 @@ def documents(
             break
         yield text
     if skipped:
-        notes.append(f"{skipped:,} rows without text were skipped")
+        notes.append(
+            "1 row without text was skipped" if skipped == 1 else f"{skipped:,} rows without text were skipped"
+        )
 
 
 def kinds_of(rows: list[dict]) -> dict[str, str]:
-    """What each column holds: "text", "messages", or the Python type of a value that is neither."""
+    """What each column holds: "text", "messages", "nothing", or the Python type of a value that is none of these."""
     kinds: dict[str, str] = {}
     for row in rows:
         for column, value in row.items():
-            kind = "text" if isinstance(value, str) else "messages" if _are_messages(value) else type(value).__name__
-            if value is not None and kinds.setdefault(column, kind) != kind:
+            kind = _kind(value)
+            if kind != "nothing" and kinds.setdefault(column, kind) != kind:
                 kinds[column] = f"{kinds[column].split(' or ')[0]} or {kind}"
     return {column: kinds.get(column, "nothing") for column in dict.fromkeys(itertools.chain(*rows))}
 
@@ -104,40 +110,51 @@ def choose(spec: str, kinds: dict[str, str], columns: list[str]) -> list[str]:
     """The columns to read. Raises UserError, naming all columns, if they are not clear or hold no text."""
     listed = ", ".join(f"{column} ({kind})" for column, kind in kinds.items()) or "(none)"
     for column in columns:
-        if kinds.get(column) not in READERS:
+        if kinds.get(column) not in (*READABLE, "nothing"):
             problem = f"there is no column {column!r}" if column not in kinds else f"column {column!r} is no text"
             raise UserError(f'"{spec}": {problem}; its columns are {listed}.')
     if columns:
         return columns
     texts = [column for column, kind in kinds.items() if kind == "text"]
-    for name in KNOWN:
-        for column in texts:
-            if column.lower() == name:
-                return [column]
+    empty = [column for column, kind in kinds.items() if kind == "nothing"]  # in these rows; later ones may have text
+    order = itertools.product((texts, empty), (False, True), KNOWN)  # an exact name before one in another case
+    known = [c for group, folded, name in order for c in group if (c.lower() if folded else c) == name]
+    if known:
+        return known[:1]
     if len(texts) == len(kinds) == 1:
         return texts
     stem = spec.partition("@")[0]
-    readable = [column for column, kind in kinds.items() if kind in READERS]
+    readable = [column for column, kind in kinds.items() if kind in READABLE]
     if not readable:
         raise UserError(f'"{spec}" has no column of text; its columns are {listed}.')
     hint = f"{stem}@{readable[0]}" + (f" or {stem}@{'+'.join(readable[:2])}" if len(readable) > 1 else "")
     raise UserError(f'"{spec}" does not say which column is the text; its columns are {listed}: write {hint}.')
 
 
-def _are_messages(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(isinstance(m, dict) and isinstance(m.get("role"), str) and "content" in m for m in value)
+def _kind(value: Any) -> str:
+    if value is None or value == []:
+        return "nothing"
+    if isinstance(value, str):
+        return "text"
+    chat = isinstance(value, list) and all(
+        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content", 0), str | None)
+        for m in value
     )
+    return "messages" if chat else type(value).__name__
 
 
-def _messages(value: Any) -> str:
-    """Chat messages as "role: content", with a blank line between two."""
-    return "\n\n".join(f"{m['role']}: {m['content'] or ''}" for m in value) if value else ""
-
-
-READERS: dict[str, Callable[[Any], str]] = {"text": lambda value: value or "", "messages": _messages}
+def _text(spec: str, column: str, value: Any, number: int) -> str:
+    """The text of a value in row `number`. Chat messages are "role: content", with a blank line between two."""
+    kind = _kind(value)
+    if kind == "nothing":
+        return ""
+    if kind == "text":
+        return value
+    if kind == "messages":
+        return "\n\n".join(f"{m['role']}: {m['content'] or ''}" for m in value)
+    raise UserError(
+        f'"{spec}": column {column!r} is not text in row {number:,} ({kind}); mend that row or leave it out.'
+    )
 
 
 def _reach_hub(spec: str, name: str) -> None:

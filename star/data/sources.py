@@ -25,7 +25,8 @@ MARKS = (  # byte order marks, the longer ones first
     (codecs.BOM_UTF16_BE, "utf-16-be"),
     (codecs.BOM_UTF8, "utf-8"),
 )
-COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd", b"PK\x03\x04")  # gzip, bzip2, xz, zstd, zip
+COMPRESSED = (b"\x1f\x8b", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd", b"PK\x03\x04")  # gzip, xz, zstd, zip
+BZIP2 = b"1AY&SY"  # after "BZh" and a digit
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,10 @@ def _files(spec: str) -> Source:
                 yield text
         if skipped:
             more = f" and {len(skipped) - 3:,} more" if len(skipped) > 3 else ""
-            notes.append(f"{len(skipped):,} files that are not text were skipped: {', '.join(skipped[:3])}{more}")
+            what = (
+                "1 file that is not text was" if len(skipped) == 1 else f"{len(skipped):,} files that are not text were"
+            )
+            notes.append(f"{what} skipped: {', '.join(skipped[:3])}{more}")
 
     return Source(path.resolve().name, ("folder", *_stat(paths)), documents, notes)
 
@@ -104,7 +108,8 @@ def decoded(content: bytes) -> bytes | None:
                 return content[len(mark) :].decode(encoding).encode()
             except UnicodeDecodeError:
                 return None
-    return None if content.startswith(COMPRESSED) or 0 in content[:8192] else content
+    compressed = content.startswith(COMPRESSED) or (content.startswith(b"BZh") and content[4:].startswith(BZIP2))
+    return None if compressed or 0 in content[:8192] else content
 
 
 def _hugging_face(spec: str) -> Source:
@@ -138,24 +143,26 @@ def _match(spec: str, pattern: str) -> list[Path]:
     return paths
 
 
-def _walk(root: Path, skipped: Container[str] = (), seen: frozenset[str] = frozenset()) -> Iterator[Path]:
+def _walk(root: Path, skipped: Container[str] = (), seen: set[str] | None = None) -> Iterator[Path]:
     """Regular files under `root`, sorted by name within each folder, without hidden names and `skipped` folders.
 
-    Links to folders are followed, except to one that they are in.
+    Links to folders are followed, but each folder is read once. seen: the real paths of those that were.
     """
     try:
         entries = sorted(os.scandir(root), key=lambda entry: entry.name)
     except OSError as error:
         raise UserError(f"Cannot list the folder {root}: {error.strerror}.") from error
-    seen |= {os.path.realpath(root)}
+    seen = set() if seen is None else seen
+    seen.add(os.path.realpath(root))
     for entry in entries:
         if entry.name.startswith("."):
             continue
-        if entry.is_dir():
-            if entry.name not in skipped and os.path.realpath(entry.path) not in seen:
-                yield from _walk(Path(entry.path), skipped, seen)
-        elif entry.is_file():
-            yield Path(entry.path)
+        path = Path(entry.path)  # unlike the entry, it takes a link to itself for neither folder nor file
+        if path.is_dir():
+            if entry.name not in skipped and os.path.realpath(path) not in seen:
+                yield from _walk(path, skipped, seen)
+        elif path.is_file():
+            yield path
 
 
 def _stat(paths: Iterable[Path]) -> list[tuple[str, int, int]]:

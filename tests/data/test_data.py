@@ -363,6 +363,37 @@ def test_a_column_is_never_guessed(tmp_path, rows, message):
         open_corpus(json_rows(tmp_path / "data.jsonl", *rows))
 
 
+@pytest.mark.parametrize("column", ["text", "Content"])
+def test_a_known_column_counts_even_if_its_first_rows_are_empty(tmp_path, column):
+    rows = [{"id": "a", column: None}] * 1200 + [{"id": "b", column: f"{WORDS}{i}"} for i in range(9)]
+    spec = json_rows(tmp_path / "data.jsonl", *rows)
+    for corpus in (open_corpus(spec), open_corpus(f"{spec}@{column}")):
+        assert all_text(corpus) == {f"{WORDS}{i}" for i in range(9)}
+        assert corpus.notes[-1] == "1,200 rows without text were skipped"
+
+
+@pytest.mark.parametrize("columns", [("Text", "text"), ("Text", "content"), ("content", "text")])
+def test_an_exact_name_is_taken_before_one_in_another_case(columns):
+    row = {column: f"{WORDS}of {column}" for column in columns}
+    assert list(documents("hf:json:rows", [row], [], [])) == [row[columns[1]].encode()]
+
+
+def test_a_later_row_that_holds_no_text_is_named():
+    rows = [{"text": WORDS}] * 1200 + [{"text": 5}]
+    with pytest.raises(UserError, match=r"column 'text' is not text in row 1,201 \(int\); mend that row"):
+        list(documents("hf:json:rows", rows, [], []))
+
+
+def test_chats_that_are_empty_are_skipped_and_those_that_are_no_text_are_refused():
+    notes: list[str] = []
+    chats = [{"messages": []}, {"messages": [{"role": "user", "content": WORDS}]}]
+    assert list(documents("hf:json:rows", chats, ["messages"], notes)) == [f"user: {WORDS}".encode()]
+    assert notes[-1] == "1 row without text was skipped"
+    parts = [{"messages": [{"role": "user", "content": [{"type": "text", "text": WORDS}]}]}]
+    with pytest.raises(UserError, match="column 'messages' is no text; its columns are messages"):
+        list(documents("hf:json:rows", parts, ["messages"], []))
+
+
 def test_columns_that_the_user_names(tmp_path):
     spec = json_rows(tmp_path / "data.jsonl", *QUESTIONS)
     assert all_text(open_corpus(f"{spec}@answer")) == {row["answer"] for row in QUESTIONS}
@@ -412,7 +443,7 @@ def test_a_file_that_is_no_text_is_refused_alone_and_skipped_and_named_in_a_fold
     with pytest.raises(UserError, match="picture is not text; give a text file"):
         open_corpus(folder / "picture")
     corpus = open_corpus(folder)
-    assert corpus.notes == ("1 files that are not text were skipped: picture",)
+    assert corpus.notes == ("1 file that is not text was skipped: picture",)
     assert all_text(corpus) == {document.decode() for document in documents}
 
 
@@ -423,6 +454,23 @@ def test_links_to_folders_are_followed_once(tmp_path):
     (folder / "linked").symlink_to(tmp_path / "elsewhere")
     (folder / "itself").symlink_to(folder)
     assert all_text(open_corpus(folder)) == {document.decode() for document in documents}
+
+
+def test_links_that_lead_nowhere_or_back_are_no_harm(tmp_path):
+    folder = tmp_path / "texts"
+    documents = write_documents(folder, 20)
+    (folder / "loop").symlink_to("loop")
+    (folder / "gone").symlink_to("nowhere")
+    for i in range(30):  # followed along every path, these would take for ever
+        (folder / f"d{i}").mkdir()
+        for j in range(30):
+            (folder / f"d{i}" / f"to{j}").symlink_to(folder / f"d{j}")
+    assert all_text(open_corpus(folder)) == {document.decode() for document in documents}
+
+
+def test_text_that_begins_like_a_compressed_file(tmp_path):
+    (tmp_path / "text.txt").write_text("BZh is how bzip2 files begin, " * 9)
+    assert b"bzip2" in bytes(open_corpus(tmp_path / "text.txt").train)
 
 
 # ---- bad input
