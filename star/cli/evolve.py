@@ -125,7 +125,7 @@ def expect(config: RunConfig, yes: bool, tell: Callable[[str], None]) -> None:
         return
     expected = forecast(config)
     if expected is None:
-        tell("expected time: not known, because no genome of this space could be trained in a few seconds")
+        tell("expected time: not known, because no genome of this space could be measured")
         return
     refuse_beyond_a_year(expected.seconds, "this search", yes)
     tell(str(expected))

@@ -3,11 +3,13 @@
 forecast(config).seconds            # about; the candidates that a search will find may be slower or faster
 """
 
+import contextlib
 import multiprocessing
 import statistics
 import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import cast
 
@@ -21,7 +23,7 @@ from star.errors import UserError, is_out_of_memory
 from star.genome import Genome
 from star.model import build
 from star.search.spaces import make_space
-from star.search.workers import Parallel
+from star.search.workers import Parallel, job_of_width
 from star.training.device import memory_of_others, resolve_device
 from star.training.program import WARMUP, on_own_stream
 from star.training.recipe import Recipe
@@ -45,7 +47,7 @@ class Forecast:
     others: int = 0  # bytes of the GPU that other processes hold
 
     def __str__(self) -> str:
-        models = f", {self.side_by_side} models side by side" if self.side_by_side > 1 else ""
+        models = f", up to {self.side_by_side} models side by side" if self.side_by_side > 1 else ""
         each = "one worker" if self.workers == 1 else f"each of {self.workers} workers"
         rate = f"{self.tokens_per_second:,.0f} tokens/s for {each}{models}"
         shared = f"; other processes hold {self.others / 2**30:.1f} GiB of the GPU" if self.others else ""
@@ -56,18 +58,20 @@ def forecast(config: RunConfig, seconds: float = 2.0) -> Forecast | None:
     """What a new search will take. Measures random genomes of its space for about `seconds`, after they are built.
 
     None if memory runs out for all of them. On CUDA this happens in another process, because this one should not take
-    memory of a GPU.
+    memory of a GPU; None also if that process dies.
     """
     if resolve_device(config.training.device).type == "cuda":
-        with named_shared_memory(), ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        spawn = multiprocessing.get_context("spawn")
+        with contextlib.suppress(BrokenProcessPool), named_shared_memory(), ProcessPoolExecutor(1, spawn) as pool:
             return pool.submit(_forecast, config, seconds).result()
+        return None
     return _forecast(config, seconds)
 
 
 def _forecast(config: RunConfig, seconds: float) -> Forecast | None:
     device = resolve_device(config.training.device)
     plan = Parallel.of(config)
-    workers, side_by_side = len(plan.gpus) or plan.workers, plan.side_by_side  # workers of a GPU share its rate
+    workers = len(plan.gpus) or plan.workers  # workers of a GPU share its rate
     space = make_space(config)
     genomes = [space.decode(row) for row in space.sample(np.random.default_rng(0), SAMPLE)]
     corpus = open_corpus(config.data.corpus)
@@ -76,8 +80,9 @@ def _forecast(config: RunConfig, seconds: float) -> Forecast | None:
     rates, started = list[float](), time.monotonic()
     try:
         for genome in genomes:
+            together = plan.company(job_of_width(config, genome.d_model)) if plan.company else 1
             try:
-                rates.append(training_rate([genome] * side_by_side, corpus, config.training, seconds / SAMPLE))
+                rates.append(training_rate([genome] * together, corpus, config.training, seconds / SAMPLE))
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -90,7 +95,8 @@ def _forecast(config: RunConfig, seconds: float) -> Forecast | None:
     rate = statistics.harmonic_mean(rates)
     candidates = config.candidates + len(config.search.baselines)
     time_left = candidates * work(config.training, corpus) / (rate * workers)
-    return Forecast(rate, workers, side_by_side, time_left, memory_of_others(device) if device.type == "cuda" else 0)
+    others = memory_of_others(device) if device.type == "cuda" else 0
+    return Forecast(rate, workers, plan.side_by_side, time_left, others)
 
 
 def time_of(genome: Genome, corpus: Corpus, recipe: Recipe, seconds: float = 1.0) -> float | None:

@@ -68,11 +68,15 @@ class Parallel:
         allowed, most = None, 1
         if gpus:
             allowed = company(config, torch.cuda.get_device_properties(0).multi_processor_count)
-            narrowest = {"d_model": min(config.space.d_models)}
-            most = allowed({"alone": False, "recipe": dataclasses.asdict(config.training), "genome": narrowest})
+            most = max(allowed(job_of_width(config, width)) for width in config.space.d_models)
         automatic = len(gpus) * (settings.workers_per_gpu or WORKERS_PER_GPU) or max(1, cores // settings.threads)
         workers = min(settings.workers or automatic, -(-busy(config) // most))
         return Parallel(tuple(gpus), workers, allowed, most)
+
+
+def job_of_width(config: RunConfig, width: int) -> dict:
+    """What `company` needs to know of a candidate of this width."""
+    return {"alone": False, "recipe": dataclasses.asdict(config.training), "genome": {"d_model": width}}
 
 
 def busy(config: RunConfig) -> int:

@@ -1,6 +1,7 @@
 """What a search will take here, from steps that were measured; and what a search will use of this machine."""
 
 import re
+from concurrent.futures.process import BrokenProcessPool
 from types import SimpleNamespace
 
 import pytest
@@ -90,3 +91,35 @@ def test_kernels_that_a_search_would_use_are_checked(config, monkeypatch):
     assert first.startswith(f"checking {len(asked)} kernels of fla for at most 7 s") and asked
     assert verdicts[0].endswith("fla, because fla differs from it by 1e-3")
     assert all(line.endswith("our own form, because the check did not end in time") for line in verdicts[1:])
+
+
+def test_each_genome_is_measured_beside_as_many_as_its_width_allows(config, monkeypatch):
+    """Several wide models at a time have crashed a GPU: the narrowest width must not decide for all."""
+    h100, measured = SimpleNamespace(multi_processor_count=132), []
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: h100)
+    monkeypatch.setattr("star.search.workers.visible_gpus", lambda: ["0"])
+
+    def rate(genomes, corpus, recipe, seconds):
+        measured.append((genomes[0].d_model, len(genomes)))
+        return 1000.0
+
+    monkeypatch.setattr(module, "training_rate", rate)
+    mixed = config.replace({"space.d_models": (64, 128, 256), "space.head_dim": 16, "training.batch_size": 16})
+    module._forecast(mixed.replace({"training.seq_len": 128}), 1.0)
+    assert dict(measured).items() <= {64: 8, 128: 4, 256: 1}.items() and len(dict(measured)) > 1
+
+
+def test_a_measurement_that_ends_its_process_leaves_the_time_unknown(config, monkeypatch):
+    class Pool:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def submit(self, *arguments):
+            raise BrokenProcessPool("a process was terminated abruptly")
+
+    monkeypatch.setattr(module, "resolve_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(module, "ProcessPoolExecutor", lambda *a, **k: Pool())
+    assert forecast(config) is None

@@ -36,7 +36,7 @@ def step(model: star.LanguageModel, seed: int = 0) -> list[torch.Tensor]:
 
 
 @pytest.fixture
-def counting(monkeypatch):
+def counting(monkeypatch, tmp_path):
     """A backend that runs graphs unchanged, and the list of graphs that it received."""
     graphs: list[torch.fx.GraphModule] = []
 
@@ -46,7 +46,7 @@ def counting(monkeypatch):
 
     torch._dynamo.reset()
     monkeypatch.setattr(blocks, "VARIANTS", {})
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "unused")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     return backend, graphs
 
 
