@@ -53,7 +53,7 @@ MIXED = (7, 9, 5, 9, 1, 9, 8, 9, 14, 9, 3, 9, 16, 9, 6, 9)  # classes of the fir
 SECONDS = {  # limit of each part
     "machine": 15,
     "steps": 55,
-    "together": 35,
+    "together": 50,
     "replay": 45,
     "numerics": 45,
     "first": 60,
@@ -66,7 +66,7 @@ GOALS = {  # of the project, on one H100
     "steps: mixed, width 512, 32 x 512, graph": "1,000,000 tokens/s",
     "together: width 64, 16 x 128, 16 models": "5,000,000 tokens/s",
     "first: seconds to the first candidate": "60",
-    "mfu: 125M transformer++ star": "45 %",
+    "mfu: 125M transformer++ star, blocks compiled": "45 %",
     "evolution: GPU utilisation": "90 %",
 }
 Report = Callable[[str, Any], None]
@@ -152,6 +152,16 @@ def named(name: str, width: int, livs: int = 16) -> Genome:
     return load_genome(name, d_model=width, depth=livs, head_dim=64 if width >= 256 else 16)
 
 
+def fitting(classes: tuple[int, ...], head_dim: int) -> Genome:
+    """These classes at the first width that suits all of them."""
+    for heads in (4, 6, 8, 12, 16, 24):
+        genome = Genome(tuple(map(Gene, classes)), d_model=heads * head_dim, head_dim=head_dim)
+        with contextlib.suppress(star.UserError):
+            star.costs(genome, 97, 64)
+            return genome
+    raise ValueError(f"no width for {classes}")
+
+
 def recipe(device: torch.device, batch: int, seq_len: int, **changes: Any) -> Recipe:
     return Recipe(batch_size=batch, seq_len=seq_len, device=device.type, eval_tokens=seq_len, **changes)
 
@@ -212,8 +222,13 @@ def steps(device: torch.device, report: Report, limit: float) -> None:
 
 def together(device: torch.device, report: Report, limit: float) -> None:
     corpus = open_corpus("stdlib")
-    for width, batch in ((64, 2), (64, 16), (128, 16)):
-        for models in (1, 2) if small(device) else (1, 4, 8, 16):
+    for width, batch, counts in (
+        (64, 16, (1, 4, 8, 16)),
+        (128, 16, (1, 4, 8, 16)),
+        (64, 2, (1, 16)),
+        (256, 16, (1, 2)),
+    ):
+        for models in (1, 2) if small(device) else counts:
             rate = training_rate([mixed(width, 6)] * models, corpus, recipe(device, batch, 128), 0.7)
             report(f"width {width}, {batch} x 128, {models} models", rate)
         if small(device):
@@ -224,7 +239,7 @@ def replay(device: torch.device, report: Report, limit: float) -> None:
     """Trained for 12 steps of a short run: of these, all after the warm-up are replays."""
     corpus, different = open_corpus("stdlib"), []
     for number, row in enumerate(POOL[:3] if small(device) else POOL, 1):
-        genome = Genome((Gene(number), Gene(9)), d_model=64, head_dim=16)
+        genome = fitting((number, 9), 16)
         weights = []
         for compiled in ("off", "auto"):
             model = star.build(genome, corpus.vocab_size, seed=0)
@@ -244,11 +259,11 @@ def numerics(device: torch.device, report: Report, limit: float) -> None:
 
     generator, worst = torch.Generator().manual_seed(0), []
     for number, row in enumerate(POOL[:3] if small(device) else POOL, 1):
-        genome = Genome((Gene(number), Gene(9), Gene(number)), d_model=256, head_dim=32)
+        genome = fitting((number, 9), 32)
         exact = star.build(genome, 97, seed=0).double()
         low = star.build(genome, 97, seed=0).to(device)
         low.compute_dtype = torch.bfloat16
-        x, y = (torch.randint(97, (2, 200), generator=generator) for _ in range(2))
+        x, y = (torch.randint(97, (1, 200), generator=generator) for _ in range(2))
         exact.loss(x, y).backward()
         low.loss(x.to(device), y.to(device)).backward()
         with torch.no_grad():
@@ -272,7 +287,8 @@ def first(device: torch.device, report: Report, limit: float) -> None:
         try:
             while process.poll() is None and not finished(run):
                 time.sleep(0.2)
-            report("seconds to the first candidate", min(e.time for e in finished(run)) - started)
+            times = [e.time for e in finished(run)]
+            report("seconds to the first candidate", min(times) - started if times else said(run))
         finally:
             stop(process)
 
@@ -283,9 +299,13 @@ def mfu_part(device: torch.device, report: Report, limit: float) -> None:
     for name, size in sizes.items():
         corpus = text_of(size.vocab_size)
         genome = peers.genome_of("transformer++", size)
-        ours = training_rate([genome], corpus, recipe(device, size.batch, size.seq_len), 1.5)
-        report(f"{name} transformer++ star", mfu(genome, size.vocab_size, size.seq_len, ours))
-        report(f"{name} transformer++ star, tokens/s", ours)
+        settings = recipe(device, size.batch, size.seq_len)
+        plain = training_rate([genome], corpus, settings, 1.5)
+        report(f"{name} transformer++ star", mfu(genome, size.vocab_size, size.seq_len, plain))
+        report(f"{name} transformer++ star, tokens/s", plain)
+        ours = plain if small(device) else training_rate([genome], corpus, settings.replace(compile="blocks"), 1.5)
+        report(f"{name} transformer++ star, blocks compiled", mfu(genome, size.vocab_size, size.seq_len, ours))
+        report(f"{name} transformer++ star, blocks compiled, tokens/s", ours)
         batch = [torch.randint(size.vocab_size, (size.batch, size.seq_len), device=device) for _ in range(2)]
         for arm, build, compiled in (("GPT, compiled", peers.GPT, not small(device)), ("Llama", peers.llama, False)):
             peer = peers.Trainer(arm, build(size), device.type, compiled)
@@ -330,6 +350,8 @@ def evolution(device: torch.device, report: Report, limit: float) -> None:
                 if not killed and time.monotonic() - began > kill_after and (workers := workers_of(process.pid)):
                     killed = workers[0]
                     os.kill(killed, signal.SIGKILL)
+            if not finished(run):
+                report("said", said(run))
             settled = [event for event in finished(run) if event.data["final"]]
             lost = {event.data["id"] for event in finished(run) if event.data["status"] == "lost"}
             again = lost & {event.data["id"] for event in settled if event.data["status"] == "ok"}
@@ -348,7 +370,17 @@ def evolution(device: torch.device, report: Report, limit: float) -> None:
 
 def evolve(run: Path, options: list[str]) -> subprocess.Popen:
     command = [sys.executable, "-m", "star", "evolve", str(run), *options]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
+    with open(said_in(run), "w") as file:
+        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+
+
+def said_in(run: Path) -> Path:
+    return run.with_suffix(".txt")
+
+
+def said(run: Path) -> str:
+    """The last lines of its output."""
+    return " | ".join(said_in(run).read_text().split("\n")[-6:])
 
 
 def stop(process: subprocess.Popen) -> None:

@@ -27,6 +27,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from star.liv.backends import fused
 from star.liv.base import (
     LIV,
     Features,
@@ -118,9 +119,8 @@ class Attention(LIV):
     def features_of(
         self, h: dict[str, Tensor], state: State | None, given: Features, offset: int
     ) -> tuple[Features, State | None]:
-        config, q = self.config, h["q"]
-        theta = config.rope_theta
-        table = rope_table(offset, q.shape[1], config.head_dim, theta, q.device, q.dtype) if theta else None
+        q = h["q"]
+        table = (given["cos"], given["sin"]) if "cos" in given else self.rope(q, offset)
         features = {"q": self.heads(q, "q", table)}
         if "padding" in given:
             features["padding"] = given["padding"] - offset
@@ -130,6 +130,17 @@ class Attention(LIV):
             return features | {"k": given["k"]}, state
         k, state = self.remember(self.heads(h["k"], "k", table), "k", state, offset)
         return features | {"k": k}, state
+
+    def rope(self, x: Tensor, offset: int) -> tuple[Tensor, Tensor] | None:
+        """cos and signed sin for the tokens of x [B, T, ...]; None without RoPE."""
+        config = self.config
+        if config.rope_theta is None:
+            return None
+        return rope_table(offset, x.shape[1], config.head_dim, config.rope_theta, x.device, x.dtype)
+
+    def tables(self, x: Tensor) -> Features:
+        table = self.rope(x, 0)
+        return {} if table is None else {"cos": table[0], "sin": table[1]}
 
     def value(
         self, features: Features, h: Tensor | None, state: State | None, given: Features, offset: int
@@ -308,6 +319,9 @@ def apply_rope(h: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     In bfloat16 as elsewhere (transformers, nanochat): by halves, which moves a third of the memory that a float32 copy
     and its `roll` do.
     """
+    kernel = fused("rotate", h)
+    if kernel is not None:
+        return kernel(h, cos, sin)
     if h.dtype == cos.dtype:
         return torch.addcmul(h * cos, h.roll(h.shape[-1] // 2, -1), sin)
     cos, sin = (table.to(h.dtype).chunk(2, -1)[1] for table in (cos, sin))

@@ -1,6 +1,9 @@
-"""Which code of a recurrence runs: our own form, unless one of `CHOOSERS` has a faster one (see `star.liv.kernels`).
+"""Which code runs: the plain torch of this package, unless there is something faster for the tensors at hand.
 
-An exported model has no chooser, so it runs our own forms and needs torch alone.
+- recurrences: `fastest` asks `CHOOSERS` (see `star.liv.kernels`);
+- small functions: `fused` looks for a one-pass kernel (see `star.liv.triton_kernels`).
+
+An exported model has neither, so it runs the plain forms and needs torch alone.
 """
 
 from __future__ import annotations
@@ -12,6 +15,9 @@ from torch import Tensor
 
 MIN_TOKENS = 64  # below, our own form is used
 CHOOSERS: list[Callable[[str, Tensor, Tensor], Callable | None]] = []
+LOADERS: dict[str, Callable[[], dict[str, Callable]]] = {}  # type of device -> what imports its kernels
+LOADED: dict[str, dict[str, Callable]] = {}  # type of device -> kernels by name
+FUSED_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def fastest(name: str, ours: Callable, b: Tensor, v: Tensor) -> Callable:
@@ -22,3 +28,13 @@ def fastest(name: str, ours: Callable, b: Tensor, v: Tensor) -> Callable:
             if form is not None:
                 return form
     return ours
+
+
+def fused(name: str, x: Tensor) -> Callable | None:
+    """The kernel `name` for tensors like x, or None: then the plain form runs."""
+    if torch.compiler.is_compiling():  # a compiler fuses by itself
+        return None
+    device = x.device.type
+    if device not in LOADED:
+        LOADED[device] = LOADERS[device]() if device in LOADERS else {}
+    return LOADED[device].get(name) if x.dtype in FUSED_DTYPES and x.numel() else None

@@ -23,7 +23,7 @@ up (and may update it in place), and returns the new one. It is never part of th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -252,6 +252,7 @@ class LIV(nn.Module):
         self.config = config
         self.given = given
         self.tied = frozenset(tied or ())
+        self.copies: dict[str, Tensor] = {}  # of matrices, in the dtype of activations, while a model computes its loss
         for name, weight in config.own_weights(given).items():
             parameter = tied[name] if tied and name in tied else nn.Parameter(torch.empty(weight.shape))
             self.register_parameter(name, parameter)
@@ -282,6 +283,12 @@ class LIV(nn.Module):
     def scale(self, features: Features, y: Tensor) -> Tensor | None:
         """The feature of a norm at the output: 1 / rms of the mixed value y; None if the operator has no such norm."""
         return None
+
+    def tables(self, x: Tensor) -> Features:
+        """What depends on the number of tokens of x [B, T, D] alone, from the start of a sequence, under its names in
+        `given`: for a compiled operator, which would otherwise compute it again for every element.
+        """
+        return {}
 
     def readout(self, features: Features, y: Tensor) -> Tensor:
         """Gate and norm of the mixed value y. Linear in y if features["scale"] is there; otherwise the norm is of y."""
@@ -364,8 +371,21 @@ class LIV(nn.Module):
 
     def linear(self, x: Tensor, name: str) -> Tensor:
         """The map `name` of x, with its bias if it has one. Weights are cast to the dtype of x."""
-        bias = getattr(self, f"{name}_bias").to(x.dtype) if self.config.biased else None
-        return F.linear(x, getattr(self, name).to(x.dtype), bias)
+        return F.linear(x, self.weight(name, x.dtype), self.bias(name, x.dtype))
+
+    def weight(self, name: str, dtype: torch.dtype) -> Tensor:
+        """The weight `name` in this dtype: a copy that was made for all matrices at once, or one made here."""
+        copy = self.copies.get(name)
+        return getattr(self, name).to(dtype) if copy is None else copy
+
+    def matrices(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The weights of its linear maps, by name."""
+        for name in (*self.maps, "out"):
+            yield name, getattr(self, name)
+
+    def bias(self, name: str, dtype: torch.dtype) -> Tensor | None:
+        """The bias of the map `name`; None without biases."""
+        return getattr(self, f"{name}_bias").to(dtype) if self.config.biased else None
 
     def project(self, x: Tensor, state: State | None, names: tuple[str, ...]) -> tuple[dict[str, Tensor], State | None]:
         """The linear maps `names` of x [B, T, D], each after its short causal filter if it has one.

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from star.liv.backends import fused
+
 
 def activate(x: Tensor, nonlinearity: str) -> Tensor:
     """A nonlinearity by name: none, relu, swish, gelu or normal_cdf (x times it is gelu)."""
@@ -22,6 +24,12 @@ def activate(x: Tensor, nonlinearity: str) -> Tensor:
     }[nonlinearity](x)
 
 
+def gated(gate: Tensor, value: Tensor, nonlinearity: str) -> Tensor:
+    """`activate` of the gate, times the value of the same shape."""
+    kernel = fused("gated", value)
+    return activate(gate, nonlinearity) * value if kernel is None else kernel(gate, value, nonlinearity)
+
+
 def short_convolution(x: Tensor, weight: Tensor, past: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Causal depthwise convolution by shift and add, for filters of a few taps.
 
@@ -29,6 +37,9 @@ def short_convolution(x: Tensor, weight: Tensor, past: Tensor | None = None) -> 
     Returns: y [B, T, C] and the last k - 1 inputs [B, k - 1, C].
     """
     before = weight.shape[1] - 1
+    kernel = fused("convolve", x) if past is None and x.shape[1] >= before else None
+    if kernel is not None:
+        return kernel(x, weight), x[:, x.shape[1] - before :].detach()
     x = F.pad(x, (0, 0, before, 0)) if past is None else torch.cat([past.to(x.dtype), x], dim=1)
     return ShortConvolution.apply(x, weight), x[:, x.shape[1] - before :].detach()
 
@@ -181,6 +192,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
     `weight` has the shape of the last dimension, or of the last two.
     """
+    kernel = fused("rms_norm", x) if weight.dim() == 1 else None
+    if kernel is not None:
+        return kernel(x, weight, eps)
     weight = weight.to(x.dtype)
     if x.device.type == "cpu":
         return RMSNorm.apply(x, weight, eps)[0]

@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import warnings
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -24,7 +25,7 @@ import platformdirs
 import torch
 from torch import Tensor
 
-from star.liv.backends import CHOOSERS
+from star.liv.backends import CHOOSERS, LOADERS
 
 DEVICES: tuple[str, ...] = ("cuda",)
 # Our name -> module and function of fla-core. All take q, k, v [B, T, H, .] and the keywords in `load_kernel`.
@@ -70,6 +71,23 @@ def choose(name: str, b: Tensor, v: Tensor) -> Callable | None:
 
 
 CHOOSERS.append(choose)
+
+
+def one_pass_kernels() -> dict[str, Callable]:
+    """The kernels of `star.liv.triton_kernels`; none, with a warning, where Triton cannot run."""
+    try:
+        from star.liv.triton_kernels import KERNELS as found
+
+        logits = torch.zeros(1, 16, device="cuda")
+        found["token_losses"](logits, torch.zeros(1, dtype=torch.int64, device="cuda"))
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        warnings.warn(f"no one-pass kernels, so training is slower: Triton does not run here ({reason})", stacklevel=2)
+        return {}
+    return found
+
+
+LOADERS["cuda"] = one_pass_kernels
 
 
 def explain() -> list[str]:

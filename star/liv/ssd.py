@@ -43,7 +43,8 @@ def ssd_parallel(
     """The whole sequence, chunk by chunk (Mamba-2, listing 1), for any length.
 
     Inside a chunk Y = (C B^T * D) V with D_ij = exp(s_i - s_j) for j <= i, else 0, and s the cumulative log decay. The
-    state before the chunk adds exp(s_i) S^T c_i. Every exponent is <= 0, so no gate can overflow.
+    state before the chunk adds exp(s_i) S^T c_i. Every exponent is <= 0, so no gate can overflow. Decays and states are
+    in float32; all products of matrices are in the dtype of v, for tensor cores and half the memory traffic.
 
     Args: c, b [B, T, G, N]; v [B, T, H, P]; g [B, T, H], log decays <= 0, or None; memory [B, H, N, P], the state
         before.
@@ -71,13 +72,13 @@ def ssd_parallel(
     n_added = n_chunks if keep_memory else n_chunks - 1
     if n_added or memory is not None:
         total = cumulative[..., :n_added, -1:]  # [B, H, n, 1]
-        to_end = (total - cumulative[:, :, :n_added]).exp()[..., None]
-        added = b[:, :, :n_added].to(dtype).transpose(-1, -2) @ beside(v_[:, :, :n_added].to(dtype) * to_end, n_groups)
-        added = apart(added, heads)  # what each chunk adds to the state, [B, H, n, N, P]
+        to_end = (total - cumulative[:, :, :n_added]).exp()[..., None].to(v.dtype)
+        added = b[:, :, :n_added].transpose(-1, -2) @ beside(v_[:, :, :n_added] * to_end, n_groups)
+        added = apart(added, heads).to(dtype)  # what each chunk adds to the state, [B, H, n, N, P]
         total = total[..., None].expand(added.shape[0], -1, -1, -1, -1)
         states = carried(total, added, None if memory is None else memory.to(dtype))
-        past = apart(c.to(dtype) @ beside(states[:, :, :n_chunks], n_groups), heads)
-        y = (y.to(dtype) + past * cumulative.exp()[..., None]).to(v.dtype)
+        past = apart(c @ beside(states[:, :, :n_chunks].to(c.dtype), n_groups), heads)
+        y = torch.addcmul(y, past, cumulative.exp()[..., None].to(y.dtype))
         memory = states[:, :, -1]
     return from_chunks(y, seq_len), memory if keep_memory else None
 

@@ -10,8 +10,9 @@ keeps no state. Weights stay in their own dtype; activations have `compute_dtype
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,6 +109,28 @@ def add_weights(module: nn.Module, weights: Mapping[str, Weight], names: Iterabl
             weight.init(getattr(module, name), torch.Generator())
 
 
+class CastTogether(torch.autograd.Function):
+    """Tensors in another dtype, and their gradients in the dtypes of the tensors."""
+
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.dtypes = [tensor.dtype for tensor in tensors]
+        return cast_together(tensors, [dtype] * len(tensors))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *cast_together(gradients, ctx.dtypes)
+
+
+def cast_together(tensors: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> tuple[Tensor, ...]:
+    """Every tensor in its dtype, by few kernels."""
+    sources = [tensor.contiguous() for tensor in tensors]
+    copies = [torch.empty(t.shape, dtype=dtype, device=t.device) for t, dtype in zip(sources, dtypes, strict=True)]
+    torch._foreach_copy_(copies, sources)
+    return tuple(copies)
+
+
 class LanguageModel(nn.Module):
     """A language model. vocab_size: rows of the embedding; tie_embeddings: embedding and head are one matrix.
 
@@ -169,10 +192,30 @@ class LanguageModel(nn.Module):
 
         Many logits are computed a chunk of tokens at a time (see `star.model.cross_entropy`).
         """
-        x, _ = self.hidden(tokens, None)
+        casts = self.compute_dtype is not None and not torch.compiler.is_compiling()
+        with self.copies(self.compute_dtype) if casts else contextlib.nullcontext():
+            x, _ = self.hidden(tokens, None)
         x = norm(x, self.final_norm, self.final_norm_bias, NORM_EPS).flatten(0, 1)
         loss = cross_entropy(x, self.head_weight, targets.flatten().long(), reduction)
         return loss.view(targets.shape) if reduction == "none" else loss
+
+    @contextlib.contextmanager
+    def copies(self, dtype: torch.dtype) -> Iterator[None]:
+        """Cast the matrices of all LIVs at once, for one pass over the blocks.
+
+        One kernel instead of one for each matrix, and another one for all gradients. A block whose forward has been
+        replaced (compiled, or recomputed in the backward) casts by itself.
+        """
+        livs = [block.liv for block in self.blocks if "forward" not in vars(block)]
+        found = {id(weight): weight for liv in livs for _, weight in liv.matrices() if weight.dtype != dtype}
+        copy = dict(zip(found, CastTogether.apply(dtype, *found.values()))) if found else {}
+        try:
+            for liv in livs:
+                liv.copies = {name: copy[id(weight)] for name, weight in liv.matrices() if id(weight) in copy}
+            yield
+        finally:
+            for liv in livs:
+                liv.copies = {}
 
     def hidden(self, tokens: Tensor, state: ModelState | None) -> tuple[Tensor, list[State]]:
         """tokens [B, T] -> the residual stream after the last block [B, T, D], and the states of all layers."""

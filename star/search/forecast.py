@@ -31,7 +31,7 @@ from star.training.trainable import Trainable
 from star.training.trainer import TrainingRun
 
 SAMPLE = 4  # genomes of a space that are measured
-PATIENCE = 5  # no further genome is measured after so many times the seconds that were asked for
+PATIENCE = 2.5  # no further genome is measured after so many times the seconds that were asked for
 CPU_TOKENS = 2048  # of a micro-batch that is measured on a CPU
 YEAR = 365 * 24 * 3600.0
 

@@ -73,6 +73,7 @@ def checkpoint_blocks(model: LanguageModel) -> LanguageModel:
 def _compiled_forward(block: Block, compiled: Callable, x: Tensor, state: Any, given: dict, offset: int) -> tuple:
     if state is not None or not torch.is_grad_enabled():
         return Block.forward(block, x, state, given, offset)
+    given = given | block.liv.tables(x)
     y, features = compiled(dict(block.named_parameters()), x, {name: given[name] for name in sorted(given)})
     return y, None, features
 
