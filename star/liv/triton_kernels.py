@@ -113,8 +113,10 @@ def _convolve(x, weight, y, T, C, TAPS: tl.constexpr, BACKWARD: tl.constexpr, RO
     c = tl.program_id(1) * COLS + tl.arange(0, COLS)[None, :]
     total = tl.zeros((ROWS, COLS), tl.float32)
     for tap in tl.static_range(TAPS):
-        past: tl.constexpr = TAPS - 1 - tap
-        source = t + past if BACKWARD else t - past
+        if BACKWARD:
+            source = t + (TAPS - 1 - tap)
+        else:
+            source = t - (TAPS - 1 - tap)
         inside = (source >= 0) & (source < T) & (c < C)
         h = tl.load(x + (sequence + source) * C + c, mask=inside, other=0.0).to(tl.float32)
         total += h * tl.load(weight + c * TAPS + tap, mask=c < C, other=0.0).to(tl.float32)
