@@ -15,7 +15,8 @@ miniature, to test the script.
 - first: seconds from `star evolve --preset gpu` to its first finished candidate;
 - mfu: model FLOPs utilisation at 14 M and 125 M against a plain GPT, compiled whole, and transformers' Llama;
 - compile: seconds that compiled blocks cost before the first step, and the rate after it;
-- evolution: `star evolve --preset gpu-quick`: candidates per minute, GPU utilisation; one worker is killed meanwhile.
+- evolution: `star evolve --preset gpu-quick`: candidates per minute, tokens/s in all, GPU utilisation;
+- kill: a worker of such a search is killed: what it trained is repeated.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ SECONDS = {  # limit of each part
     "first": 60,
     "mfu": 55,
     "compile": 40,
-    "evolution": 210,
+    "evolution": 200,
+    "kill": 60,
 }
 GOALS = {  # of the project, on one H100
     "steps: mixed, width 256, 32 x 512, graph": "1,500,000 tokens/s",
@@ -329,43 +331,52 @@ def compile_part(device: torch.device, report: Report, limit: float) -> None:
 
 
 def evolution(device: torch.device, report: Report, limit: float) -> None:
-    seconds = 20.0 if small(device) else limit - 30
-    kill_after = 0.4 * seconds
     with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder) / "run"
-        process, started, busy, killed = (
-            evolve(run, ["--preset", "smoke" if small(device) else "gpu-quick"]),
-            0.0,
-            [],
-            0,
-        )
+        run, busy = Path(folder) / "run", list[tuple[float, float]]()
+        process, began = evolve(run, ["--preset", "smoke" if small(device) else "gpu-quick"]), time.time()
         try:
-            began = time.monotonic()
-            while process.poll() is None and time.monotonic() - began < seconds:
+            while process.poll() is None and time.time() - began < (20.0 if small(device) else limit - 20):
                 time.sleep(1.0)
-                if not started and (events := finished(run)):
-                    started = events[0].time
-                if started and device.type == "cuda":
-                    busy.append(utilisation())
-                if not killed and time.monotonic() - began > kill_after and (workers := workers_of(process.pid)):
-                    killed = workers[0]
-                    os.kill(killed, signal.SIGKILL)
-            if not finished(run):
-                report("said", said(run))
+                busy.append((time.time(), utilisation() if device.type == "cuda" else float("nan")))
             settled = [event for event in finished(run) if event.data["final"]]
-            lost = {event.data["id"] for event in finished(run) if event.data["status"] == "lost"}
-            again = lost & {event.data["id"] for event in settled if event.data["status"] == "ok"}
-            minutes = (settled[-1].time - settled[0].time) / 60 if len(settled) > 1 else float("nan")
+            report("said", said(run))
             report("candidates", len(settled))
-            report("candidates per minute after the first", (len(settled) - 1) / minutes)
             report("of these not ok", sum(event.data["status"] != "ok" for event in settled))
-            report("lost with the killed worker", len(lost))
-            report("of these repeated and ok", len(again))
-            if busy:
-                report("GPU utilisation", f"{statistics.mean(busy):.0f} %")
+            if settled:
+                times, tokens = [event.time for event in settled], sum(tokens_of(event) for event in settled)
+                report("seconds to the first", times[0] - began)
+                report("candidates per minute, in all", len(settled) / (times[-1] - began) * 60)
+                report("candidates per minute after the first", (len(times) - 1) / max(times[-1] - times[0], 1) * 60)
+                report("tokens/s in all", tokens / (times[-1] - began))
+                after = [percent for moment, percent in busy if moment > times[0]]
+                report("GPU utilisation", f"{statistics.mean(after or [float('nan')]):.0f} %")
+            report("GPU utilisation, start included", f"{statistics.mean(percent for _, percent in busy):.0f} %")
         finally:
             stop(process)
         report("exit code after Ctrl-C", process.returncode)
+
+
+def kill(device: torch.device, report: Report, limit: float) -> None:
+    """A worker is killed as soon as a candidate has finished: what it trained is repeated, the search goes on."""
+    options = ["--preset", "smoke"] if small(device) else ["--preset", "gpu-quick", "--tokens", "2e6"]
+    with tempfile.TemporaryDirectory() as folder:
+        run, killed = Path(folder) / "run", False
+        process, began = evolve(run, options), time.time()
+        lost, again = set[str](), set[str]()
+        try:
+            while process.poll() is None and time.time() - began < limit - 10 and not (lost and lost == again):
+                time.sleep(0.2)
+                events = finished(run)
+                if not killed and events and (workers := workers_of(process.pid)):
+                    os.kill(workers[0], signal.SIGKILL)
+                    killed = True
+                lost = {event.data["id"] for event in events if event.data["status"] == "lost"}
+                again = {event.data["id"] for event in events if event.data["status"] == "ok"} & lost
+            report("killed", killed)
+            report("lost with the killed worker", len(lost))
+            report("of these repeated and ok", len(again))
+        finally:
+            stop(process)
 
 
 def evolve(run: Path, options: list[str]) -> subprocess.Popen:
@@ -399,6 +410,10 @@ def finished(run: Path) -> list:
         return []
 
 
+def tokens_of(event: Any) -> int:
+    return (event.data.get("metrics") or {}).get("tokens") or 0
+
+
 def utilisation() -> float:
     query = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
     if shutil.which(query[0]) is None:
@@ -427,6 +442,7 @@ PARTS: dict[str, Callable[[torch.device, Report, float], None]] = {
     "mfu": mfu_part,
     "compile": compile_part,
     "evolution": evolution,
+    "kill": kill,
 }
 
 if __name__ == "__main__":

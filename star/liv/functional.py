@@ -187,6 +187,12 @@ def norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
     return F.layer_norm(x, weight.shape, weight.to(x.dtype), bias.to(x.dtype), eps)
 
 
+def residual_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+    """x itself and its `norm`, for a residual stream: a kernel then adds both gradients of x in one pass."""
+    kernel = fused("residual_rms_norm", x) if bias is None else None
+    return (x, norm(x, weight, bias, eps)) if kernel is None else kernel(x, weight, eps)
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / rms(x) * weight over the last dimension (arXiv 1910.07467), the mean square in float32 or wider.
 

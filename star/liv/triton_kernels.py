@@ -53,7 +53,19 @@ def _rms_norm(x, weight, y, inverse, n, D, eps, ROWS: tl.constexpr, COLS: tl.con
 
 @triton.jit
 def _rms_norm_backward(
-    x, weight, inverse, dy, dx, dweight, n, D, BLOCKS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr
+    x,
+    weight,
+    inverse,
+    dy,
+    passed,
+    dx,
+    dweight,
+    n,
+    D,
+    PASSED: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
 ):
     first = tl.program_id(0).to(tl.int64)
     col = tl.arange(0, COLS)[None, :]
@@ -69,8 +81,39 @@ def _rms_norm_backward(
         total += g * h
         g = g * w
         along = tl.sum(g * h, axis=1, keep_dims=True) / D
-        tl.store(dx + row * D + col, ((g - h * along) * r).to(dx.dtype.element_ty), mask=inside)
+        g = (g - h * along) * r
+        if PASSED:
+            g += tl.load(passed + row * D + col, mask=inside, other=0.0).to(tl.float32)
+        tl.store(dx + row * D + col, g.to(dx.dtype.element_ty), mask=inside)
     tl.store(dweight + first * D + col, tl.sum(total, axis=0, keep_dims=True), mask=col < D)
+
+
+def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The norm of contiguous x [..., D], and 1 / rms of every row."""
+    columns = x.shape[-1]
+    n = x.numel() // columns
+    rows, cols = _tile(columns)
+    y, inverse = torch.empty_like(x), torch.empty(n, dtype=torch.float32, device=x.device)
+    _rms_norm[(triton.cdiv(n, rows),)](x, weight, y, inverse, n, columns, eps, ROWS=rows, COLS=cols)
+    return y, inverse
+
+
+def _norm_gradients(
+    x: Tensor, weight: Tensor, inverse: Tensor, dy: Tensor, passed: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Gradients by x and the weight. passed: a gradient of x itself, to be added."""
+    n, columns = inverse.numel(), x.shape[-1]
+    rows, cols = _tile(columns)
+    tiles = triton.cdiv(n, rows)
+    blocks = triton.next_power_of_2(triton.cdiv(tiles, PROGRAMS))  # few variants to compile
+    programs = triton.cdiv(tiles, blocks)
+    dx = torch.empty_like(x)
+    dweight = torch.empty(programs, columns, dtype=torch.float32, device=x.device)
+    added = dy if passed is None else passed.contiguous()
+    arguments = (x, weight, inverse, dy.contiguous(), added, dx, dweight, n, columns)
+    sizes = {"PASSED": passed is not None, "BLOCKS": blocks, "ROWS": rows, "COLS": cols}
+    _rms_norm_backward[(programs,)](*arguments, **sizes)
+    return dx, dweight.sum(0).to(weight.dtype)
 
 
 class RMSNorm(torch.autograd.Function):
@@ -78,29 +121,31 @@ class RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        x, y = x.contiguous(), torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        columns = x.shape[-1]
-        n = x.numel() // columns
-        rows, cols = _tile(columns)
-        inverse = torch.empty(n, dtype=torch.float32, device=x.device)
-        _rms_norm[(triton.cdiv(n, rows),)](x, weight, y, inverse, n, columns, eps, ROWS=rows, COLS=cols)
+        x = x.contiguous()
+        y, inverse = _normed(x, weight, eps)
         ctx.save_for_backward(x, weight, inverse)
         return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, weight, inverse = ctx.saved_tensors
-        n, columns = inverse.numel(), x.shape[-1]
-        rows, cols = _tile(columns)
-        tiles = triton.cdiv(n, rows)
-        blocks = triton.next_power_of_2(triton.cdiv(tiles, PROGRAMS))  # few variants to compile
-        programs = triton.cdiv(tiles, blocks)
-        dx = torch.empty_like(x)
-        dweight = torch.empty(programs, columns, dtype=torch.float32, device=x.device)
-        arguments = (x, weight, inverse, dy.contiguous(), dx, dweight, n, columns)
-        _rms_norm_backward[(programs,)](*arguments, BLOCKS=blocks, ROWS=rows, COLS=cols)
-        return dx, dweight.sum(0).to(weight.dtype), None
+        return *_norm_gradients(*ctx.saved_tensors, dy), None
+
+
+class ResidualRMSNorm(torch.autograd.Function):
+    """x itself and its norm, so that the backward adds both gradients of x in the same pass."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        x = x.contiguous()
+        y, inverse = _normed(x, weight, eps)
+        ctx.save_for_backward(x, weight, inverse)
+        return x.view_as(x), y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, passed: Tensor, dy: Tensor) -> tuple[Tensor, Tensor, None]:
+        return *_norm_gradients(*ctx.saved_tensors, dy, passed), None
 
 
 # ---- short causal convolution
@@ -338,9 +383,24 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
 
 KERNELS: dict[str, Callable] = {
     "rms_norm": RMSNorm.apply,
+    "residual_rms_norm": ResidualRMSNorm.apply,
     "convolve": Convolve.apply,
     "gated": Gated.apply,
     "rotate": Rotate.apply,
     "softmax_gradient": softmax_gradient,
     "token_losses": token_losses,
 }
+
+
+def try_all(device: torch.device) -> None:
+    """Run every kernel, forward and backward. Raises whatever Triton raises if it cannot compile or start one."""
+    with torch.enable_grad():
+        x = torch.ones(2, 8, 16, dtype=torch.bfloat16, device=device, requires_grad=True)
+        weight, table = torch.ones(16, device=device), torch.ones(8, 1, 16, device=device)
+        passed, y = KERNELS["residual_rms_norm"](KERNELS["rms_norm"](x, weight, 1e-5), weight, 1e-5)
+        y = KERNELS["gated"](KERNELS["convolve"](y, weight[:, None].repeat(1, 4)), passed, "swish")
+        y = KERNELS["rotate"](y.unflatten(-1, (1, 16)), table, table)
+        y.sum().backward()
+    logits, targets = y.detach().reshape(16, 16), torch.zeros(16, dtype=torch.int64, device=device)
+    KERNELS["token_losses"](logits, targets)
+    KERNELS["softmax_gradient"](logits, targets, weight)

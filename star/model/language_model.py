@@ -23,7 +23,7 @@ from torch.utils._pytree import register_pytree_node
 
 from star.genome.plan import BlockConfig, Layer, Plan
 from star.liv.base import LIV, Features, State, Weight, check_state, normal
-from star.liv.functional import norm
+from star.liv.functional import norm, residual_norm
 from star.model.cross_entropy import cross_entropy
 
 NORM_EPS = 1e-5
@@ -88,7 +88,9 @@ class Block(nn.Module):
         self, x: Tensor, state: State | None, given: Features, offset: int
     ) -> tuple[Tensor, State | None, Features]:
         """x [B, T, D] -> the new residual stream [B, T, D], the new state, and the features, which others may share."""
-        h = x if self.norm_in is None else norm(x, self.norm_in, self.norm_in_bias, NORM_EPS)
+        h = x
+        if self.norm_in is not None:
+            x, h = residual_norm(x, self.norm_in, self.norm_in_bias, NORM_EPS)
         if "padding" in given:  # nothing is read of a token of padding, and attention leaves its key out
             h = h * (torch.arange(offset, offset + x.shape[1], device=x.device) >= given["padding"][:, None])[..., None]
         h, state, features = self.liv.share(h, state, given, offset)

@@ -7,7 +7,7 @@ import torch
 
 from star.liv import backends
 from star.liv.attention import apply_rope, rope_table
-from star.liv.functional import gated, rms_norm, short_convolution
+from star.liv.functional import gated, residual_norm, rms_norm, short_convolution
 from star.model.cross_entropy import ChunkedCrossEntropy, plain_cross_entropy, token_losses
 
 pytest.importorskip("triton")
@@ -50,6 +50,14 @@ def randn(*shape, seed=0):
 @pytest.mark.parametrize("shape", [(3, 5, 64), (2, 37, 4, 16), (1, 3, 1365), (700, 24)])
 def test_rms_norm(shape, dtype):
     same(lambda x, w: rms_norm(x, w, 1e-5), [randn(*shape), 1 + randn(shape[-1], seed=1)], dtype)
+
+
+def test_norm_of_a_residual_stream(dtype):
+    def block(x, w):
+        x, h = residual_norm(x, w, None, 1e-5)
+        return x + h * h
+
+    same(block, [randn(3, 50, 48), 1 + randn(48, seed=1)], dtype)
 
 
 @pytest.mark.parametrize("shape, taps", [((2, 70, 96), 4), ((1, 5, 200), 3), ((3, 130, 16), 7), ((2, 3, 8), 4)])
