@@ -5,13 +5,20 @@ import signal
 import time
 from pathlib import Path
 
+WARM = []
+
+
+def warm_up() -> None:
+    """What workers call early, if they are started before there is a job."""
+    WARM.append(os.getpid())
+
 
 def job(job: dict, report) -> dict:
     """Ends as job["do"] says."""
     report({"step": 1})
     match job["do"]:
         case "ok":
-            return {"number": job.get("number"), "pid": os.getpid(), "slot": os.environ.get("SLOT")}
+            return {"number": job.get("number"), "pid": os.getpid(), "slot": os.environ.get("SLOT"), "warm": WARM}
         case "echo":
             return job
         case "progress":

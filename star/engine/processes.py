@@ -7,6 +7,7 @@ takes seconds, so workers are kept, and replaced only after an error or after ma
 
 import contextlib
 import errno
+import importlib
 import multiprocessing
 import os
 import time
@@ -40,6 +41,7 @@ class ProcessPool(Engine):
         (suspending the machine or correcting its clock does not count); None for no limit.
     environments: environment variables of each worker, for example CUDA_VISIBLE_DEVICES; cycled over the workers.
     progress_directory: where workers write the progress of running jobs; emptied at the start.
+    started: workers to use in place of new ones, see `start_workers`.
     """
 
     def __init__(
@@ -51,13 +53,14 @@ class ProcessPool(Engine):
         environments: Sequence[dict[str, str]] = ({},),
         company: Callable[[dict], int] | None = None,
         most: int = 1,
+        started: Sequence["Worker"] = (),
     ):
         self.function, self.slots, self.timeout = function, workers * most, timeout
         self.company = company or (lambda job: 1)
         self.on_progress: Callable[[str, dict], None] | None = None
         self.progress = ProgressDirectory(progress_directory)
         self.waiting: dict[str, dict] = {}
-        self._workers = [_Worker(f"worker {i}", environments[i % len(environments)]) for i in range(workers)]
+        self._workers = list(started) or make_workers(workers, environments)
 
     def submit(self, job_id: str, job: dict) -> None:
         self.waiting[job_id] = job
@@ -167,7 +170,7 @@ class _Group:
         return [{"status": status, "reason": reason}] * len(self.jobs)
 
 
-class _Worker:
+class Worker:
     """One process at a time, and the jobs it has."""
 
     def __init__(self, name: str, environment: dict[str, str]):
@@ -176,8 +179,14 @@ class _Worker:
         self.group: _Group | None = None
 
     def start(self, function: str, jobs: dict[str, dict], progress_paths: list[str]) -> None:
+        """Give it these jobs. It must be free."""
         pid_file = Path(f"{progress_paths[0]}.pid")
         pid_file.unlink(missing_ok=True)
+        future = self.schedule(_run_with_progress, function, list(jobs.values()), progress_paths)
+        self.group = _Group(jobs, future, pid_file, time.monotonic())
+
+    def schedule(self, function: Callable, *arguments: Any) -> pebble.ProcessFuture:
+        """Call the function in its process, after whatever was scheduled before."""
         with named_shared_memory():
             if self.pool is None or not self.pool.active:
                 self.stop()
@@ -188,8 +197,7 @@ class _Worker:
                     initargs=(os.getpid(), self.environment),
                     context=multiprocessing.get_context("spawn"),
                 )
-            future = self.pool.schedule(_run_with_progress, args=(function, list(jobs.values()), progress_paths))
-        self.group = _Group(jobs, future, pid_file, time.monotonic())
+            return self.pool.schedule(function, args=arguments)
 
     def outcomes(self, timeout: float | None) -> list[Outcome]:
         """The outcomes of this worker's jobs, once it has them; the worker is free then."""
@@ -221,6 +229,23 @@ class _Worker:
         if pool is not None:
             pool.stop()
             pool.join()
+
+
+def make_workers(count: int, environments: Sequence[dict[str, str]] = ({},)) -> list[Worker]:
+    """Workers without processes yet; the environments are cycled over them."""
+    return [Worker(f"worker {i}", environments[i % len(environments)]) for i in range(count)]
+
+
+def start_workers(function: str, workers: Sequence[Worker]) -> None:
+    """Start their processes, and in each call `warm_up` of the module of `function`, if it has one."""
+    for worker in workers:
+        worker.schedule(_warm_up, function)
+
+
+def _warm_up(function: str) -> None:
+    warm_up = getattr(importlib.import_module(function.partition(":")[0]), "warm_up", None)
+    if warm_up is not None:
+        warm_up()
 
 
 def _run_with_progress(function: str, jobs: list[dict], progress_paths: list[str]) -> list[dict]:

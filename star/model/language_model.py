@@ -194,8 +194,8 @@ class LanguageModel(nn.Module):
 
         Many logits are computed a chunk of tokens at a time (see `star.model.cross_entropy`).
         """
-        casts = self.compute_dtype is not None and not torch.compiler.is_compiling()
-        with self.copies(self.compute_dtype) if casts else contextlib.nullcontext():
+        dtype = None if torch.compiler.is_compiling() else self.compute_dtype
+        with self.copies(dtype) if dtype else contextlib.nullcontext():
             x, _ = self.hidden(tokens, None)
         x = norm(x, self.final_norm, self.final_norm_bias, NORM_EPS).flatten(0, 1)
         loss = cross_entropy(x, self.head_weight, targets.flatten().long(), reduction)

@@ -17,7 +17,7 @@ from star.search.events import Callback, Emitter
 from star.search.loop import Loop
 from star.search.session import Ending, check_same, packages, stop_on_signals
 from star.search.spaces import check_bounds, left_out, make_baselines, make_space
-from star.search.workers import make_engine
+from star.search.workers import early_workers, make_engine
 from star.store import Event, Record, RunLock, Store
 from star.store.database import exists, read_meta
 from star.surrogate.screening import make_surrogate
@@ -49,10 +49,14 @@ def evolve(
     corpus = evaluation.prepare(config)
     check_bounds(space, config, corpus["vocab_size"])
     algorithm = load_algorithm(space, config, make_surrogate(config, corpus["vocab_size"]))
-    if before is not None and not resumed:
-        before(config)
-    run.mkdir(parents=True, exist_ok=True)
+    function = f"{evaluation.__name__}:assess"
     with contextlib.ExitStack() as stack:
+        workers = early_workers(config, function) if engine is None else []
+        for worker in workers:
+            stack.callback(worker.stop)
+        if before is not None and not resumed:
+            before(config)
+        run.mkdir(parents=True, exist_ok=True)
         lock = RunLock(run)
         stack.callback(lock.release)
         meta = {"star": star.__version__, "config": config.to_json(), "space": space.to_json(), "corpus": corpus}
@@ -65,9 +69,7 @@ def evolve(
         events = store.events()
         replay(algorithm, events, run, stored)
         if engine is None:
-            engine = make_engine(
-                config, f"{evaluation.__name__}:assess", run, functools.partial(emit, "message", level="info")
-            )
+            engine = make_engine(config, function, run, functools.partial(emit, "message", level="info"), workers)
             stack.callback(engine.close)
         for note in corpus.get("notes", ()):
             emit("message", level="info", text=f"{corpus['name']}: {note}")

@@ -13,7 +13,7 @@ models run side by side as have `CHANNELS` activations of the residual stream on
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ import torch
 
 from star.config import RunConfig
 from star.engine import Engine, InProcess, ProcessPool, Ray
+from star.engine.processes import Worker, make_workers, start_workers
 
 GRACE = 60.0  # seconds that a candidate which watches its own deadline gets before it is killed
 MOST_WORKERS = 4096  # that a steady state keeps busy: it has no generation to wait for
@@ -84,15 +85,40 @@ def busy(config: RunConfig) -> int:
     return MOST_WORKERS if config.search.asynchronous else max(config.search.population, config.offspring)
 
 
-def make_engine(config: RunConfig, function: str, run: Path, say: Callable = lambda text: None) -> Engine:
+def early_workers(config: RunConfig, function: str) -> list[Worker]:
+    """Workers of GPUs, whose processes take seconds to start: they do so while the coordinator still prepares.
+
+    None on a CPU, where they would take the time of what it prepares. Stop them if `make_engine` does not get them.
+    """
+    plan = Parallel.of(config) if config.engine.kind == "pool" else None
+    if plan is None or not plan.gpus:
+        return []
+    workers = make_workers(plan.workers, environments(config, plan))
+    start_workers(function, workers)
+    return workers
+
+
+def environments(config: RunConfig, plan: Parallel) -> list[dict[str, str]]:
+    """Environment variables of each worker, to be cycled over them."""
+    threads = {name: str(config.engine.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    return [threads | {"CUDA_VISIBLE_DEVICES": gpu} for gpu in plan.gpus] or [threads]
+
+
+def make_engine(
+    config: RunConfig,
+    function: str,
+    run: Path,
+    say: Callable = lambda text: None,
+    started: Sequence[Worker] = (),
+) -> Engine:
     """The engine that the configuration asks for: workers on each GPU, or one per `threads` CPU cores.
 
-    No more than a generation keeps busy; `say` is told of workers that would stay idle or do not fit.
+    No more than a generation keeps busy; `say` is told of workers that would stay idle or do not fit. started: what
+    `early_workers` gave.
     """
     settings = config.engine
     if settings.kind == "inprocess":
         return InProcess(function, slots=settings.workers or 1)
-    threads = {name: str(settings.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     timeout = settings.timeout + GRACE if settings.timeout else None
     most = busy(config)
     engine: Engine
@@ -100,7 +126,8 @@ def make_engine(config: RunConfig, function: str, run: Path, say: Callable = lam
         on_gpu = config.training.device in ("auto", "cuda") and config.evaluation == "training"
         per_gpu = settings.workers_per_gpu or WORKERS_PER_GPU if on_gpu else 0
         wanted = min(settings.workers, most)
-        engine = Ray(function, wanted, run, settings.address, timeout, settings.threads, per_gpu, threads)
+        shared = environments(config, Parallel((), 0, None, 1))[0]
+        engine = Ray(function, wanted, run, settings.address, timeout, settings.threads, per_gpu, shared)
         if engine.slots < wanted:
             say(
                 text=f"engine.workers is {settings.workers}, but the Ray cluster holds {engine.slots} at one time: "
@@ -109,9 +136,8 @@ def make_engine(config: RunConfig, function: str, run: Path, say: Callable = lam
         engine.slots = slots = min(engine.slots, most)
     else:
         plan = Parallel.of(config)
-        environments = [threads | {"CUDA_VISIBLE_DEVICES": gpu} for gpu in plan.gpus] or [threads]
-        progress = run / "progress"
-        engine = ProcessPool(function, plan.workers, progress, timeout, environments, plan.company, plan.side_by_side)
+        each, progress, most_together = environments(config, plan), run / "progress", plan.side_by_side
+        engine = ProcessPool(function, plan.workers, progress, timeout, each, plan.company, most_together, started)
         slots = min(engine.slots, most)
     if settings.workers > most:
         say(

@@ -12,6 +12,7 @@ import pytest
 from jobs import ENDINGS, drive, is_alive, wait_for
 
 from star.engine import InProcess, ProcessPool
+from star.engine.processes import make_workers, start_workers
 from star.errors import UserError
 
 FUNCTION = "jobs:job"
@@ -41,6 +42,16 @@ def test_shared_memory_without_room_for_the_locks_of_workers(pool, monkeypatch, 
         pool.submit("a", {"do": "ok"})
     monkeypatch.undo()
     assert drive(pool, {"b": {"do": "ok"}})["b"].status == "ok"
+
+
+def test_workers_that_start_before_there_is_a_job(tmp_path):
+    workers = make_workers(1, [{"SLOT": "early"}])
+    start_workers(FUNCTION, workers)
+    pool = ProcessPool(FUNCTION, 1, tmp_path / "progress", started=workers)
+    result = drive(pool, {"a": {"do": "ok"}})["a"].result
+    assert result["slot"] == "early" and result["warm"] == [result["pid"]]
+    pool.close()
+    assert not is_alive(result["pid"])
 
 
 def test_pool_endings(pool):

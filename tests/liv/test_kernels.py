@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from star.genome.classes import POOL
-from star.liv import kernels
+from star.liv import backends, kernels
 from star.liv.kernel_check import check, needed, probe
 from star.liv.kernels import Case
 
@@ -205,3 +205,20 @@ def test_other_devices_short_pieces_and_compilers_take_our_own_form(fla):
     kernels.DEVICES = ("cuda",)
     liv(x())
     assert calls(fla) == [] and kernels.explain() == []
+
+
+def test_without_triton_the_plain_forms_run(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, "star.liv.triton_kernels", raising=False)
+    with pytest.warns(UserWarning, match="no one-pass kernels, so training is slower: Triton does not run here"):
+        assert kernels.one_pass_kernels() == {}
+
+
+def test_kernels_are_for_their_device_and_dtypes_and_not_for_compilers(monkeypatch):
+    monkeypatch.setattr(backends, "LOADED", {})
+    monkeypatch.setattr(backends, "LOADERS", {"cpu": lambda: {"gated": "kernel"}})
+    assert backends.fused("gated", torch.ones(1)) == "kernel" and backends.fused("rotate", torch.ones(1)) is None
+    assert backends.fused("gated", torch.ones(1, dtype=torch.float64)) is None
+    assert backends.fused("gated", torch.ones(0)) is None
+    monkeypatch.setattr("torch.compiler.is_compiling", lambda: True)
+    assert backends.fused("gated", torch.ones(1)) is None

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from star.errors import UserError
 from star.genome import Gene, Genome, gene_table
 from star.genome.classes import FEATURIZERS, POOL, operator, random_operator
-from star.liv import FAMILIES, FeatureGenes
+from star.liv import FAMILIES, FeatureGenes, memoryless
 from star.liv.attention import banded_attention, causal_mask, softmax_attention
 from star.liv.convolution import modal_convolution, modal_kernel, modal_step
 from star.liv.delta import delta_parallel, delta_reference
@@ -343,3 +343,22 @@ def test_pool_ids_of_the_paper_and_of_shipped_genomes_stay():
     ]
     assert names[17:24] == "GQA-2-QKN GQA-3-QKN GQA-4-QKN SwiGLU-4 SwiGLU-4.5 SwiGLU-5.25 ReLU2-4".split()
     assert len(set(names)) == len(names) and len({c.operator for c in POOL}) == len(POOL)
+
+
+@pytest.mark.parametrize("name", ["GMemless", "GELU-4-bias", "ReLU2-3"])
+def test_inner_width_is_filled_up_on_a_gpu(name, monkeypatch):
+    """Filled up with zeros, the operator is the same; here on a CPU, at an inner width that is no multiple of eight."""
+    config = next(row for row in POOL if row.name == name).config(19, 1, 10_000.0)
+    assert config.width % memoryless.ALIGNMENT
+    results = []
+    for devices in (set(), {"cpu"}):
+        monkeypatch.setattr(memoryless, "ALIGNED_DEVICES", devices)
+        liv = config.build()
+        liv.reset_parameters(torch.Generator().manual_seed(0))
+        x = torch.randn(2, 5, 19, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        y, _ = liv(x)
+        y.square().sum().backward()
+        results.append([y.detach(), x.grad, *(p.grad for p in liv.parameters())])
+        assert liv.share(x)[2]["value_map"].shape[-1] % memoryless.ALIGNMENT == (0 if devices else config.width % 8)
+    for plain, filled in zip(*results, strict=True):
+        torch.testing.assert_close(filled, plain)

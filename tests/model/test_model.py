@@ -1,5 +1,6 @@
 """The built model: one forward three ways, exact costs and real sharing, on a thousand random genomes."""
 
+import contextlib
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ import star
 from star.cli.generate import sample
 from star.errors import UserError
 from star.genome import Gene, Genome, Space, from_json, load_genome, parse_text, repair, resolve, to_json
+from star.model import language_model
 
 SPACE = Space(8, (32, 64), head_dim=8, norms=(1, 2, 3, 4), residuals=(1, 2))
 VOCAB = 61
@@ -148,6 +150,34 @@ def test_bfloat16_activations_keep_float32_masters_and_recurrent_states():
     assert rounded.dtype == torch.bfloat16 and model.embedding.dtype == torch.float32
     assert state.layers[1]["memory"].dtype == torch.float32 and state.layers[0]["k"].dtype == torch.bfloat16
     assert (rounded.float() - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+@pytest.mark.parametrize("text", ["1-9-5-9", "11214-90000-11214-70000-90000"])  # and with shared weights and features
+def test_matrices_are_cast_together(text, monkeypatch):
+    casts = []
+
+    def counted(*arguments):
+        casts.append(len(arguments[0]))
+        return original(*arguments)
+
+    original = language_model.cast_together
+    monkeypatch.setattr(language_model, "cast_together", counted)
+    tokens, results = torch.randint(VOCAB, (2, 20)), []
+    for together in (True, False):
+        model = star.build(genome(text), VOCAB, seed=0)
+        model.compute_dtype = torch.bfloat16
+        if not together:
+            monkeypatch.setattr(model, "copies", lambda dtype: contextlib.nullcontext())
+        loss = model.loss(tokens, tokens)
+        loss.backward()
+        results.append([loss.detach(), *(p.grad for p in model.parameters())])
+    matrices = {id(weight) for block in model.blocks for _, weight in block.liv.matrices()}
+    assert casts == [len(matrices)] * 2, "once forward and once backward"
+    assert not any(block.liv.copies for block in model.blocks)
+    shared = text.startswith("11")  # the gradients of a matrix that is used twice are added in bfloat16
+    for a, b in zip(*results, strict=True):
+        assert a.dtype == torch.float32
+        torch.testing.assert_close(a, b, rtol=0, atol=4e-3 * b.abs().max().item() if shared else 0)
 
 
 def test_generation_is_seeded_and_greedy_at_zero_temperature():

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from star.config import load_config
-from star.search.workers import MOST_SIDE_BY_SIDE, company, make_engine, side_by_side
+from star.search.workers import MOST_SIDE_BY_SIDE, company, early_workers, make_engine, side_by_side
 
 H100 = 132
 
@@ -53,3 +53,18 @@ def test_automatic_workers_where_there_are_gpus(tmp_path, gpus):
     engine = make_engine(few, "jobs:job", tmp_path)
     assert len(engine._workers) == 1
     engine.close()
+
+
+def test_workers_of_gpus_start_early(tmp_path, gpus):
+    config = load_config("laptop", overrides={"engine.kind": "pool", "search.population": 64})
+    workers = early_workers(config, "jobs:job")
+    engine = make_engine(config, "jobs:job", tmp_path, started=workers)
+    assert engine._workers == workers and all(worker.pool.active for worker in workers)
+    assert [worker.environment["CUDA_VISIBLE_DEVICES"] for worker in workers] == ["0", "1"] * 2
+    engine.close()
+    assert not any(worker.pool for worker in workers)
+
+
+def test_workers_of_a_cpu_do_not(monkeypatch):
+    monkeypatch.setattr(sys.modules[make_engine.__module__], "visible_gpus", list)
+    assert early_workers(load_config("laptop"), "jobs:job") == []

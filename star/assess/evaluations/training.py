@@ -23,6 +23,16 @@ def prepare(config) -> dict:
     return facts | {"baselines": corpus.baselines(), "notes": list(corpus.notes)}
 
 
+def warm_up() -> None:
+    """What a worker does before its first job, while others are still preparing it: it imports, and opens its GPU."""
+    import torch
+
+    import star.training.trainer  # noqa: F401
+
+    if torch.cuda.is_available():
+        torch.zeros(1, device="cuda")
+
+
 def assess(job: dict, report: Report) -> Generator[None, None, dict]:
     """Trains one candidate to the end or to a rung, in steps that others can take turns with.
 
