@@ -346,7 +346,6 @@ def evolution(device: torch.device, report: Report, limit: float) -> None:
                 times, tokens = [event.time for event in settled], sum(tokens_of(event) for event in settled)
                 report("seconds to the first", times[0] - began)
                 report("candidates per minute, in all", len(settled) / (times[-1] - began) * 60)
-                report("candidates per minute after the first", (len(times) - 1) / max(times[-1] - times[0], 1) * 60)
                 report("tokens/s in all", tokens / (times[-1] - began))
                 after = [percent for moment, percent in busy if moment > times[0]]
                 report("GPU utilisation", f"{statistics.mean(after or [float('nan')]):.0f} %")
