@@ -37,4 +37,5 @@ def fused(name: str, x: Tensor) -> Callable | None:
     device = x.device.type
     if device not in LOADED:
         LOADED[device] = LOADERS[device]() if device in LOADERS else {}
-    return LOADED[device].get(name) if x.dtype in FUSED_DTYPES and x.numel() else None
+    kernel = LOADED[device].get(name)
+    return kernel if kernel is not None and x.dtype in FUSED_DTYPES and x.numel() else None
