@@ -194,8 +194,12 @@ class LanguageModel(nn.Module):
 
         Many logits are computed a chunk of tokens at a time (see `star.model.cross_entropy`).
         """
-        dtype = None if torch.compiler.is_compiling() else self.compute_dtype
-        with self.copies(dtype) if dtype else contextlib.nullcontext():
+        dtype = self.compute_dtype
+        if dtype is None or dtype == self.embedding.dtype or torch.compiler.is_compiling():
+            casts: contextlib.AbstractContextManager = contextlib.nullcontext()
+        else:
+            casts = self.copies(dtype)
+        with casts:
             x, _ = self.hidden(tokens, None)
         x = norm(x, self.final_norm, self.final_norm_bias, NORM_EPS).flatten(0, 1)
         loss = cross_entropy(x, self.head_weight, targets.flatten().long(), reduction)
