@@ -184,8 +184,8 @@ class Attention(LIV):
             cache[:, :, offset : offset + seq_len] = new
             visible = h if offset == 0 else cache[:, :, : offset + seq_len]
             return visible.to(h.dtype), state
-        past = min(offset, self.config.window - 1)
-        visible = torch.cat([cache[:, :, :past].to(h.dtype), h], dim=2)  # oldest first
+        past = torch.sym_min(offset, self.config.window - 1)  # for a compiler, before and after the window is full
+        visible = torch.cat([cache.narrow(2, 0, past).to(h.dtype), h], dim=2)  # oldest first
         keep = torch.sym_min(cache.shape[2], visible.shape[2])
         cache[:, :, :keep] = visible.narrow(2, visible.shape[2] - keep, keep).detach()
         return visible, state
@@ -218,7 +218,8 @@ def softmax_attention(
         if seq_len == visible and (window is None or (banded and seq_len <= window)):
             return attended(q, k, v, sink, is_causal=bool(seq_len > 1))
         if seq_len == 1:  # a single query sees every key of its window
-            k, v = (k, v) if window is None else (k[:, :, -window:], v[:, :, -window:])
+            seen = visible if window is None else torch.sym_min(visible, window)
+            k, v = (t.narrow(2, visible - seen, seen) for t in (k, v))
             return attended(q, k, v, sink)
         return attended(q, k, v, sink, causal_mask(seq_len, visible, window, q.device))
 
