@@ -29,6 +29,10 @@ class DataConfig:
     """The text."""
 
     corpus: str = setting("stdlib", 'text to train on: "stdlib", a text file or folder, or "hf:NAME[:CONFIG]"')
+    tokenizer: str = setting(
+        "bytes",
+        "bytes; bpe:N, trained on the training text; a tokenizer.json; or the name of a tokenizer on the hub",
+    )
 
 
 @dataclass(frozen=True)
@@ -194,11 +198,15 @@ class RunConfig:
         return _build(flat)
 
     def located(self) -> "RunConfig":
-        """With the text, if it is a file or folder, as an absolute path: a run may be resumed from any directory."""
-        path = Path(self.data.corpus)
-        if ":" in self.data.corpus or self.data.corpus == "stdlib" or not path.exists():
-            return self
-        return self.replace({"data.corpus": str(path.resolve())})
+        """With absolute paths of text and tokenizer, if they are files: a run may be resumed from any directory."""
+        changes = {}
+        for key, place, name in (
+            ("data.corpus", self.data.corpus, "stdlib"),
+            ("data.tokenizer", self.data.tokenizer, "bytes"),
+        ):
+            if ":" not in place and place != name and Path(place).exists():
+                changes[key] = str(Path(place).resolve())
+        return self.replace(changes) if changes else self
 
     def to_json(self) -> dict:
         """JSON-able, for `from_json`."""

@@ -18,6 +18,7 @@ from star.assess import Frame, Front, load_objectives
 from star.assess.noise import Noise, measured, noise_sd
 from star.candidate import Candidate
 from star.config import RunConfig, load_config
+from star.data.tokenizer import TOKENIZER_FILE, ByteTokenizer, SubwordTokenizer, read_tokenizer, token_word
 from star.engine.progress import read_progress
 from star.errors import UserError
 from star.genome import from_json, space_from_json
@@ -39,10 +40,26 @@ class Run:
         self.space = space_from_json(meta["space"])
         self.corpus: dict = meta["corpus"]
         self.versions: dict = meta["packages"]
-        self.objectives = load_objectives(self.config.objectives.names)
+        self.token = token_word(self.corpus)
+        objectives = load_objectives(self.config.objectives.names)
+        unit = f"nats/{self.token}"
+        self.objectives = tuple(replace(o, unit=unit) if o.name == "loss" else o for o in objectives)
         self.files = CandidateFiles(self.path)
         self._record = Record()
         self.refresh()
+
+    @property
+    def tokenizer(self) -> ByteTokenizer | SubwordTokenizer:
+        """The tokenizer of its text. Raises UserError if its file is missing or damaged."""
+        name = self.corpus.get("tokenizer", "bytes")
+        if name == "bytes":
+            return ByteTokenizer()
+        path = self.path / TOKENIZER_FILE
+        if not path.exists():
+            raise UserError(
+                f"{path}: is missing; it is the tokenizer of the run, so copy it from where the run was made"
+            )
+        return read_tokenizer(path, name)
 
     def refresh(self) -> None:
         """Take in what has been recorded since the last look."""

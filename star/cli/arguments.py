@@ -58,6 +58,7 @@ YesOption = Annotated[
 MovedOption = Annotated[
     str | None, typer.Option("--data", metavar="PATH", help="Where the text of the run is now, if it was moved.")
 ]
+TOKENIZER_HELP = "Tokens: bytes, bpe:N (trained on the text), a tokenizer.json, or the name of one on the hub."
 DATA_HELP = 'Text to train on: "stdlib", a text file or folder, or hf:NAME[:CONFIG][@COLUMN].'
 
 
@@ -152,4 +153,5 @@ def load_candidate(run: Run, candidate: Candidate) -> LanguageModel:
         )
     model = build(candidate.trained_genome, vocab_size=run.corpus["vocab_size"])
     load_weights(model, path)
+    model.tokenizer = run.tokenizer
     return model.eval()

@@ -171,8 +171,9 @@ def describe_start(event: dict) -> str:
     how = f"{event['total']} candidates to train"
     if event["resumed"]:
         how = f"resuming with {event['done']} of {event['total']} candidates done"
-    references = ", ".join(f"byte {name} {loss:.3f}" for name, loss in event["baselines"].items())
-    text = f"{event['corpus']} ({references} nats/byte)" if references else event["corpus"]
+    token = event.get("token", "byte")
+    references = ", ".join(f"{token} {name} {loss:.3f}" for name, loss in event["baselines"].items())
+    text = f"{event['corpus']} ({references} nats/{token})" if references else event["corpus"]
     return f"{event['run']}: {how}, {event['workers']} at a time; text: {text}"
 
 

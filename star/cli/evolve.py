@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from star.cli.arguments import ALGORITHMS, DATA_HELP, ENGINES, PRESET_HELP, PRESETS, RunArgument, YesOption, named
+from star.cli.arguments import (
+    ALGORITHMS,
+    DATA_HELP,
+    ENGINES,
+    PRESET_HELP,
+    PRESETS,
+    TOKENIZER_HELP,
+    RunArgument,
+    YesOption,
+    named,
+)
 from star.cli.console import console, say
 
 if TYPE_CHECKING:
@@ -23,6 +33,7 @@ def evolve(
     ] = None,
     config: Annotated[Path | None, typer.Option(metavar="FILE", help="TOML file of settings.")] = None,
     data: Annotated[str | None, typer.Option(help=DATA_HELP)] = None,
+    tokenizer: Annotated[str | None, typer.Option(metavar="NAME", help=TOKENIZER_HELP)] = None,
     algorithm: Annotated[
         str | None,
         typer.Option(help=f"{named(ALGORITHMS, 'nsga2')}.", autocompletion=lambda: list(ALGORITHMS)),
@@ -92,6 +103,7 @@ def evolve(
 
     flags = {
         "data.corpus": data,
+        "data.tokenizer": tokenizer,
         "search.algorithm": algorithm,
         "objectives.names": objectives,
         "objectives.max_parameters": max_parameters,

@@ -23,9 +23,12 @@ def generate(
         ),
     ],
     prompt: Annotated[str, typer.Option(help="Text to continue.")] = "",
-    tokens: Annotated[int, typer.Option(min=1, max=1_000_000, help="Number of bytes to generate.")] = 200,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the most likely byte.")] = 0.8,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Sample from the k most likely bytes only.")] = None,
+    tokens: Annotated[
+        int,
+        typer.Option(min=1, max=1_000_000, help="Number of tokens to generate (bytes, by default)."),
+    ] = 200,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the most likely token.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Sample from the k most likely tokens only.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Random seed; the same seed gives the same text.")] = 0,
 ) -> None:
     """Sample text from an exported model or from a member of a front.
@@ -43,20 +46,24 @@ def generate(
 def sample(
     model: LanguageModel, prompt: str, tokens: int, temperature: float = 0.8, top_k: int | None = None, seed: int = 0
 ) -> bytes:
-    """The prompt and its continuation. An empty prompt starts a new document (byte 0)."""
+    """The prompt and its continuation. An empty prompt starts a new document."""
     import torch
 
     from star.data import ByteTokenizer
     from star.errors import UserError
 
-    if model.vocab_size != ByteTokenizer.vocab_size:
+    tokenizer = model.tokenizer or ByteTokenizer()
+    if model.vocab_size != tokenizer.vocab_size:
         raise UserError(
-            f"this model has a vocabulary of {model.vocab_size}, but text can be generated only with the byte "
-            f"vocabulary of {ByteTokenizer.vocab_size}; call its generate method with token ids"
+            f"this model has a vocabulary of {model.vocab_size}, but its tokenizer ({tokenizer.name}) has "
+            f"{tokenizer.vocab_size} tokens; call its generate method with token ids"
         )
-    start = torch.tensor([ByteTokenizer().encode(prompt).tolist() or [ByteTokenizer.separator]])
+    start = torch.tensor([tokenizer.encode(prompt).tolist() or [tokenizer.separator]])
     try:
         model.check_length(start.shape[1] + tokens)
     except ValueError as error:
         raise UserError(f"{error}, such as --tokens {max(1, model.plan.positions - start.shape[1])}") from None
-    return bytes(model.generate(start, tokens, temperature, top_k, seed)[0].tolist()).replace(b"\0", b"")
+    ids = model.generate(start, tokens, temperature, top_k, seed)[0].tolist()
+    if isinstance(tokenizer, ByteTokenizer):
+        return bytes(ids).replace(b"\0", b"")
+    return tokenizer.decode(ids).encode(errors="surrogateescape")

@@ -14,6 +14,7 @@ from star.cli.arguments import (
     DATA_HELP,
     PRESET_HELP,
     PRESETS,
+    TOKENIZER_HELP,
     Chosen,
     DepthOption,
     GenomeArgument,
@@ -51,6 +52,9 @@ def train(
     ] = None,
     data: Annotated[
         str | None, typer.Option(help=f"{DATA_HELP} Default: the text of the run for RUN:ID, else stdlib.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(metavar="NAME", help=f"{TOKENIZER_HELP} Default: that of the run, else bytes.")
     ] = None,
     tokens: Annotated[
         str | None, typer.Option(metavar="N", help="Training tokens, such as 1e6 (default: as in the recipe).")
@@ -113,18 +117,20 @@ def train(
         run, candidate = chosen.origin
         base = replace(run.config, training=candidate.recipe or run.config.training)
     recipe = load_config(preset, overrides=overrides, base=base).training.replace(seed=seed)
-    corpus = text_of(chosen, data)
+    corpus = text_of(chosen, data, tokenizer)
     out = out or Path("exported") / (chosen.source.get("id") or chosen.name or grown.id)
     check_target(out, overwrite)  # before training rather than after it
     checkpoint = out.with_name(f"{out.name}.checkpoint.safetensors")
     model = build(grown, corpus.vocab_size, seed)
+    model.tokenizer = corpus.tokenizer
+    token = "byte" if corpus.tokenizer.name == "bytes" else "token"
     loggers = [open_logger(where, recipe, out.name) for where in log or []] if first else []
     if first:
         parameters = sum(p.numel() for p in model.parameters())
-        references = ", ".join(f"byte {name} {loss:.3f}" for name, loss in corpus.baselines().items())
+        references = ", ".join(f"{token} {name} {loss:.3f}" for name, loss in corpus.baselines().items())
         say(
             f"training {grown.id}: {parameters:,} parameters on {recipe.tokens:,} tokens of {corpus.name} "
-            f"({references} nats/byte); {recipe.describe()}"
+            f"({references} nats/{token}); {recipe.describe()}"
         )
         for note in corpus.notes:
             say(f"{corpus.name}: {note}")
@@ -158,18 +164,22 @@ def train(
     if result.status != "ok":
         checkpoint.unlink(missing_ok=True)
         raise RunFailed(f"training ended as '{result.status}': {result.reason}")
+    assert result.val_loss is not None
+    bpb = corpus.bits_per_byte(result.val_loss)
     say(
-        f"validation loss {result.val_loss:.4f} +- {result.val_loss_se:.4f} nats/byte after {result.seconds:.0f} s "
+        f"validation loss {result.val_loss:.4f} +- {result.val_loss_se:.4f} nats/{token}, "
+        f"{bpb:.4f} bits per byte, after {result.seconds:.0f} s "
         f"({result.tokens_per_second:,.0f} tokens/s)"
     )
     if result.sparsity:
         trained, model = model, build(from_json(result.sparsity["genome"]), corpus.vocab_size)
         model.load_state_dict(trained.state_dict())
+        model.tokenizer = corpus.tokenizer
         say(
             f"sparsification saves {result.sparsity['cache_saved']:.0%} of the cache at {recipe.seq_len} tokens: "
             f"the model is now {model.genome.id}"
         )
-    metrics = {"loss": result.val_loss, "loss_se": result.val_loss_se}
+    metrics = {"loss": result.val_loss, "loss_se": result.val_loss_se, "bpb": bpb}
     metrics |= {"tokens": result.tokens, "seconds": result.seconds}
     export_model(
         model,
@@ -185,19 +195,25 @@ def train(
     say(f'exported to {out}; try: star generate {out} --prompt "def "')
 
 
-def text_of(chosen: Chosen, data: str | None) -> Corpus:
-    """The text to train on: `data`, or that of the run. Raises UserError if the run's text has moved or changed."""
+def text_of(chosen: Chosen, data: str | None, tokenizer: str | None = None) -> Corpus:
+    """The text to train on: `data`, or that of the run; likewise the tokenizer.
+
+    Raises UserError if the text of the run has moved or changed.
+    """
     from star.data import open_corpus
     from star.errors import UserError
 
-    if data is not None or not chosen.origin:
-        return open_corpus(data or "stdlib")
+    if not chosen.origin:
+        return open_corpus(data or "stdlib", tokenizer=tokenizer or "bytes")
     run = chosen.origin[0]
+    tokenizer = tokenizer or run.config.data.tokenizer
+    if data is not None:
+        return open_corpus(data, tokenizer=tokenizer)
     place, how = run.config.data.corpus, "give it, or another text, with --data"
     try:
-        corpus = open_corpus(place)
+        corpus = open_corpus(place, tokenizer=tokenizer)
     except UserError as error:
         raise UserError(f"the text of {run.path} is not at {place!r} any more ({error}); {how}") from None
-    if corpus.fingerprint != run.corpus["fingerprint"]:
+    if tokenizer == run.config.data.tokenizer and corpus.fingerprint != run.corpus["fingerprint"]:
         raise UserError(f"the text at {place!r} is not the one of {run.path} any more; {how}")
     return corpus

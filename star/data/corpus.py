@@ -1,22 +1,24 @@
 """A corpus: two memory-mapped token files, cached per machine.
 
-    cache / KEY / train.bin, validation.bin, corpus.json
+    cache / KEY / train.bin, validation.bin, corpus.json, and tokenizer.json if tokens are not bytes
 
-KEY hashes the source's identity (paths, sizes, modification times), so opening a known corpus reads no text. A cache
-entry is written to a temporary folder, flushed to disk and then renamed. It is therefore either complete or absent,
-even if processes are killed or several build it at once. A damaged entry is built again.
+KEY hashes the source's identity (paths, sizes, modification times) and the tokenizer's, so opening a known corpus reads
+no text. A cache entry is written to a temporary folder, flushed to disk and then renamed. It is therefore either
+complete or absent, even if processes are killed or several build it at once. A damaged entry is built again.
 """
 
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import platformdirs
@@ -24,12 +26,21 @@ import platformdirs
 from star.data.baselines import ngram_losses
 from star.data.sources import Source, find_source
 from star.data.split import TextFile, split
-from star.data.tokenizer import ByteTokenizer
+from star.data.tokenizer import (
+    TOKENIZER_FILE,
+    Bpe,
+    ByteTokenizer,
+    SubwordTokenizer,
+    identity,
+    make_tokenizer,
+    pieces,
+)
 from star.errors import UserError
 
 FORMAT = 2  # increased whenever the same source would produce different files
 SIDES = ("train", "validation")
 SMALLEST = 32  # bytes of text, enough for both sides to have some
+BATCH = 1 << 24  # bytes that are encoded at a time
 STALE = 24 * 3600  # seconds after which an unfinished entry is abandoned
 
 
@@ -41,8 +52,9 @@ class Corpus:
     fingerprint: str  # hash of the tokens of both sides; equal fingerprints mean equal data
     train: np.ndarray  # memory-mapped token ids [n]
     validation: np.ndarray  # memory-mapped token ids [m]; shares no document with train
-    tokenizer: ByteTokenizer
+    tokenizer: ByteTokenizer | SubwordTokenizer
     losses: dict[str, float]
+    bytes_per_token: float = 1.0  # of the validation text
     notes: tuple[str, ...] = ()  # on what was chosen or left out when the text was read
 
     @property
@@ -50,10 +62,9 @@ class Corpus:
         """Number of token ids."""
         return self.tokenizer.vocab_size
 
-    @property
-    def bytes_per_token(self) -> float:
-        """Mean bytes of text per token; loss in nats per token / this / ln 2 = bits per byte."""
-        return 1.0
+    def bits_per_byte(self, loss: float) -> float:
+        """A validation loss in nats per token as bits per byte of text, which is comparable between tokenizers."""
+        return loss / math.log(2) / self.bytes_per_token
 
     def baselines(self) -> dict[str, float]:
         """Validation losses, in nats per token, of the "unigram" and "bigram" counts of the training text."""
@@ -72,7 +83,10 @@ class Corpus:
 
 
 def open_corpus(
-    spec: str | Path, cache_dir: str | Path | None = None, on_progress: Callable[[dict], None] | None = None
+    spec: str | Path,
+    cache_dir: str | Path | None = None,
+    on_progress: Callable[[dict], None] | None = None,
+    tokenizer: str = "bytes",
 ) -> Corpus:
     """Open the corpus that `spec` names; build it first if it is new or has changed.
 
@@ -80,50 +94,60 @@ def open_corpus(
         "hf:NAME[:CONFIG]" (see `star.data.sources`).
     cache_dir: default $STAR_CACHE, or else the user's cache folder.
     on_progress: called with {"documents", "bytes"} about twice a second while a corpus is built.
+    tokenizer: see `star.data.tokenizer`. A BPE is trained on the training text only.
 
     Raises UserError for a corpus that is missing, unreadable or empty, and for a cache that cannot be written.
     """
-    tokenizer = ByteTokenizer()
+    made = make_tokenizer(tokenizer)
     source = find_source(spec)
-    key = _hash(json.dumps([FORMAT, tokenizer.name, *source.identity]).encode())
+    key = _hash(json.dumps([FORMAT, identity(made), *source.identity]).encode())
     root = cache_dir or os.environ.get("STAR_CACHE") or platformdirs.user_cache_dir("star")
     cache = Path(root).expanduser() / "corpora"
     entry = cache / key
-    corpus = _open(entry, source.name, tokenizer)
+    corpus = _open(entry, source.name, made)
     if corpus is None:
         try:
-            _build(entry, source, tokenizer, on_progress)
+            _build(entry, source, made, on_progress)
         except OSError as error:
             raise UserError(
                 f"Cannot write the corpus cache in {cache}: {error.strerror}; make room there or set STAR_CACHE to "
                 "another folder."
             ) from error
-        corpus = _open(entry, source.name, tokenizer)
+        corpus = _open(entry, source.name, made)
         if corpus is None:
             raise UserError(f"The corpus cache in {cache} loses files; set STAR_CACHE to another folder.")
     return corpus
 
 
-def _open(entry: Path, name: str, tokenizer: ByteTokenizer) -> Corpus | None:
+AnyTokenizer = ByteTokenizer | SubwordTokenizer | Bpe
+
+
+def _open(entry: Path, name: str, made: AnyTokenizer) -> Corpus | None:
     """The corpus in `entry`; None if the entry is missing or incomplete."""
     try:
         facts = json.loads((entry / "corpus.json").read_text())
+        tokenizer: ByteTokenizer | SubwordTokenizer
+        if isinstance(made, Bpe):
+            tokenizer = SubwordTokenizer((entry / TOKENIZER_FILE).read_text(encoding="utf-8"), made.name)
+        else:
+            tokenizer = made
         sides = [np.memmap(entry / f"{side}.bin", tokenizer.dtype, mode="r") for side in SIDES]
         if [len(tokens) for tokens in sides] != [facts["tokens"][side] for side in SIDES]:
             return None
         train, validation = sides
-        return Corpus(name, facts["fingerprint"], train, validation, tokenizer, facts["losses"], tuple(facts["notes"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        ratio, notes = facts.get("bytes_per_token", 1.0), tuple(facts["notes"])
+        return Corpus(name, facts["fingerprint"], train, validation, tokenizer, facts["losses"], ratio, notes)
+    except (OSError, ValueError, KeyError, TypeError, UserError):
         return None
 
 
-def _build(entry: Path, source: Source, tokenizer: ByteTokenizer, on_progress: Callable[[dict], None] | None) -> None:
+def _build(entry: Path, source: Source, made: AnyTokenizer, on_progress: Callable[[dict], None] | None) -> None:
     entry.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(entry.parent)
     work = Path(tempfile.mkdtemp(prefix=".building-", dir=entry.parent))
     try:
         with open(work / "text", "w+b") as file:
-            text = TextFile(file, separator=tokenizer.separator)
+            text = TextFile(file, separator=ByteTokenizer.separator)
             reported = time.monotonic()
             for document in source.documents():
                 text.append(document)
@@ -136,38 +160,82 @@ def _build(entry: Path, source: Source, tokenizer: ByteTokenizer, on_progress: C
                 raise UserError(
                     f'The corpus "{source.name}" has only {text.size} bytes, too few to train on; give more text.'
                 )
-            pieces = split(text)
+            parts = split(text)
+            tokenizer = made.train(_documents(text, parts["train"])) if isinstance(made, Bpe) else made
             for side in SIDES:
                 with open(work / f"{side}.bin", "wb") as out:
-                    for start, stop in pieces[side]:
-                        text.copy(start, stop, out)
+                    if isinstance(tokenizer, ByteTokenizer):
+                        for start, stop in parts[side]:
+                            text.copy(start, stop, out)
+                    else:
+                        _encode(text, parts[side], tokenizer, out)
                     _flush(out)
         (work / "text").unlink()
+        if isinstance(tokenizer, SubwordTokenizer):
+            with open(work / TOKENIZER_FILE, "w", encoding="utf-8") as out:
+                out.write(tokenizer.json_text)
+                _flush(out)
+        if not all((work / f"{side}.bin").stat().st_size for side in SIDES):
+            raise UserError(f'The corpus "{source.name}" has too little text for the tokenizer {made.name}; give more.')
         train, validation = (np.memmap(work / f"{side}.bin", tokenizer.dtype, mode="r") for side in SIDES)
         facts = {
             "source": source.name,
             "fingerprint": _hash(train, validation),
             "tokens": {"train": len(train), "validation": len(validation)},
+            "bytes_per_token": sum(stop - start for start, stop in parts["validation"]) / len(validation),
             "losses": ngram_losses(train, validation, tokenizer.vocab_size),
             "notes": source.notes,
         }
         with open(work / "corpus.json", "w") as out:
             json.dump(facts, out, indent=1)
             _flush(out)
-        _move(work, entry, tokenizer)
+        _move(work, entry, made)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _move(work: Path, entry: Path, tokenizer: ByteTokenizer) -> None:
+def _documents(text: TextFile, ranges: list[tuple[int, int]]) -> Iterator[bytes]:
+    """The documents in these ranges of the text, without separators, large ones in pieces."""
+    for start, stop in ranges:
+        text.file.seek(start)
+        yield from pieces(text.file.read(stop - start).removesuffix(text.separator))
+
+
+def _encode(text: TextFile, ranges: list[tuple[int, int]], tokenizer: SubwordTokenizer, out: BinaryIO) -> None:
+    """Write the tokens of these ranges of the text, a separator after each document that ends there."""
+    batch, size = list[tuple[bytes, bool]](), 0
+
+    def write() -> None:
+        ids = tokenizer.encode_all([piece for piece, _ in batch])
+        for tokens, (_, ends) in zip(ids, batch, strict=True):
+            out.write(tokens.tobytes())
+            if ends:
+                out.write(np.asarray([tokenizer.separator], dtype=tokenizer.dtype).tobytes())
+        batch.clear()
+
+    for start, stop in ranges:
+        text.file.seek(start)
+        document = text.file.read(stop - start)
+        whole = document.removesuffix(text.separator)
+        found = list(pieces(whole)) or [b""]
+        for number, piece in enumerate(found, 1):
+            batch.append((piece, number == len(found) and len(whole) < len(document)))
+            size += len(piece)
+            if size >= BATCH:
+                write()
+                size = 0
+    write()
+
+
+def _move(work: Path, entry: Path, made: AnyTokenizer) -> None:
     """Move a finished entry to its place. If another process has made one meanwhile, that one stays."""
-    if entry.exists() and _open(entry, "", tokenizer) is None:
+    if entry.exists() and _open(entry, "", made) is None:
         with contextlib.suppress(OSError):
             os.rename(entry, work / "damaged")
     try:
         os.rename(work, entry)
     except OSError:
-        if _open(entry, "", tokenizer) is None:
+        if _open(entry, "", made) is None:
             raise
     shutil.rmtree(entry / "damaged", ignore_errors=True)
     if hasattr(os, "O_DIRECTORY"):

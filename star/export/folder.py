@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 
 import star
+from star.data.tokenizer import TOKENIZER_FILE, SubwordTokenizer, read_tokenizer
 from star.errors import RunFailed, UserError
 from star.export.architecture import NAME, architecture_source
 from star.export.source import link
@@ -52,6 +53,7 @@ def export_model(
     folder = Path(folder)
     check_target(folder, overwrite)
     genome = genome.canonical()
+    tokenizer = model.tokenizer if isinstance(model.tokenizer, SubwordTokenizer) else None
     config = {
         "format": FORMAT,
         "version": VERSION,
@@ -61,7 +63,7 @@ def export_model(
         "genome": to_json(genome),
         "vocab_size": model.vocab_size,
         "tie_embeddings": model.tie_embeddings,
-        "tokenizer": "bytes",
+        "tokenizer": "bytes" if tokenizer is None else tokenizer.name,
         "trained": trained,
         "source": dict(source or {}),
         "metrics": {key: value for key, value in (metrics or {}).items() if _is_plain(value)},
@@ -73,6 +75,9 @@ def export_model(
             save_weights(model, work / "model.safetensors")
             config["sha256"] = _sha256(work / "model.safetensors")
             (work / "model.py").write_text(model_source(model, genome), encoding="utf-8")
+            if tokenizer is not None:
+                config["separator"] = tokenizer.separator
+                (work / TOKENIZER_FILE).write_text(tokenizer.json_text, encoding="utf-8")
             (work / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
             if training is not None:
                 (work / TRAINING).write_text(json.dumps(training) + "\n", encoding="utf-8")
@@ -90,6 +95,7 @@ def model_source(model: LanguageModel, genome: Genome) -> str:
     architecture = architecture_source(model.plan, model.vocab_size, model.tie_embeddings)
     roots = [(NAME, "PLAN"), ("star.export.standalone", "load"), ("star.export.standalone", "main")]
     body = link(roots, {NAME: architecture})
+    tokens = "those of tokenizer.json" if isinstance(model.tokenizer, SubwordTokenizer) else "bytes"
     livs = f"{genome.depth} {'LIV' if genome.depth == 1 else 'LIVs'}"
     return f'''"""A language model with {livs} (linear input-varying operators), exported by STAR {star.__version__}.
 
@@ -97,7 +103,7 @@ It needs the packages that are imported below, but not STAR.
 
     from model import load
     model = load()                              # with the weights next to this file
-    logits, state = model(tokens)               # int64 [B, T] -> [B, T, {model.vocab_size}]; tokens are bytes
+    logits, state = model(tokens)               # int64 [B, T] -> [B, T, {model.vocab_size}]; tokens are {tokens}
     logits, state = model(next_tokens, state)   # continues from the state; continue a state.copy() to do so twice
     logits, state = model(tokens, lengths=n)    # int64 [B]: sequences of different lengths, padded on the left
 
@@ -137,6 +143,8 @@ def load(folder: str | Path) -> LanguageModel:
         raise UserError(f"{weights}: has changed since the export (config.json has another SHA-256); export again")
     model = LanguageModel(plan, config["vocab_size"], config["tie_embeddings"])
     model.genome = config["genome"]
+    if config["tokenizer"] != "bytes":
+        model.tokenizer = read_tokenizer(_inside(folder, TOKENIZER_FILE), config["tokenizer"])
     load_weights(model, weights)
     return model.eval()
 
@@ -164,7 +172,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     rules: dict[str, tuple[Callable[[Any], bool], str]] = {
         "vocab_size": (lambda v: type(v) is int and 2 <= v <= MAX_VOCAB, f"an integer from 2 to {MAX_VOCAB:,}"),
         "tie_embeddings": (lambda v: isinstance(v, bool), "true or false"),
-        "tokenizer": (lambda v: v == "bytes", '"bytes"'),
+        "tokenizer": (lambda v: isinstance(v, str) and bool(v), '"bytes", or a name, with a tokenizer.json'),
         "sha256": (lambda v: isinstance(v, str), "the SHA-256 of model.safetensors"),
         "source": (lambda v: isinstance(v, dict), "an object"),
         "metrics": (lambda v: isinstance(v, dict), "an object"),
@@ -189,7 +197,12 @@ def check_target(folder: Path, overwrite: bool) -> None:
     """Raise UserError unless `folder` is new or empty, or holds an earlier export and `overwrite` is set."""
     if not folder.exists():
         return
-    if not folder.is_dir() or not {path.name for path in folder.iterdir()} <= {*FILES, TRAINING, "__pycache__"}:
+    if not folder.is_dir() or not {path.name for path in folder.iterdir()} <= {
+        *FILES,
+        TRAINING,
+        TOKENIZER_FILE,
+        "__pycache__",
+    }:
         raise UserError(f"{folder}: holds other files; give a new or empty folder")
     if any(folder.iterdir()) and not overwrite:
         raise UserError(f"{folder}: holds an exported model already; give another folder, or --overwrite to replace it")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -33,20 +34,31 @@ def load(folder: str | Path = Path(__file__).parent, device: str = "cpu") -> Lan
 
 
 def main() -> None:
-    """Continue a prompt byte by byte."""
+    """Continue a prompt, token by token: bytes, or those of tokenizer.json (which needs the package tokenizers)."""
     parser = argparse.ArgumentParser(description="Generate text with this model.")
     parser.add_argument("--prompt", default="", help="text to continue")
-    parser.add_argument("--tokens", type=int, default=200, help="number of bytes to generate")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 always takes the most likely byte")
-    parser.add_argument("--top-k", type=int, default=None, help="sample from the k most likely bytes only")
+    parser.add_argument("--tokens", type=int, default=200, help="number of tokens to generate")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 always takes the most likely token")
+    parser.add_argument("--top-k", type=int, default=None, help="sample from the k most likely tokens only")
     parser.add_argument("--seed", type=int, default=0, help="random seed")
     parser.add_argument("--device", default="cpu", help="such as cuda")
     options = parser.parse_args()
     model = load(device=options.device)
-    prompt = list(options.prompt.encode(errors="surrogateescape")) or [0]  # byte 0 starts a document
-    tokens = torch.tensor([prompt], device=options.device)
+    folder = Path(__file__).parent
+    tokenizer, separator = None, 0  # byte 0 starts a document
+    if (folder / "tokenizer.json").exists():
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        separator = json.loads((folder / "config.json").read_text(encoding="utf-8"))["separator"]
+        prompt = tokenizer.encode(options.prompt, add_special_tokens=False).ids
+    else:
+        prompt = list(options.prompt.encode(errors="surrogateescape"))
+    tokens = torch.tensor([prompt or [separator]], device=options.device)
     try:
         tokens = model.generate(tokens, options.tokens, options.temperature, options.top_k, options.seed)
     except ValueError as error:
         parser.error(str(error))
-    sys.stdout.buffer.write(bytes(tokens[0].tolist()).replace(b"\0", b"") + b"\n")
+    ids = [token for token in tokens[0].tolist() if token != separator]
+    text = bytes(ids) if tokenizer is None else tokenizer.decode(ids, skip_special_tokens=False).encode()
+    sys.stdout.buffer.write(text + b"\n")

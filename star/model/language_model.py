@@ -140,6 +140,7 @@ class LanguageModel(nn.Module):
     """
 
     genome: Any = None  # set by `star.build`
+    tokenizer: Any = None  # of the text that it was trained on, see `star.data.tokenizer`; None: bytes
     final_norm: nn.Parameter
     final_norm_bias: nn.Parameter | None
     positions: nn.Parameter | None

@@ -30,8 +30,8 @@ def learning_curves(run: Run) -> Figure:
     """
     figure = new_figure(height=4.2)
     axes = figure.subplots()
-    axes.set_xlabel("training tokens (bytes)")
-    axes.set_ylabel("validation loss (nats/byte)")
+    axes.set_xlabel("training tokens (bytes)" if run.token == "byte" else "training tokens")
+    axes.set_ylabel(f"validation loss (nats/{run.token})")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_count(value)))
     axes.xaxis.set_major_locator(MaxNLocator(6))
     candidates = run.candidates()

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import itertools
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -244,7 +245,7 @@ def status_lines(run: Run) -> list[str]:
         state = "finished"
     else:
         state = "running" if status["active"] else f"stopped; star evolve {run.path} resumes it"
-    references = [f"byte {name} {loss:.3f} nats/byte" for name, loss in status["baselines"].items()]
+    references = [f"{run.token} {name} {loss:.3f} nats/{run.token}" for name, loss in status["baselines"].items()]
     done = f"{status['done']} of {status['total']} candidates done"
     lines = [
         f"{run.path}: {state}",
@@ -318,11 +319,16 @@ def summary_lines(run: Run) -> list[str]:
     if members and references:
         losses = [c.values["loss"] for c in members]
         beaten = {name: sum(loss < level for loss in losses) for name, level in references.items()}
-        words = [f"byte {name} {references[name]:.3f} (beaten by {n} of {len(losses)})" for name, n in beaten.items()]
+        words = [
+            f"{run.token} {name} {references[name]:.3f} (beaten by {n} of {len(losses)})" for name, n in beaten.items()
+        ]
         ends = sorted((c.measured["loss"] for c in members), key=lambda m: m.mean)
         loss = next(o for o in run.objectives if o.name == "loss")
         low, high = (format_measured(loss, end) for end in (ends[0], ends[-1]))
-        lines.append(f"loss of the front: {low} to {high} nats/byte; {', '.join(words)}")
+        lines.append(f"loss of the front: {low} to {high} {loss.unit}; {', '.join(words)}")
+        ratio = run.corpus.get("bytes_per_token", 1.0)
+        best = ends[0].mean / math.log(2) / ratio
+        lines.append(f"bits per byte of the best: {best:.3f} ({ratio:.2f} bytes per token)")
     volumes = run.hypervolume()
     initial = [row["hypervolume"] for row in volumes if row["generation"] == 0]
     if initial:

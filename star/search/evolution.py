@@ -9,6 +9,7 @@ import star
 from star.assess import load_objectives
 from star.assess.evaluations import load_evaluation
 from star.config import RunConfig
+from star.data.tokenizer import TOKENIZER_FILE, token_word
 from star.engine import Engine
 from star.errors import UserError
 from star.genome import POOL
@@ -20,6 +21,7 @@ from star.search.spaces import check_bounds, left_out, make_baselines, make_spac
 from star.search.workers import early_workers, make_engine
 from star.store import Event, Record, RunLock, Store
 from star.store.database import exists, read_meta
+from star.store.files import write_atomically
 from star.surrogate.screening import make_surrogate
 
 
@@ -47,6 +49,7 @@ def evolve(
     evaluation = load_evaluation(config.evaluation)
     load_objectives(config.objectives.names)  # a wrong name is an error before anything is created
     corpus = evaluation.prepare(config)
+    tokenizer = corpus.pop("tokenizer_json", None)
     check_bounds(space, config, corpus["vocab_size"])
     algorithm = load_algorithm(space, config, make_surrogate(config, corpus["vocab_size"]))
     function = f"{evaluation.__name__}:assess"
@@ -64,6 +67,8 @@ def evolve(
         stack.callback(store.close)
         stored = store.meta()
         check_same(run, stored, config, corpus)  # again: another process may have been faster
+        if tokenizer is not None and not (run / TOKENIZER_FILE).exists():
+            write_atomically(run / TOKENIZER_FILE, lambda path: path.write_text(tokenizer, encoding="utf-8"))
         if stored["config"] != config.to_json():
             store.set_meta("config", config.to_json())  # resumable settings may change
         events = store.events()
@@ -91,6 +96,7 @@ def evolve(
                 population=config.search.population,
                 workers=engine.slots,
                 corpus=corpus["name"],
+                token=token_word(corpus),
                 baselines=corpus["baselines"],
                 **loop.budget(),
             )

@@ -74,7 +74,7 @@ def _forecast(config: RunConfig, seconds: float) -> Forecast | None:
     workers = len(plan.gpus) or plan.workers  # workers of a GPU share its rate
     space = make_space(config)
     genomes = [space.decode(row) for row in space.sample(np.random.default_rng(0), SAMPLE)]
-    corpus = open_corpus(config.data.corpus)
+    corpus = open_corpus(config.data.corpus, tokenizer=config.data.tokenizer)
     threads = torch.get_num_threads()
     torch.set_num_threads(config.engine.threads)
     rates, started = list[float](), time.monotonic()

@@ -52,6 +52,7 @@ class Candidates:
             "genome": proposal.genome,
             "costs": proposal.costs,
             "corpus": self.config.data.corpus,
+            "tokenizer": self.config.data.tokenizer,
             "fingerprint": self.corpus["fingerprint"],
             "recipe": recipe,
             "rung": stage,

@@ -77,6 +77,7 @@ def open_run(path: str | Path, workers: int | None = None, data: str | None = No
         config = config.replace({"data.corpus": data}).located()
     evaluation = load_evaluation(config.evaluation)
     corpus = evaluation.prepare(config)
+    corpus.pop("tokenizer_json", None)
     with contextlib.ExitStack() as stack:
         lock = RunLock(path)
         stack.callback(lock.release)

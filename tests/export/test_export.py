@@ -232,6 +232,11 @@ def pipe(folder: Path) -> None:
     os.mkfifo(folder / "model.safetensors")
 
 
+def damage_tokenizer(folder: Path) -> None:
+    change_config(folder, tokenizer="mine")
+    (folder / "tokenizer.json").write_text("{}")
+
+
 FAULTS = {
     "no such folder": (shutil.rmtree, "there is no such folder"),
     "no config": (lambda f: (f / "config.json").unlink(), "is not an exported model"),
@@ -257,7 +262,9 @@ FAULTS = {
     ),
     "vocabulary is huge": (lambda f: change_config(f, vocab_size=10**12), "'vocab_size' is 1000000000000"),
     "vocabulary of others": (lambda f: change_config(f, vocab_size=255), "tensor embedding has shape"),
-    "tokenizer unknown": (lambda f: change_config(f, tokenizer="../../x"), "'tokenizer' is"),
+    "tokenizer is a number": (lambda f: change_config(f, tokenizer=5), "'tokenizer' is"),
+    "tokenizer missing": (lambda f: change_config(f, tokenizer="../../x"), r"tokenizer\.json: the file is missing"),
+    "tokenizer damaged": (damage_tokenizer, "is no tokenizer.json of the library tokenizers"),
     "genome is text": (lambda f: change_config(f, genome="1-9"), r"config\.json: genome"),
     "genome of others": (
         lambda f: change_config(f, genome=star.genome.to_json(EVERY_CLASS)),

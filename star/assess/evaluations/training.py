@@ -16,10 +16,14 @@ from star.store.files import RESULT, WEIGHTS, write_atomically, write_json
 def prepare(config) -> dict:
     """Opens the corpus, and builds it if needed, so that no worker has to. Returns its facts."""
     from star.data import open_corpus
+    from star.data.tokenizer import SubwordTokenizer
 
-    corpus = open_corpus(config.data.corpus)
+    corpus = open_corpus(config.data.corpus, tokenizer=config.data.tokenizer)
     corpus.check_context(config.training.seq_len)
     facts = {"name": corpus.name, "fingerprint": corpus.fingerprint, "vocab_size": corpus.vocab_size}
+    if isinstance(corpus.tokenizer, SubwordTokenizer):
+        facts |= {"tokenizer": corpus.tokenizer.name, "bytes_per_token": corpus.bytes_per_token}
+        facts |= {"tokenizer_json": corpus.tokenizer.json_text}
     return facts | {"baselines": corpus.baselines(), "notes": list(corpus.notes)}
 
 
@@ -49,7 +53,7 @@ def assess(job: dict, report: Report) -> Generator[None, None, dict]:
     from star.training.trainer import training
 
     torch.set_num_threads(job["threads"])
-    corpus = _corpus(job["corpus"])
+    corpus = _corpus(job["corpus"], job.get("tokenizer", "bytes"))
     if corpus.fingerprint != job["fingerprint"]:
         raise UserError(f"the text of {job['corpus']} has changed since the run started; restore it or start a new run")
     deadline = time.monotonic() + job["timeout"] if job["timeout"] else None
@@ -68,6 +72,9 @@ def assess(job: dict, report: Report) -> Generator[None, None, dict]:
         model, trained = yield from attempt()
     metrics = asdict(trained)
     curve, status, reason = (metrics.pop(key) for key in ("curve", "status", "reason"))
+    if trained.val_loss is not None:
+        metrics["bpb"] = corpus.bits_per_byte(trained.val_loss)
+        metrics["bpb_se"] = corpus.bits_per_byte(trained.val_loss_se)
     if job.get("side_by_side", 1) > 1:
         metrics["side_by_side"] = job["side_by_side"]  # the peak of memory is that of all of them
     if status == "ok" and job.get("tasks"):
@@ -119,10 +126,10 @@ def _tasks_file(job: dict) -> Path:
 
 
 @lru_cache(maxsize=2)
-def _corpus(spec: str):
+def _corpus(spec: str, tokenizer: str):
     from star.data import open_corpus
 
-    return open_corpus(spec)
+    return open_corpus(spec, tokenizer=tokenizer)
 
 
 def _save(model, path: Path) -> None:
