@@ -222,7 +222,7 @@ def test_a_job_measures_the_tasks_only_when_asked_and_once_for_all_rungs(tmp_pat
 
     (tmp_path / "text.txt").write_text("the star evolves " * 2000)
     corpus = open_corpus(tmp_path / "text.txt", cache_dir=tmp_path / "cache")
-    monkeypatch.setattr(training, "_corpus", lambda spec: corpus)
+    monkeypatch.setattr(training, "_corpus", lambda spec, tokenizer: corpus)
     monkeypatch.setattr(assessed, "TASKS", {})
     calls = []
     scores = {"recall": 0.5, "mean": 0.25}
