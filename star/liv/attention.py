@@ -24,7 +24,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from star.liv.backends import fused
@@ -113,6 +113,7 @@ class Attention(LIV):
     MAPS = ("q", "k", "v", "gate")
     VALUE = "v"
     config: AttentionConfig
+    sink: nn.Parameter
     # Replaces `softmax_attention`, for operators without a sink.
     attend: Callable[[Tensor, Tensor, Tensor, int | None], Tensor] | None = None
 
@@ -212,10 +213,10 @@ def softmax_attention(
             there = (place >= padding[:, None])[:, None] | (place == torch.arange(seq_len, device=q.device)[:, None])
             mask = causal_mask(seq_len, visible, window, q.device) & there  # [B, T, S]
             return attended(q, k, v, sink, mask[:, None])
-        banded = window is not None and not torch.compiler.is_exporting()  # a program for any length has one form
-        if banded and seq_len > 3 * window:  # measured on a CPU; a mask is as fast for fewer tokens
-            return banded_attention(q, k, v, window, sink)
-        if seq_len == visible and (window is None or (banded and seq_len <= window)):
+        band = None if torch.compiler.is_exporting() else window  # an exported program for any length has one form
+        if band is not None and seq_len > 3 * band:  # measured on a CPU; a mask is as fast for fewer tokens
+            return banded_attention(q, k, v, band, sink)
+        if seq_len == visible and (window is None or (band is not None and seq_len <= band)):
             return attended(q, k, v, sink, is_causal=bool(seq_len > 1))
         if seq_len == 1:  # a single query sees every key of its window
             seen = visible if window is None else torch.sym_min(visible, window)
@@ -299,7 +300,8 @@ def rope_table(
     if table is None:
         with torch.inference_mode(False), torch.no_grad():
             positions = torch.arange(n_positions, dtype=torch.float64)
-            table = tuple(t.to(device) for t in rope_positions(positions, head_dim, theta, dtype))
+            cos, sin = (t.to(device) for t in rope_positions(positions, head_dim, theta, dtype))
+            table = cos, sin
         if type(table[0]) is Tensor:  # a tracer's tensors must not be kept
             ROPE_TABLES[key] = table
     cos, sin = table

@@ -243,6 +243,7 @@ class LIV(nn.Module):
     """
 
     MAPS: tuple[str, ...]  # the linear maps of x that a family may have, each with an optional short filter
+    diff: nn.Parameter  # lambda of a differential operator
     VALUE: str  # the map that makes the value path, and the name under which the value is shared
 
     def __init__(
@@ -304,7 +305,7 @@ class LIV(nn.Module):
         h, new = self.project(x, state, self.maps)
         kept = f"{self.VALUE}_filter"
         if state is not None and kept in state:
-            new = new | {kept: state[kept]}  # `mix` computes the value path, so its filter has not moved on yet
+            new = (new or {}) | {kept: state[kept]}  # `mix` computes the value path, so its filter has not moved on yet
         features, new = self.features_of(h, new, given, offset)
         if type(self).scale is not LIV.scale:
             value, _ = self.value(features, h.get(self.VALUE), new, given, offset)

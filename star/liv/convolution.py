@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from star.liv.base import LIV, Features, LIVConfig, State, StateEntry, Weight, log_uniform, matrix, normal, short_filter
 from star.liv.functional import chunk_of, loops_over, padded, short_convolution
@@ -83,6 +83,9 @@ class Convolution(LIV):
     MAPS = ("b", "c", "h")
     VALUE = "h"
     config: ConvolutionConfig
+    kernel: nn.Parameter
+    residue_real: nn.Parameter
+    residue_imag: nn.Parameter
 
     def features_of(
         self, h: dict[str, Tensor], state: State | None, given: Features, offset: int
@@ -108,14 +111,15 @@ class Convolution(LIV):
             filters = (features["log_rate"][0], features["angle"][0], self.residue_real, self.residue_imag)
             past = (features["modes_real"], features["modes_imag"]) if "modes_real" in features else None
             keep = state is not None and "modes_real" in state
+            modes: tuple[Tensor, Tensor] | None
             if u.shape[1] == 1 and past is not None:
                 y, modes = modal_step(u, *filters, past)
             else:
                 y, modes = modal_convolution(u, *filters, past, keep)
-            new = dict(zip(("modes_real", "modes_imag"), modes)) if keep else {}
+            new = dict(zip(("modes_real", "modes_imag"), modes)) if keep and modes is not None else {}
         else:
-            y, past = short_convolution(u, self.kernel.to(u.dtype), features.get("past"))
-            new = {"past": past}
+            y, inputs = short_convolution(u, self.kernel.to(u.dtype), features.get("past"))
+            new = {"past": inputs}
         if state is not None:
             state = state | {name: t for name, t in new.items() if name in state}
         return features["c"] * y, state
@@ -207,8 +211,8 @@ class ModeStates(torch.autograd.Function):
         states = [start]
         for new in added.unbind(2):
             states.append(torch.addcmul(new, a[:, None], states[-1]))
-        states = torch.stack(states, dim=2)
-        return torch.stack([states.real, states.imag], dim=-2)
+        all_states = torch.stack(states, dim=2)
+        return torch.stack([all_states.real, all_states.imag], dim=-2)
 
     @staticmethod
     def setup_context(ctx, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
@@ -219,14 +223,15 @@ class ModeStates(torch.autograd.Function):
     def backward(ctx, d_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         a, states = ctx.saved_tensors
         conjugate = torch.complex(a[:, 0], -a[:, 1])[:, None]
-        d_states = torch.complex(*d_states.unbind(-2)).unbind(2)
-        total = [d_states[-1]]
-        for d_state in d_states[-2::-1]:
-            total.append(torch.addcmul(d_state, conjugate, total[-1]))
-        total = torch.stack(total[::-1], dim=2)  # of start, then of everything added
+        each = torch.complex(*d_states.unbind(-2)).unbind(2)
+        sums = [each[-1]]
+        for d_state in each[-2::-1]:
+            sums.append(torch.addcmul(d_state, conjugate, sums[-1]))
+        total = torch.stack(sums[::-1], dim=2)  # of start, then of everything added
         past = torch.complex(states[..., 0, :], -states[..., 1, :])[:, :, :-1]
         d_a = (total[:, :, 1:] * past).sum((1, 2))
-        return tuple(torch.stack([t.real, t.imag], dim=-2) for t in (d_a, total[:, :, 1:], total[:, :, 0]))
+        d_a, d_added, d_start = (torch.stack([t.real, t.imag], dim=-2) for t in (d_a, total[:, :, 1:], total[:, :, 0]))
+        return d_a, d_added, d_start
 
 
 def mode_powers(log_rate: Tensor, angle: Tensor, n_powers: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -97,11 +97,12 @@ class DeltaChunks(torch.autograd.Function):
         # The solver reads what is strictly below the diagonal.
         identity = torch.eye(v.shape[2], dtype=v.dtype, device=v.device)
         inverse = torch.linalg.solve_triangular(lower.neg_(), identity, upper=False, unitriangular=True)
-        states, rows = [start], []
+        after = [start]
+        mixed: list[Tensor] = []
         for w_n, b_n, v_n, inverse_n, kept_n in zip(w * grown, (b * left).mT, v, inverse, kept):
-            rows.append(inverse_n @ (w_n @ states[-1]).add_(v_n))
-            states.append((kept_n * states[-1]).baddbmm_(b_n, rows[-1]))
-        states, rows = torch.stack(states), torch.stack(rows)  # [n + 1, G, N, P], [n, G, Q, P]
+            mixed.append(inverse_n @ (w_n @ after[-1]).add_(v_n))
+            after.append((kept_n * after[-1]).baddbmm_(b_n, mixed[-1]))
+        states, rows = torch.stack(after), torch.stack(mixed)  # [n + 1, G, N, P], [n, G, Q, P]
         y = ((c * grown) @ states[:-1]).add_(scores @ rows)
         return y, states[-1].clone(), states, rows, inverse, scores
 
@@ -117,13 +118,14 @@ class DeltaChunks(torch.autograd.Function):
         decay, grown, left, kept = chunk_decays(sums, v)
         dy = dy.contiguous()
         # From the last chunk to the first: dv = d(V + e^s W S), and the gradient of the state before the chunk.
-        d_states, dv = [d_state], []
+        before = [d_state]
+        mixed: list[Tensor] = []
         parts = (c * grown).mT, (w * grown).mT, b * left, inverse.mT, kept, dy, scores.mT @ dy
         for c_n, w_n, b_n, inverse_n, kept_n, dy_n, d_rows_n in zip(*(reversed(part.unbind()) for part in parts)):
-            dv.append(inverse_n @ (b_n @ d_states[-1]).add_(d_rows_n))
-            d_states.append((kept_n * d_states[-1]).baddbmm_(c_n, dy_n).baddbmm_(w_n, dv[-1]))
-        d_start = d_states.pop()
-        d_states, dv = torch.stack(d_states[::-1]), torch.stack(dv[::-1])
+            mixed.append(inverse_n @ (b_n @ before[-1]).add_(d_rows_n))
+            before.append((kept_n * before[-1]).baddbmm_(c_n, dy_n).baddbmm_(w_n, mixed[-1]))
+        d_start = before.pop()
+        d_states, dv = torch.stack(before[::-1]), torch.stack(mixed[::-1])
         # W, C and B: over the state between chunks, and over the scores inside one.
         d_lower, d_scores = (dv @ rows.mT).mul_(decay).tril_(-1), (dy @ rows.mT).mul_(decay)
         past = states[:-1].mT

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from star.errors import UserError
 from star.liv.base import (
@@ -94,6 +94,7 @@ class Elementwise(LIV):
     MAPS = ("v", "c")
     VALUE = "v"
     config: ElementwiseConfig
+    rate: nn.Parameter
 
     def features_of(
         self, h: dict[str, Tensor], state: State | None, given: Features, offset: int
@@ -137,7 +138,10 @@ class Elementwise(LIV):
     def core(self, features: Features, value: Tensor, state: State | None) -> tuple[Tensor, State | None]:
         u, memory = features["b"] * value, features.get("memory")
         one = value.shape[1] == 1 and memory is not None
-        h, memory = scan_step(u, features["decay"], memory) if one else scan_parallel(u, features["decay"], memory)
+        if one:
+            h, memory = scan_step(u, features["decay"], features["memory"])
+        else:
+            h, memory = scan_parallel(u, features["decay"], memory)
         if state is not None and "memory" in state:
             state = state | {"memory": memory.detach()}
         return features["c"] * h.to(value.dtype), state
@@ -166,7 +170,7 @@ def scan_parallel(u: Tensor, g: Tensor, memory: Tensor | None = None) -> tuple[T
     Returns: h [B, T, W], and h of the last token.
     """
     if u.shape[1] == 0:
-        return u, memory
+        return u, u.new_zeros(u.shape[0], u.shape[2]) if memory is None else memory
     h = Scan.apply(u, g, torch.zeros_like(u[:, 0]) if memory is None else memory.to(u.dtype))
     return h, h[:, -1]
 

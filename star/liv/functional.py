@@ -86,6 +86,7 @@ def token_by_token(
     Returns: y [B, T, H, P] and the state after.
     """
     _, b, v = inputs[:3]
+    assert b is not None and v is not None
     if memory is None:
         dtype = torch.promote_types(v.dtype, torch.float32)
         memory = v.new_zeros(v.shape[0], v.shape[2], b.shape[-1], v.shape[-1], dtype=dtype)
@@ -159,8 +160,8 @@ class CarriedStates(torch.autograd.Function):
         total = [d_states[:, :, -1]]
         for i in range(states.shape[2] - 2, -1, -1):
             total.append(torch.addcmul(d_states[:, :, i], decay[:, :, i], total[-1]))
-        total = torch.stack(total[::-1], dim=2)  # of start, then of everything added
-        return (total[:, :, 1:] * states[:, :, :-1]).sum_to_size(decay.shape), total[:, :, 1:], total[:, :, 0]
+        sums = torch.stack(total[::-1], dim=2)  # of start, then of everything added
+        return (sums[:, :, 1:] * states[:, :, :-1]).sum_to_size(decay.shape), sums[:, :, 1:], sums[:, :, 0]
 
 
 def carried_by_matrix(log_decay: Tensor, added: Tensor, start: Tensor) -> Tensor:

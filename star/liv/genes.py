@@ -88,7 +88,7 @@ class Operator:
         row = self.feature(group)
         return row if not name else None if row == ABSENT else getattr(row, name)
 
-    def with_gene(self, address: str, value: int | FeatureGenes) -> Operator:
+    def with_gene(self, address: str, value: Any) -> Operator:
         """The same operator with another value of a gene; not validated."""
         group, _, name = address.partition(".")
         if group in OPERATOR_GENES:
@@ -311,8 +311,8 @@ class Family:
                 return operator
             rule = broken[0]
             now = operator.gene(rule.first), operator.gene(rule.second)
-            pairs = product(self.searched(rule.first), self.searched(rule.second))
-            pairs = [pair for pair in pairs if rule.holds(rule.draw(operator, *pair))]
+            drawn = product(self.searched(rule.first), self.searched(rule.second))
+            pairs = [pair for pair in drawn if rule.holds(rule.draw(operator, *pair))]
             near = [pair for pair in pairs if pair[0] == now[0] or pair[1] == now[1]]
             operator = rule.draw(operator, *_choice(near or pairs, rng))
         raise RuntimeError(f"the rules of {self.name} cannot be satisfied together: {[rule.why for rule in broken]}")

@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import platformdirs
 import torch
@@ -136,7 +136,7 @@ def load_kernel(name: str) -> Callable:
     kernel = getattr(importlib.import_module(module), function)
     keywords = ("q", "k", "v", "g", *(["beta"] if "delta" in name else []), "initial_state", "output_final_state")
 
-    def form(*inputs: Tensor | bool | None) -> tuple[Tensor, Tensor | None]:
+    def form(*inputs: Any) -> tuple[Tensor, Tensor | None]:
         given = {name: x for name, x in zip(keywords, (*inputs, True)) if name != "g" or x is not None}
         for keyword in "qk":  # fla takes one key per head, ours may be shared by several
             given[keyword] = given[keyword].repeat_interleave(given["v"].shape[2] // given[keyword].shape[2], dim=2)

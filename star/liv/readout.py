@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from star.liv.base import LIV, Features, LIVConfig, Weight, constant, matrix
 from star.liv.functional import rms_norm
@@ -50,6 +50,7 @@ class Readout(LIV):
     """A LIV with the gate and the norm of `ReadoutConfig`."""
 
     config: ReadoutConfig
+    norm: nn.Parameter
 
     def gate(self, h: dict[str, Tensor]) -> Features:
         """The output gate from the maps h of x: {"gate": [B, T, C]}, or {} without one."""

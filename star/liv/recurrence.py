@@ -21,11 +21,13 @@ Shapes: B batch, T tokens, H heads (of all branches), G groups of heads that sha
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from star.liv.backends import fastest
 from star.liv.base import (
@@ -123,6 +125,9 @@ class Recurrence(Readout):
     MAPS = ("b", "c", "v", "dt", "beta", "z")
     VALUE = "v"
     config: RecurrenceConfig
+    dt_bias: nn.Parameter
+    log_rate: nn.Parameter
+    skip: nn.Parameter
 
     def features_of(
         self, h: dict[str, Tensor], state: State | None, given: Features, offset: int
@@ -176,6 +181,9 @@ class Recurrence(Readout):
         b, c, g = features["b"], features["c"], features.get("decay")
         if (config.delta or config.decay == "vector") and config.n_groups < config.n_heads:
             b, c = (t.repeat_interleave(config.n_heads // config.n_groups, dim=2) for t in (b, c))
+        inputs: tuple[Tensor | None, ...]
+        parallel: Callable[..., tuple[Tensor, Tensor | None]]
+        step: Callable[..., tuple[Tensor, Tensor]]
         if config.delta:
             name, parallel, step = "delta" if g is None else "gated delta", delta_parallel, delta_step
             inputs = (c, b, value, g, features["beta"], memory)
@@ -187,7 +195,7 @@ class Recurrence(Readout):
         y, memory = step(*inputs) if one else fastest(name, parallel, b, value)(*inputs, keep)
         if config.skip:
             y = y + self.skip.to(value.dtype)[:, None] * value
-        if keep:
+        if state is not None and keep and memory is not None:
             state = state | {"memory": memory.detach()}
         return y.flatten(2), state
 
@@ -220,7 +228,7 @@ def configure(operator: Operator, d_model: int, head_dim: int, rope_theta: float
     )
 
 
-_STATE = dict(
+_STATE: dict[str, Any] = dict(
     token=(1, 3),
     expansion=(1, 2, 4, 8, 16, 32, 64, 128),
     repeat=(1, 2, 4, 8, 0),

@@ -129,7 +129,8 @@ class RMSNorm(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor, None]:
-        return *_norm_gradients(*ctx.saved_tensors, dy), None
+        x, weight, inverse = ctx.saved_tensors
+        return *_norm_gradients(x, weight, inverse, dy), None
 
 
 class ResidualRMSNorm(torch.autograd.Function):
@@ -145,7 +146,8 @@ class ResidualRMSNorm(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, passed: Tensor, dy: Tensor) -> tuple[Tensor, Tensor, None]:
-        return *_norm_gradients(*ctx.saved_tensors, dy, passed), None
+        x, weight, inverse = ctx.saved_tensors
+        return *_norm_gradients(x, weight, inverse, dy, passed), None
 
 
 # ---- short causal convolution
@@ -326,7 +328,8 @@ class Rotate(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy: Tensor) -> tuple[Tensor, None, None]:
-        return _rotated(dy, *ctx.saved_tensors, -1.0), None, None
+        cos, sin = ctx.saved_tensors
+        return _rotated(dy, cos, sin, -1.0), None, None
 
 
 # ---- cross-entropy
