@@ -302,12 +302,23 @@ def test_what_a_refinement_made_is_shown_exported_and_trained_longer(run, text, 
     assert ok("generate", tmp_path / "exported", "--tokens", 10)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_train_resumes_where_it_was_stopped(text, tmp_path, number):
+@pytest.fixture(scope="module")
+def whole(text, tmp_path_factory) -> Path:
+    """A training that was never stopped; its command is `whole_command`."""
+    folder = tmp_path_factory.mktemp("whole") / "model"
+    ok("train", "transformer++", *whole_command(text), 40_960, "--out", folder)
+    return folder
+
+
+def whole_command(text: Path) -> list:
     options = "--preset smoke --d-model 32 --depth 2 --set eval_tokens=512 --set device=cpu".split()
-    options += ["--data", text, "--tokens"]
+    return [*options, "--data", text, "--tokens"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_train_resumes_where_it_was_stopped(text, whole, tmp_path, number):
+    options = whole_command(text)
     out, checkpoint = tmp_path / "model", tmp_path / "model.checkpoint.safetensors"
-    ok("train", "transformer++", *options, 40_960, "--out", tmp_path / "whole")
     stopped = process("train", "transformer++", *options, 40_960, "--out", out)
     while not checkpoint.exists() and stopped.poll() is None:
         time.sleep(0.01)
@@ -321,10 +332,8 @@ def test_train_resumes_where_it_was_stopped(text, tmp_path, number):
     assert "of another run: its recipe.tokens is 40960, not 20480; remove it" in message
     output = ok("train", "transformer++", *options, 40_960, "--out", out)
     assert re.search(rf"resuming from {re.escape(str(checkpoint))} at step \d+", output)
-    whole, resumed = (
-        json.loads((tmp_path / name / "training.json").read_text())["curve"] for name in ("whole", "model")
-    )
-    assert [p["val_loss"] for p in whole] == [p["val_loss"] for p in resumed]
+    curves = [json.loads((folder / "training.json").read_text())["curve"] for folder in (whole, out)]
+    assert [p["val_loss"] for p in curves[0]] == [p["val_loss"] for p in curves[1]]
 
 
 def test_doctor_describes_the_machine_and_times_a_preset(text):
@@ -569,13 +578,16 @@ def test_errors_go_to_standard_error_and_a_closed_pipe_is_quiet(run):
     assert child.stderr.read() == "" and child.wait() == 1
 
 
-@pytest.mark.parametrize("encoding", ["cp1252", "latin-1:strict", "utf-8"])
-def test_what_the_output_cannot_encode_is_replaced(run, tmp_path, monkeypatch, encoding):
+@pytest.mark.parametrize(
+    ("encoding", "verbs"), [("cp1252", ("show", "front", "plot")), ("latin-1:strict", ("show",)), ("utf-8", ())]
+)
+def test_what_the_output_cannot_encode_is_replaced(run, tmp_path, monkeypatch, encoding, verbs):
     """On both streams and in the report, in names that are no Unicode at all too."""
     monkeypatch.setenv("PYTHONIOENCODING", encoding)
     place = tmp_path / os.fsdecode("模".encode() + b"\xff")
     shutil.copytree(run, place)
-    for arguments in (("show", f"{place}:knee"), ("front", place), ("plot", place), ("show", place / "nothing")):
+    commands = [(verb, f"{place}:knee" if verb == "show" else place) for verb in verbs]
+    for arguments in (*commands, ("show", place / "nothing")):
         _, err = process(*arguments, encoding=encoding.partition(":")[0]).communicate()
         assert "Traceback" not in err and ("star: " in err) == (arguments[-1] == place / "nothing")
     assert "?/nothing" in err
