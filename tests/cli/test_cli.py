@@ -579,7 +579,7 @@ def test_errors_go_to_standard_error_and_a_closed_pipe_is_quiet(run):
 
 
 @pytest.mark.parametrize(
-    ("encoding", "verbs"), [("cp1252", ("show", "front", "plot")), ("latin-1:strict", ("show",)), ("utf-8", ())]
+    ("encoding", "verbs"), [("cp1252", ("plot",)), ("latin-1:strict", ("show", "front")), ("utf-8", ())]
 )
 def test_what_the_output_cannot_encode_is_replaced(run, tmp_path, monkeypatch, encoding, verbs):
     """On both streams and in the report, in names that are no Unicode at all too."""

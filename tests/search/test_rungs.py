@@ -98,7 +98,7 @@ def test_a_checkpoint_beyond_the_stop_is_refused(corpus, tmp_path):
 
 @pytest.fixture
 def job(corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "_corpus", lambda spec: corpus)
+    monkeypatch.setattr(training, "_corpus", lambda spec, tokenizer: corpus)
     from dataclasses import asdict
 
     return {
