@@ -48,7 +48,7 @@ def test_samples_are_legal_and_use_operators_of_their_own(space):
     assert len({space.decode(x).id for x in X}) == len({x.tobytes() for x in X}), "equal architectures are equal rows"
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_anything_can_be_repaired(seed):
     rng = np.random.default_rng(seed)

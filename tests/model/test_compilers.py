@@ -103,7 +103,7 @@ def test_compiled_for_any_shape_with_and_without_a_state(name):
 
 @pytest.mark.parametrize("room, most", [(60, 3), (10, 5)], ids=["room", "growing"])
 @pytest.mark.parametrize("name", ["SA-1", "SWA-16", "Rec-1", "GConv-1", "GMemless"])
-def test_decoding_compiles_at_most_three_graphs(name, room, most):
+def test_decoding_compiles_three_graphs_with_room_and_five_where_the_state_grows(name, room, most):
     """The prompt, a token, and a token once a window is full; two more where the state has no room and grows."""
     model, graphs = smallest(NUMBERS[name]), []
 
