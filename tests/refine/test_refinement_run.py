@@ -181,7 +181,7 @@ def test_only_members_that_were_asked_for_are_trained_unless_the_front_is_the_ai
     tune(fresh, small(fresh, change="recipes", budget=14))
     one = Run(fresh).refinement()
     assert {t.member for t, _ in one.trials} == set(one.settings.members)
-    tune(fresh, small(fresh, change="recipes", budget=16, aim="front"))
+    tune(fresh, small(fresh, change="recipes", budget=24, aim="front"))
     assert {t.member for t, _ in Run(fresh).refinement().trials} > set(one.settings.members)
 
 
@@ -257,9 +257,9 @@ def test_another_refinement_takes_what_an_earlier_one_trained(fresh):
 
 def test_a_refinement_begins_with_what_earlier_ones_have_learnt(fresh):
     first, second = (c.id for c in Run(fresh).front()[:2])
-    tune(fresh, small(fresh, members=first, change="recipes", design=7, budget=14))
+    tune(fresh, small(fresh, members=first, change="recipes", design=7, budget=20))
     early = Run(fresh).refinement()
-    settings = small(fresh, members=second, change="recipes", fidelities=(1.0,))
+    settings = small(fresh, members=second, change="recipes", design=7, budget=14, fidelities=(1.0,))
     tune(fresh, settings)
     late = Run(fresh).refinement()
     assert [t.id for t, _ in late.state.earlier] == [
@@ -272,8 +272,9 @@ def test_a_refinement_begins_with_what_earlier_ones_have_learnt(fresh):
     ]  # no design
     member, proposal = late.value(late.trials[0][1]), late.value(late.trials[2][1])
     assert proposal < member - 0.05  # at once: the bowl and Muon are known
-    # Of what was refined already.
-    tune(fresh, small(fresh, members=first, change="recipes", seed=1))
+    tune(
+        fresh, small(fresh, members=first, change="recipes", design=7, budget=20, seed=1)
+    )  # of what was refined already
     again = Run(fresh).refinement()
     fresh_ones = {t.id for t, _ in again.trials if t.purpose == "confirm"}
     assert fresh_ones and not fresh_ones & {t.id for t, _ in again.state.earlier}

@@ -266,7 +266,7 @@ def compiles(monkeypatch):
 def test_a_long_training_has_its_blocks_compiled_by_another_process(corpus, compiles, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     recipe = RECIPE.replace(tokens=10**9)
-    runs = [TrainingRun(model("9-9"), corpus, recipe, CPU) for _ in range(2)]
+    runs = [TrainingRun(model("9-1-9"), corpus, recipe, CPU) for _ in range(2)]
     for run in runs:
         run.advance()
     first = runs[0]
