@@ -188,7 +188,8 @@ class Attention(LIV):
         past = torch.sym_min(offset, self.config.window - 1)  # for a compiler, before and after the window is full
         visible = torch.cat([cache.narrow(2, 0, past).to(h.dtype), h], dim=2)  # oldest first
         keep = torch.sym_min(cache.shape[2], visible.shape[2])
-        cache[:, :, :keep] = visible.narrow(2, visible.shape[2] - keep, keep).detach()
+        parts = visible.narrow(2, visible.shape[2] - keep, keep), cache.narrow(2, keep, cache.shape[2] - keep)
+        cache.copy_(torch.cat([part.detach().to(cache.dtype) for part in parts], dim=2))  # whole: one graph for all
         return visible, state
 
 

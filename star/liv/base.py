@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from star.liv.functional import short_convolution
+from star.liv.functional import kept, short_convolution
 
 Features = dict[str, Tensor]
 State = dict[str, Tensor]
@@ -401,18 +401,25 @@ class LIV(nn.Module):
             if key in self._parameters:
                 taps, past = getattr(self, key).to(x.dtype), None if state is None else state[key]
                 h[name], past = short_convolution(h[name], taps, past)
-                state = None if state is None else state | {key: past}
+                state = None if state is None else state | {key: kept(past)}
         return h, state
 
     @torch.no_grad()
     def materialize(self, x: Tensor) -> Tensor:
         """T itself, [T, T, D, D] indexed i, j, a, b, for one sequence x [1, T, D]. The tests of the laws use it.
 
-        `mix`, with the features of x, is applied to every basis vector e_(j, b), and to zero for the biases.
+        `mix`, with the features of x and without biases, is applied to every basis vector e_(j, b).
         """
         features, _ = self.featurize(x)
-        T = self.impulses(features, x, x.shape[2], lambda f, e: self.mix(f, e)[0])
-        return T - self.mix(features, torch.zeros_like(x))[0][0, :, None, :, None]
+        biases = [weight for name, weight in self.named_parameters() if name.endswith("_bias")]
+        values = [bias.clone() for bias in biases]
+        try:
+            for bias in biases:
+                bias.zero_()
+            return self.impulses(features, x, x.shape[2], lambda f, e: self.mix(f, e)[0])
+        finally:
+            for bias, value in zip(biases, values, strict=True):
+                bias.copy_(value)
 
     @torch.no_grad()
     def materialize_core(self, x: Tensor, channels: slice = slice(None)) -> Tensor:

@@ -22,7 +22,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from star.liv.base import LIV, Features, LIVConfig, State, StateEntry, Weight, log_uniform, matrix, normal, short_filter
-from star.liv.functional import chunk_of, loops_over, padded, short_convolution
+from star.liv.functional import chunk_of, kept, loops_over, padded, short_convolution
 from star.liv.genes import Family, GroupSpec, Operator
 
 CONVOLUTION_FILTER = 3  # taps of the optional filters of b, c and h
@@ -121,7 +121,7 @@ class Convolution(LIV):
             y, inputs = short_convolution(u, self.kernel.to(u.dtype), features.get("past"))
             new = {"past": inputs}
         if state is not None:
-            state = state | {name: t for name, t in new.items() if name in state}
+            state = state | {name: kept(t) for name, t in new.items() if name in state}
         return features["c"] * y, state
 
 

@@ -34,7 +34,7 @@ from star.liv.base import (
     matrix,
     short_filter,
 )
-from star.liv.functional import activate, chunk_of, loops_over, padded
+from star.liv.functional import activate, chunk_of, kept, loops_over, padded
 from star.liv.genes import Family, GroupSpec, Operator
 
 ELEMENTWISE_FILTER = 4  # taps of the optional filter of v
@@ -143,7 +143,7 @@ class Elementwise(LIV):
         else:
             h, memory = scan_parallel(u, features["decay"], memory)
         if state is not None and "memory" in state:
-            state = state | {"memory": memory.detach()}
+            state = state | {"memory": kept(memory)}
         return features["c"] * h.to(value.dtype), state
 
 

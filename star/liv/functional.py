@@ -30,6 +30,11 @@ def gated(gate: Tensor, value: Tensor, nonlinearity: str) -> Tensor:
     return activate(gate, nonlinearity) * value if kernel is None else kernel(gate, value, nonlinearity)
 
 
+def kept(tensor: Tensor) -> Tensor:
+    """A copy for a decode state: it owns its memory, where a view would keep the activations of the whole prompt."""
+    return tensor.detach().clone(memory_format=torch.contiguous_format)
+
+
 def short_convolution(x: Tensor, weight: Tensor, past: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Causal depthwise convolution by shift and add, for filters of a few taps.
 

@@ -42,7 +42,7 @@ from star.liv.base import (
     short_filter,
 )
 from star.liv.delta import DELTA_CHUNK, delta_parallel, delta_step
-from star.liv.functional import activate
+from star.liv.functional import activate, kept
 from star.liv.genes import Family, GroupSpec, Operator, Rule, count_heads
 from star.liv.readout import READOUT_GROUPS, Readout, ReadoutConfig, readout_genes
 from star.liv.ssd import SSD_CHUNK, ssd_parallel, ssd_step
@@ -196,7 +196,7 @@ class Recurrence(Readout):
         if config.skip:
             y = y + self.skip.to(value.dtype)[:, None] * value
         if state is not None and keep and memory is not None:
-            state = state | {"memory": memory.detach()}
+            state = state | {"memory": kept(memory)}
         return y.flatten(2), state
 
     def unflatten_value(self, value: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -280,7 +281,13 @@ class LanguageModel(nn.Module):
         dtype = dtype or self.compute_dtype or self.embedding.dtype
         device = device or self.embedding.device
         layers = [block.liv.init_state(batch, max_len, dtype, device) for block in self.blocks]
-        return ModelState(layers, 0, max_len)
+        state = ModelState(layers, 0, max_len)
+        if "torch._dynamo" in sys.modules and not torch.compiler.is_compiling():
+            for layer, tensors in zip(self.plan.layers, layers):
+                for name, entry in layer.state().items():
+                    if entry.cap is not None:  # one graph before and after it grows
+                        torch._dynamo.maybe_mark_dynamic(tensors[name], entry.column_dim + 1)
+        return state
 
     def _check_tokens(self, tokens: Tensor) -> None:
         if tokens.dim() != 2 or tokens.is_floating_point():
@@ -319,12 +326,15 @@ class LanguageModel(nn.Module):
         self._check_state(state, batch)
         if state.length + seq_len <= state.capacity:
             return
-        state.capacity = max(state.length + seq_len, 2 * state.capacity)
+        needed = state.length + seq_len
+        if not torch.compiler.is_compiling():
+            needed = state.capacity = max(needed, 2 * state.capacity)
+        # Compiled, it gets room for just these tokens and grows at every call, in one graph for all of them.
         for layer, tensors in zip(self.plan.layers, state.layers):
             for name, entry in layer.state().items():
                 if entry.cap is not None:
                     dim = entry.column_dim + 1
-                    room = entry.columns(state.capacity) - tensors[name].shape[dim]
+                    room = entry.columns(needed) - tensors[name].shape[dim]
                     padding = [0, 0] * (tensors[name].dim() - 1 - dim) + [0, room]
                     tensors[name] = F.pad(tensors[name], padding)
 

@@ -77,7 +77,7 @@ class Generational(Pacing):
 class SteadyState(Pacing):
     """Each result is told as it arrives and a new genome asked for at once, so that no worker idles.
 
-    With four workers or more, some genomes are asked for in advance.
+    With two workers or more, some genomes are asked for in advance: the algorithm works while all workers train.
 
     What is found depends on the order of arrival, which the record keeps: the run can be replayed, not repeated.
     """
@@ -107,9 +107,10 @@ class SteadyState(Pacing):
     def ahead(self, slots: int) -> int:
         """So that a freed worker need not wait while the algorithm proposes: a fit of the surrogate takes 0.1 to 0.2 s.
 
-        Few, because a genome that is asked for later is proposed with more results.
+        Few, because a genome that is asked for later is proposed with more results. None for one slot: that may be
+        this process.
         """
-        return slots // SLOTS_PER_SPARE
+        return -(-slots // SLOTS_PER_SPARE) if slots > 1 else 0
 
     def generation(self, record: Record, i: int = 0) -> int:
         return self._generation_of(record.n_asked + i)

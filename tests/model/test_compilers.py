@@ -29,6 +29,10 @@ def tokens(batch: int, length: int) -> torch.Tensor:
     return torch.randint(VOCAB, (batch, length), generator=torch.Generator().manual_seed(length))
 
 
+def tensors_of(state: ModelState) -> list[torch.Tensor]:
+    return [tensor for layer in state.layers for tensor in layer.values()]
+
+
 # ---- the state
 
 
@@ -101,10 +105,10 @@ def test_compiled_for_any_shape_with_and_without_a_state(name):
         torch.testing.assert_close(torch.cat([first, second], 1), model(sequence)[0], rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("room, most", [(60, 3), (10, 5)], ids=["room", "growing"])
-@pytest.mark.parametrize("name", ["SA-1", "SWA-16", "Rec-1", "GConv-1", "GMemless"])
-def test_decoding_compiles_three_graphs_with_room_and_five_where_the_state_grows(name, room, most):
-    """The prompt, a token, and a token once a window is full; two more where the state has no room and grows."""
+@pytest.mark.parametrize("room, prompt", [(60, 10), (None, 10), (10, 10), (20, 10), (12, 3)])
+@pytest.mark.parametrize("name", ["SA-1", "SWA-16", "Rec-1", "GLA", "GConv-1", "Hyena", "RG-LRU", "GMemless"])
+def test_at_most_three_graphs_for_any_decode(name, room, prompt):
+    """The prompt, a token, and a token where the state grows, windows that fill up included."""
     model, graphs = smallest(NUMBERS[name]), []
 
     def backend(graph, _):
@@ -114,11 +118,18 @@ def test_decoding_compiles_three_graphs_with_room_and_five_where_the_state_grows
     torch._dynamo.reset()
     compiled, sequence = torch.compile(model, backend=backend), tokens(1, 60)
     with torch.no_grad():
-        state = model.init_state(1, room)
-        logits, state = compiled(sequence[:, :10], state)
-        parts, prompt = [logits], len(graphs)
-        for t in range(10, 60):
+        logits, state = compiled(sequence[:, :prompt], model.init_state(1, room) if room else None)
+        parts = [logits]
+        for t in range(prompt, 60):
             logits, state = compiled(sequence[:, t : t + 1], state)
             parts.append(logits)
         torch.testing.assert_close(torch.cat(parts, 1), model(sequence)[0], rtol=0, atol=2e-5)
-    assert prompt == 1 and len(graphs) <= most
+    assert len(graphs) <= 3
+
+
+@pytest.mark.parametrize("name", ["SWA-16", "Rec-1", "GLA", "DeltaNet", "GConv-2", "Hyena", "RG-LRU"])
+def test_a_state_keeps_no_activations_of_the_prompt_alive(name):
+    model = smallest(NUMBERS[name])
+    _, state = model(tokens(1, 300))
+    owned = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors_of(state)}
+    assert sum(owned.values()) == state.nbytes
