@@ -28,7 +28,11 @@ from star.training.recipe import Recipe
 class DataConfig:
     """The text."""
 
-    corpus: str = setting("stdlib", 'text to train on: "stdlib", a text file or folder, or "hf:NAME[:CONFIG]"')
+    corpus: str = setting(
+        "python",
+        'text to train on: "python" (sources of the standard library and of packages that are always installed), '
+        '"stdlib", a text file or folder, or "hf:NAME[:CONFIG]"',
+    )
     tokenizer: str = setting(
         "bytes",
         "bytes; bpe:N, trained on the training text; a tokenizer.json; or the name of a tokenizer on the hub",
@@ -113,7 +117,7 @@ class ObjectivesConfig:
     """What is minimised, and bounds."""
 
     names: tuple[str, ...] = setting(
-        ("loss", "parameters", "cache"), "what to minimise: names of star/assess/objectives, or module:NAME"
+        ("bpb", "parameters", "cache"), "what to minimise: names of star/assess/objectives, or module:NAME"
     )
     cache_tokens: int = setting(4096, "context length at which the cache is measured, in tokens", 1)
     max_parameters: int = setting(0, "upper bound on parameters, checked before training; 0: none", 0)
@@ -200,11 +204,11 @@ class RunConfig:
     def located(self) -> "RunConfig":
         """With absolute paths of text and tokenizer, if they are files: a run may be resumed from any directory."""
         changes = {}
-        for key, place, name in (
-            ("data.corpus", self.data.corpus, "stdlib"),
-            ("data.tokenizer", self.data.tokenizer, "bytes"),
+        for key, place, names in (
+            ("data.corpus", self.data.corpus, ("python", "stdlib")),
+            ("data.tokenizer", self.data.tokenizer, ("bytes",)),
         ):
-            if ":" not in place and place != name and Path(place).exists():
+            if ":" not in place and place not in names and Path(place).exists():
                 changes[key] = str(Path(place).resolve())
         return self.replace(changes) if changes else self
 
@@ -252,6 +256,7 @@ PAPER: dict[str, Any] = {
 PRESETS: dict[str, dict[str, Any]] = {
     "laptop": {"training.tokens": 65_536},
     "smoke": {
+        "data.corpus": "stdlib",
         "space.slots": 4,
         "space.d_models": (32,),
         "space.head_dim": 8,
@@ -299,9 +304,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "search.operator_generations": 6,
     },
     "paper": PAPER,
-    "paper-quality": PAPER | {"objectives.names": ("loss",)},
-    "paper-size": PAPER | {"objectives.names": ("loss", "parameters")},
-    "paper-cache": PAPER | {"objectives.names": ("loss", "cache")},
+    "paper-quality": PAPER | {"objectives.names": ("bpb",)},
+    "paper-size": PAPER | {"objectives.names": ("bpb", "parameters")},
+    "paper-cache": PAPER | {"objectives.names": ("bpb", "cache")},
 }
 
 

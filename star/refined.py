@@ -34,6 +34,10 @@ class SearchResults(Protocol):
     objectives: tuple[Objective, ...]
 
     @property
+    def bits_per_nat(self) -> float:
+        """Bits per byte of the text in one nat per token."""
+
+    @property
     def frame(self) -> Frame | None:
         """In which hypervolume is measured."""
 
@@ -62,8 +66,8 @@ class MemberRow:
     """A member of the front and the best candidate made from it that is no larger.
 
     searched: loss in the search. candidate: None where nothing was measured with fresh seeds. difference: refined minus
-    member, nats, with its 95 % interval low, high; None without fresh seeds of both. perplexity: ratio of perplexities,
-    exp(difference).
+    member, with its 95 % interval low, high; None without fresh seeds of both. perplexity: ratio of perplexities per
+    token. nats: in one unit of the loss.
     """
 
     member: str
@@ -76,11 +80,12 @@ class MemberRow:
     difference: float | None = None
     low: float | None = None
     high: float | None = None
+    nats: float = 1.0
 
     @property
     def perplexity(self) -> float | None:
-        """exp(difference)."""
-        return None if self.difference is None else math.exp(self.difference)
+        """exp(difference in nats)."""
+        return None if self.difference is None else math.exp(self.difference * self.nats)
 
 
 class Refined:
@@ -141,7 +146,10 @@ class Refined:
                     half = float(stdtrit(noise.degrees, 0.975)) * sd
                     low, high = difference - half, difference + half
                 changed = self.space.changed(trial.settings)
-                row = MemberRow(id, row.searched, loss, best, trial.edits, changed, refined, difference, low, high)
+                nats = 1.0 / self.run.bits_per_nat if self.loss.name == "bpb" else 1.0
+                row = MemberRow(
+                    id, row.searched, loss, best, trial.edits, changed, refined, difference, low, high, nats
+                )
             rows.append(row)
         return rows
 

@@ -49,6 +49,16 @@ class Run:
         self.refresh()
 
     @property
+    def bits_per_nat(self) -> float:
+        """Bits per byte of the text in one nat per token."""
+        return 1.0 / math.log(2) / self.corpus.get("bytes_per_token", 1.0)
+
+    @property
+    def references(self) -> dict[str, float]:
+        """Bits per byte of n-gram models of the same text, by name; empty where there is no text."""
+        return {name: loss * self.bits_per_nat for name, loss in self.corpus["baselines"].items()}
+
+    @property
     def tokenizer(self) -> ByteTokenizer | SubwordTokenizer:
         """The tokenizer of its text. Raises UserError if its file is missing or damaged."""
         name = self.corpus.get("tokenizer", "bytes")

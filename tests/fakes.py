@@ -26,11 +26,11 @@ def unreliable(job: dict, report) -> dict:
     if luck < 32:
         raise MemoryError
     if luck < 48:
-        return {"status": "diverged", "reason": "the loss is not finite", "metrics": {"val_loss": float("nan")}}
+        return {"status": "diverged", "reason": "the loss is not finite", "metrics": {"bpb": float("nan")}}
     if luck < 64:
-        return {"status": "ok", "metrics": {"val_loss": float("nan")}}
+        return {"status": "ok", "metrics": {"bpb": float("nan")}}
     if luck < 80:
-        return {"status": "timeout", "reason": "too slow", "metrics": {"val_loss": 0.1}}
+        return {"status": "timeout", "reason": "too slow", "metrics": {"bpb": 0.1}}
     return tabular.assess(job, report)
 
 

@@ -22,7 +22,7 @@ def test_laptop_is_the_default_and_the_main_job():
     config = load_config()
     assert config.preset == "laptop" and config.search.population >= 8 and config.search.generations >= 5
     assert config.candidates >= 40 and len(config.search.baselines) == 2
-    assert config.objectives.names == ("loss", "parameters", "cache")
+    assert config.objectives.names == ("bpb", "parameters", "cache")
 
 
 def test_a_machine_with_a_gpu_has_a_default_for_it(monkeypatch):

@@ -156,11 +156,11 @@ def test_a_result_written_after_the_coordinator_died_counts(tmp_path):
 
     os.waitpid(child(lambda: run(path, settings, callbacks=[die])), 0)
     last = [event.data for event in read_events(path) if event.kind == "start"][-1]
-    result = {"status": "ok", "metrics": {"val_loss": 1.25, "tokens": 10}, "curve": [{"step": 1, "val_loss": 1.25}]}
+    result = {"status": "ok", "metrics": {"bpb": 1.25, "tokens": 10}, "curve": [{"step": 1, "val_loss": 1.25}]}
     write_json(path / "candidates" / last["id"] / "result.json", last | result)
     run(path, settings, callbacks=[lambda e: e["kind"] == "candidate_start" and started.append(e["id"])])
     assert last["id"] not in started
-    assert Run(path).candidate(last["id"]).objectives["loss"] == 1.25
+    assert Run(path).candidate(last["id"]).objectives["bpb"] == 1.25
     assert Run(path).curve(last["id"]) == [{"step": 1, "val_loss": 1.25}]
     assert not (path / "candidates" / last["id"] / "result.json").exists()
 
@@ -278,10 +278,10 @@ def test_everything_a_run_tells(tmp_path):
     assert all(set(c.parents) <= known and c.parents for c in found.candidates("offspring"))
     assert {o for c in searched for o in c.operators} == {"crossover", "mutation", "link"}
     front = found.front()
-    assert [c.objectives["loss"] for c in front] == sorted(c.objectives["loss"] for c in front)
+    assert [c.objectives["bpb"] for c in front] == sorted(c.objectives["bpb"] for c in front)
     assert not {c.id for c in front} & {c.id for c in found.candidates("baseline")}
     assert found.knee().id in {c.id for c in front} and found.candidate(front[0].id[:6]) == front[0]
-    assert set(found.reference) == {"loss", "parameters", "cache"}
+    assert set(found.reference) == {"bpb", "parameters", "cache"}
     volumes = found.hypervolume()
     assert len(volumes) == 48 and volumes[-1]["hypervolume"] > volumes[7]["hypervolume"] > 0
     status = found.status()
@@ -348,8 +348,8 @@ def test_training_for_real(tmp_path):
         c.id for c in found.candidates("baseline")
     }
     for c in found.candidates():
-        assert c.metrics["tokens"] == 1024 and 0 < c.objectives["loss"] < 6 and c.metrics["val_loss_se"] > 0
-        assert found.curve(c.id)[-1]["val_loss"] == c.objectives["loss"]
+        assert c.metrics["tokens"] == 1024 and 0 < c.objectives["bpb"] < 6 and c.metrics["bpb_se"] > 0
+        assert found.curve(c.id)[-1]["val_loss"] * found.bits_per_nat == pytest.approx(c.objectives["bpb"])
     assert events[0]["baselines"]["unigram"] > events[0]["baselines"]["bigram"] > 0
     assert not list((tmp_path / "run").glob("candidates/*/result.json")) and not list(
         (tmp_path / "run").glob("progress/*")

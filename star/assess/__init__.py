@@ -11,7 +11,7 @@ Cheap objectives follow from the genome alone and are known before training. A n
 Imports training, model, cost, genome and what is below them.
 """
 
-from star.assess.objectives import Objective, load_objectives, objective_names
+from star.assess.objectives import QUALITY, Objective, load_objectives, objective_names
 from star.assess.pareto import Frame, Front
 
-__all__ = ["Frame", "Front", "Objective", "load_objectives", "objective_names"]
+__all__ = ["QUALITY", "Frame", "Front", "Objective", "load_objectives", "objective_names"]

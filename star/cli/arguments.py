@@ -59,7 +59,7 @@ MovedOption = Annotated[
     str | None, typer.Option("--data", metavar="PATH", help="Where the text of the run is now, if it was moved.")
 ]
 TOKENIZER_HELP = "Tokens: bytes, bpe:N (trained on the text), a tokenizer.json, or the name of one on the hub."
-DATA_HELP = 'Text to train on: "stdlib", a text file or folder, or hf:NAME[:CONFIG][@COLUMN].'
+DATA_HELP = 'Text to train on: "python", "stdlib", a text file or folder, or hf:NAME[:CONFIG][@COLUMN].'
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING
 
@@ -92,7 +93,7 @@ class Bars(Lines):
         self.progress = Progress(text, BarColumn(24), note, console=console(), transient=True, refresh_per_second=4)
         self.all = self.progress.add_task("preparing text", total=None, note=str(config.data.corpus))
         self.tasks: dict[str, TaskID] = {}
-        self.best: float | None = None
+        self.best: tuple[str, float] | None = None
 
     def __enter__(self) -> Bars:
         self.progress.start()
@@ -110,7 +111,7 @@ class Bars(Lines):
             return
         last = self.config.search.generations - 1
         description = f"generation {min(self.generation, last)} of {last}"
-        best = "" if self.best is None else f", best loss {self.best:.3f}"
+        best = "" if self.best is None else f", best {self.best[0]} {self.best[1]:.3f}"
         note = f"{self.done} of {self.total} candidates{best}{left(self.eta)}"
         self.progress.update(self.all, description=description, total=self.total, completed=self.done, note=note)
 
@@ -129,9 +130,9 @@ class Bars(Lines):
     def candidate_end(self, event: dict) -> None:
         if (task := self.tasks.pop(event["id"], None)) is not None:
             self.progress.remove_task(task)
-        loss = (event["objectives"] or {}).get("loss")
-        if loss is not None and event["origin"] != "baseline":
-            self.best = loss if self.best is None else min(self.best, loss)
+        quality = quality_of(event["objectives"])
+        if quality is not None and event["origin"] != "baseline":
+            self.best = quality if self.best is None else min(self.best, quality)
         if event["status"] != "ok":
             self.line(describe_end(event, self.config))
 
@@ -172,13 +173,14 @@ def describe_start(event: dict) -> str:
     if event["resumed"]:
         how = f"resuming with {event['done']} of {event['total']} candidates done"
     token = event.get("token", "byte")
-    references = ", ".join(f"{token} {name} {loss:.3f}" for name, loss in event["baselines"].items())
-    text = f"{event['corpus']} ({references} nats/{token})" if references else event["corpus"]
+    unit = math.log(2) * event.get("bytes_per_token", 1.0)
+    references = ", ".join(f"{token} {name} {loss / unit:.3f}" for name, loss in event["baselines"].items())
+    text = f"{event['corpus']} ({references} bits/byte)" if references else event["corpus"]
     return f"{event['run']}: {how}, {event['workers']} at a time; text: {text}"
 
 
 def describe_end(event: dict, config: RunConfig) -> str:
-    """generation 1, candidate 3ff01f0e11ce: loss 2.761, parameters 25.1 K, cache 512 KiB, on the front"""
+    """generation 1, candidate 3ff01f0e11ce: bpb 2.761, parameters 25.1 K, cache 512 KiB, on the front"""
     from star.assess import load_objectives
     from star.genome import layout_name
     from star.report.units import format_value
@@ -196,12 +198,20 @@ def describe_end(event: dict, config: RunConfig) -> str:
 
 
 def describe_generation(event: dict) -> str:
-    """generation 1 of 8 done: 5 on the front, best loss 2.121, hypervolume 0.592"""
+    """generation 1 of 8 done: 5 on the front, best bpb 2.121, hypervolume 0.592"""
     number = event["generation"]
     name = f"generation {number} of {event['generations'] - 1}" if number else "initial population"
-    best = f", best loss {event['best']['loss']:.3f}" if "loss" in event["best"] else ""
+    quality = quality_of(event["best"])
+    best = "" if quality is None else f", best {quality[0]} {quality[1]:.3f}"
     volume = "" if event["hypervolume"] is None else f", hypervolume {event['hypervolume']:.3f}"
     return f"{name} done: {len(event['front'])} on the front{best}{volume}"
+
+
+def quality_of(values: dict[str, float] | None) -> tuple[str, float] | None:
+    """The quality among objectives, by name and value; None if they have none."""
+    from star.assess import QUALITY
+
+    return next(((name, values[name]) for name in QUALITY if name in values), None) if values else None
 
 
 def progress_of(event: dict) -> float:

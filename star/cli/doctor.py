@@ -18,7 +18,7 @@ def doctor(
             autocompletion=lambda: list(PRESETS),
         ),
     ] = None,
-    data: Annotated[str, typer.Option(help=DATA_HELP)] = "stdlib",
+    data: Annotated[str, typer.Option(help=DATA_HELP)] = "python",
     seconds: Annotated[float, typer.Option(min=0.1, max=600, help="Time to measure for, over all presets.")] = 10.0,
     limit: Annotated[float, typer.Option(min=1, help="Most seconds for the check of fla's kernels.")] = 300.0,
 ) -> None:

@@ -34,6 +34,7 @@ def rescore(
     seeds. The search itself does not change.
     The same command resumes after a kill.
     """
+    from star.cli.display import quality_of
     from star.report.tables import rescore_rows, rescore_table
     from star.report.units import plural
     from star.run import Run
@@ -43,8 +44,8 @@ def rescore(
         if event["objectives"] is None:
             outcome = f"{event['status']}: {event['reason']}"
         else:
-            loss = event["objectives"].get("loss")
-            outcome = "done" if loss is None else f"loss {loss:.3f}"
+            quality = quality_of(event["objectives"])
+            outcome = "done" if quality is None else f"{quality[0]} {quality[1]:.3f}"
         say(f"{event['id']} seed {event['repeat'] + 1}: {outcome} ({event['done']} of {event['total']})")
 
     opened = Run(run)

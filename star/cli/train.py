@@ -51,7 +51,7 @@ def train(
         ),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help=f"{DATA_HELP} Default: the text of the run for RUN:ID, else stdlib.")
+        str | None, typer.Option(help=f"{DATA_HELP} Default: the text of the run for RUN:ID, else python.")
     ] = None,
     tokenizer: Annotated[
         str | None, typer.Option(metavar="NAME", help=f"{TOKENIZER_HELP} Default: that of the run, else bytes.")
@@ -204,7 +204,7 @@ def text_of(chosen: Chosen, data: str | None, tokenizer: str | None = None) -> C
     from star.errors import UserError
 
     if not chosen.origin:
-        return open_corpus(data or "stdlib", tokenizer=tokenizer or "bytes")
+        return open_corpus(data or "python", tokenizer=tokenizer or "bytes")
     run = chosen.origin[0]
     tokenizer = tokenizer or run.config.data.tokenizer
     if data is not None:

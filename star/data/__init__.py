@@ -1,6 +1,6 @@
 """Real text as token files: what a model is trained and evaluated on.
 
-    corpus = open_corpus("stdlib")                  # or a file, a folder, "hf:NAME[:CONFIG]"
+    corpus = open_corpus("python")                  # or "stdlib", a file, a folder, "hf:NAME[:CONFIG]"
     corpus.train, corpus.validation                 # memory-mapped token ids, never sharing a document
     Batches(corpus.train, batch_size=2, seq_len=128, seed=0)[step]
 

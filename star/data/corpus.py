@@ -1,6 +1,6 @@
-"""A corpus: two memory-mapped token files, cached per machine.
+"""A corpus: three memory-mapped token files, cached per machine.
 
-    cache / KEY / train.bin, validation.bin, corpus.json, and tokenizer.json if tokens are not bytes
+    cache / KEY / train.bin, validation.bin, test.bin, corpus.json, and tokenizer.json if tokens are not bytes
 
 KEY hashes the source's identity (paths, sizes, modification times) and the tokenizer's, so opening a known corpus reads
 no text. A cache entry is written to a temporary folder, flushed to disk and then renamed. It is therefore either
@@ -25,7 +25,7 @@ import platformdirs
 
 from star.data.baselines import ngram_losses
 from star.data.sources import Source, find_source
-from star.data.split import TextFile, split
+from star.data.split import PARTS, TextFile, split
 from star.data.tokenizer import (
     TOKENIZER_FILE,
     Bpe,
@@ -37,21 +37,21 @@ from star.data.tokenizer import (
 )
 from star.errors import UserError
 
-FORMAT = 2  # increased whenever the same source would produce different files
-SIDES = ("train", "validation")
-SMALLEST = 32  # bytes of text, enough for both sides to have some
+FORMAT = 3  # increased whenever the same source would produce different files
+SMALLEST = 64  # bytes of text, enough for every part to have some
 BATCH = 1 << 24  # bytes that are encoded at a time
 STALE = 24 * 3600  # seconds after which an unfinished entry is abandoned
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text as token ids on disk, split into training and validation text by document."""
+    """A text as token ids on disk, split into training, validation and test text by document."""
 
     name: str
-    fingerprint: str  # hash of the tokens of both sides; equal fingerprints mean equal data
+    fingerprint: str  # hash of the tokens of all parts; equal fingerprints mean equal data
     train: np.ndarray  # memory-mapped token ids [n]
-    validation: np.ndarray  # memory-mapped token ids [m]; shares no document with train
+    validation: np.ndarray  # memory-mapped token ids [m]; shares no document with train; decides
+    test: np.ndarray  # memory-mapped token ids [k]; shares no document with the others; decides nothing
     tokenizer: ByteTokenizer | SubwordTokenizer
     losses: dict[str, float]
     bytes_per_token: float = 1.0  # of the validation text
@@ -71,13 +71,13 @@ class Corpus:
         return dict(self.losses)
 
     def check_context(self, seq_len: int) -> None:
-        """Raise UserError unless both sides hold at least two sequences of `seq_len` tokens with their targets."""
+        """Raise UserError unless every part holds at least two sequences of `seq_len` tokens with their targets."""
         need = 2 * seq_len + 1
-        for side in SIDES:
-            have = len(getattr(self, side))
+        for part in PARTS:
+            have = len(getattr(self, part))
             if have < need:
                 raise UserError(
-                    f'The corpus "{self.name}" is too small for a context of {seq_len} tokens: its {side} side has '
+                    f'The corpus "{self.name}" is too small for a context of {seq_len} tokens: its {part} part has '
                     f"{have} tokens and needs {need}; give more text or a shorter context."
                 )
 
@@ -90,8 +90,8 @@ def open_corpus(
 ) -> Corpus:
     """Open the corpus that `spec` names; build it first if it is new or has changed.
 
-    spec: "stdlib" (the Python standard library's own sources), the path of a text file or folder, or
-        "hf:NAME[:CONFIG]" (see `star.data.sources`).
+    spec: "python" (sources of the standard library and of packages that are always installed), "stdlib" (of the
+        library alone), the path of a text file or folder, or "hf:NAME[:CONFIG]" (see `star.data.sources`).
     cache_dir: default $STAR_CACHE, or else the user's cache folder.
     on_progress: called with {"documents", "bytes"} about twice a second while a corpus is built.
     tokenizer: see `star.data.tokenizer`. A BPE is trained on the training text only.
@@ -131,12 +131,19 @@ def _open(entry: Path, name: str, made: AnyTokenizer) -> Corpus | None:
             tokenizer = SubwordTokenizer((entry / TOKENIZER_FILE).read_text(encoding="utf-8"), made.name)
         else:
             tokenizer = made
-        sides = [np.memmap(entry / f"{side}.bin", tokenizer.dtype, mode="r") for side in SIDES]
-        if [len(tokens) for tokens in sides] != [facts["tokens"][side] for side in SIDES]:
+        found = {part: np.memmap(entry / f"{part}.bin", tokenizer.dtype, mode="r") for part in PARTS}
+        if {part: len(tokens) for part, tokens in found.items()} != facts["tokens"]:
             return None
-        train, validation = sides
         ratio, notes = facts.get("bytes_per_token", 1.0), tuple(facts["notes"])
-        return Corpus(name, facts["fingerprint"], train, validation, tokenizer, facts["losses"], ratio, notes)
+        return Corpus(
+            name=name,
+            fingerprint=facts["fingerprint"],
+            **found,
+            tokenizer=tokenizer,
+            losses=facts["losses"],
+            bytes_per_token=ratio,
+            notes=notes,
+        )
     except (OSError, ValueError, KeyError, TypeError, UserError):
         return None
 
@@ -162,26 +169,26 @@ def _build(entry: Path, source: Source, made: AnyTokenizer, on_progress: Callabl
                 )
             parts = split(text)
             tokenizer = made.train(_documents(text, parts["train"])) if isinstance(made, Bpe) else made
-            for side in SIDES:
-                with open(work / f"{side}.bin", "wb") as out:
+            for part in PARTS:
+                with open(work / f"{part}.bin", "wb") as out:
                     if isinstance(tokenizer, ByteTokenizer):
-                        for start, stop in parts[side]:
+                        for start, stop in parts[part]:
                             text.copy(start, stop, out)
                     else:
-                        _encode(text, parts[side], tokenizer, out)
+                        _encode(text, parts[part], tokenizer, out)
                     _flush(out)
         (work / "text").unlink()
         if isinstance(tokenizer, SubwordTokenizer):
             with open(work / TOKENIZER_FILE, "w", encoding="utf-8") as out:
                 out.write(tokenizer.json_text)
                 _flush(out)
-        if not all((work / f"{side}.bin").stat().st_size for side in SIDES):
+        if not all((work / f"{part}.bin").stat().st_size for part in PARTS):
             raise UserError(f'The corpus "{source.name}" has too little text for the tokenizer {made.name}; give more.')
-        train, validation = (np.memmap(work / f"{side}.bin", tokenizer.dtype, mode="r") for side in SIDES)
+        train, validation, test = (np.memmap(work / f"{part}.bin", tokenizer.dtype, mode="r") for part in PARTS)
         facts = {
             "source": source.name,
-            "fingerprint": _hash(train, validation),
-            "tokens": {"train": len(train), "validation": len(validation)},
+            "fingerprint": _hash(train, validation, test),
+            "tokens": {"train": len(train), "validation": len(validation), "test": len(test)},
             "bytes_per_token": sum(stop - start for start, stop in parts["validation"]) / len(validation),
             "losses": ngram_losses(train, validation, tokenizer.vocab_size),
             "notes": source.notes,

@@ -1,4 +1,4 @@
-"""Where documents come from: the standard library, files and folders, Hugging Face datasets.
+"""Where documents come from: Python sources, files and folders, Hugging Face datasets.
 
 A source has a name, an identity that changes when its content may have changed, and an iterator over documents. The
 identity is cheap (paths, sizes and modification times, never the content), because every worker computes it when it
@@ -6,6 +6,7 @@ starts. A new kind of source is one function here and one line in `find_source`.
 """
 
 import codecs
+import importlib.util
 import os
 import sysconfig
 from collections.abc import Callable, Container, Iterable, Iterator
@@ -18,6 +19,12 @@ from star.errors import UserError
 # Left out of "stdlib": tests, which many systems do not install, and generated tables, which are so similar to each
 # other that they would make the validation text easier than real text.
 STDLIB_SKIPPED = set("site-packages dist-packages test tests idle_test __pycache__ encodings pydoc_data".split())
+# Packages whose sources are in "python" beside the standard library: what every installation of this project has.
+PACKAGES = (
+    "datasets einops huggingface_hub matplotlib networkx numpy pandas platformdirs pymoo rich scipy sympy torch typer"
+).split()
+GENERATED = {"version.py", "_version.py", "__config__.py"}  # made when a package is built, different for each build
+LARGEST = 1 << 18  # bytes of a source file; larger ones are tables
 MARKS = (  # byte order marks, the longer ones first
     (codecs.BOM_UTF32_LE, "utf-32-le"),
     (codecs.BOM_UTF32_BE, "utf-32-be"),
@@ -40,16 +47,18 @@ class Source:
 
 
 def find_source(spec: str | Path) -> Source:
-    """The source that `spec` names: "stdlib", "hf:NAME[:CONFIG]", or the path of a text file or a folder."""
+    """The source that `spec` names: "python", "stdlib", "hf:NAME[:CONFIG]", or the path of a text file or a folder."""
     spec = str(spec)
+    if spec == "python":
+        return Source("python", ("python", *_stat(paths := [*_stdlib(), *_packages()])), lambda: map(_read, paths))
     if spec == "stdlib":
-        return _stdlib()
+        return Source("stdlib", ("stdlib", *_stat(paths := _stdlib())), lambda: map(_read, paths))
     if spec.startswith("hf:"):
         return _hugging_face(spec)
     return _files(spec)
 
 
-def _stdlib() -> Source:
+def _stdlib() -> list[Path]:
     """The .py sources of the running Python's standard library, in the order of their paths."""
     root = Path(sysconfig.get_paths()["stdlib"])
     sources = (path for path in _walk(root, STDLIB_SKIPPED) if path.suffix == ".py")
@@ -58,7 +67,20 @@ def _stdlib() -> Source:
         raise UserError(
             f"The standard library in {root} has no .py sources to train on; give a text file or folder with --data."
         )
-    return Source("stdlib", ("stdlib", *_stat(paths)), lambda: map(_read, paths))
+    return paths
+
+
+def _packages() -> list[Path]:
+    """The .py sources of `PACKAGES`, without tests: the same text on every machine with the same versions."""
+    paths = []
+    for name in PACKAGES:
+        spec = importlib.util.find_spec(name)
+        if spec is None or not spec.submodule_search_locations:
+            raise UserError(f"The package {name} has no sources here; give a text file or folder with --data.")
+        for root in spec.submodule_search_locations:
+            sources = (path for path in _walk(Path(root), STDLIB_SKIPPED) if path.suffix == ".py")
+            paths += [path for path in sources if path.name not in GENERATED and path.stat().st_size <= LARGEST]
+    return paths
 
 
 def _files(spec: str) -> Source:
@@ -77,7 +99,7 @@ def _files(spec: str) -> Source:
         return Source(path.name, ("file", *_stat([path])), document)
     if not path.is_dir():
         raise UserError(
-            f'No corpus at "{spec}": give "stdlib", the path of a text file or folder, or hf:NAME[:CONFIG].'
+            f'No corpus at "{spec}": give "python", "stdlib", the path of a text file or folder, or hf:NAME[:CONFIG].'
         )
     paths = list(_walk(path))
     notes: list[str] = []

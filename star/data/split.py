@@ -1,12 +1,14 @@
-"""Split documents into training and validation text that never share a document.
+"""Split documents into training, validation and test text that never share a document.
+
+Validation text decides in a search; test text decides nothing and is read for evidence alone.
 
 Documents with equal content (ignoring surrounding white space) have equal hashes, so a file present twice counts once
-and cannot be on both sides. In the order of their hashes, which is random but the same on every machine, documents go
-to validation as long as it stays within a tenth of all bytes.
+and cannot be in two parts. In the order of their hashes, which is random but the same on every machine, documents go to
+validation as long as it stays within a tenth of all bytes, and then to the test part in the same way.
 
-If there are few documents and validation has less than a twentieth, the smallest remaining document joins it, provided
-that validation then has at most half. If that fails too, as with a single file, only the longest document is cut: its
-last part is the validation text, and everything else is training text.
+If there are few documents and one of these parts has less than a twentieth, the smallest remaining document joins it,
+provided that the part then has at most a third. If that fails too, as with a single file, the end of the longest
+document is cut off for it.
 """
 
 import hashlib
@@ -15,7 +17,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-SHARE = 0.1  # of all bytes, used for validation
+PARTS = ("train", "validation", "test")
+SHARE = 0.1  # of all bytes, for validation and for test text
 
 
 class TextFile:
@@ -46,33 +49,41 @@ class TextFile:
 
 
 def split(text: TextFile) -> dict[str, list[tuple[int, int]]]:
-    """Byte ranges [start, stop) of `text` for "train" and for "validation", each in the order of the text."""
+    """Byte ranges [start, stop) of `text` for each of `PARTS`, in its order; a document that is cut comes last."""
     lengths = np.frombuffer(text.lengths, dtype=np.uint64).astype(np.int64)
     starts = np.cumsum(lengths) - lengths
     hashes = np.frombuffer(text.hashes, dtype=np.uint64)
     _, unique = np.unique(hashes, return_index=True)  # the first document of each hash, in the order of the hashes
     total = int(lengths[unique].sum())
 
-    validation: list[int] = []
-    size = 0
-    for index in unique:
-        if size + lengths[index] <= SHARE * total:
-            validation.append(index)
-            size += lengths[index]
-    if size < SHARE / 2 * total:
-        smallest = min(set(unique) - set(validation), key=lambda index: (lengths[index], index))
-        if size + lengths[smallest] <= total / 2:
-            validation.append(smallest)
-            size += lengths[smallest]
+    training = dict.fromkeys(unique.tolist())  # documents that are in no other part, in the order of the hashes
+    parts: dict[str, list[int]] = {}
+    for part in PARTS[1:]:
+        chosen, size = list[int](), 0
+        for index in training:
+            if size + lengths[index] <= SHARE * total:
+                chosen.append(index)
+                size += lengths[index]
+        left = training.keys() - set(chosen)
+        if size < SHARE / 2 * total and len(left) > 1:
+            smallest = min(left, key=lambda index: (lengths[index], index))
+            if size + lengths[smallest] <= total / 3:
+                chosen.append(smallest)
+                size += lengths[smallest]
+        parts[part] = chosen if size >= SHARE / 2 * total else []
+        for index in parts[part]:
+            del training[index]
 
     ranges = {index: (int(starts[index]), int(starts[index] + lengths[index])) for index in sorted(unique)}
-    if size < SHARE / 2 * total:
-        longest = max(unique, key=lambda index: (lengths[index], -index))
-        start, stop = ranges[longest]
-        cut = stop - max(1, min(int(SHARE * total), (stop - start) // 2))
-        return {"train": [*(ranges | {longest: (start, cut)}).values()], "validation": [(cut, stop)]}
-    chosen = set(validation)
-    return {
-        "train": [ranges[index] for index in ranges if index not in chosen],
-        "validation": [ranges[index] for index in ranges if index in chosen],
-    }
+    found = {part: [ranges[index] for index in sorted(chosen)] for part, chosen in parts.items()}
+    training = dict.fromkeys(sorted(training))
+    longest = max(training, key=lambda index: (lengths[index], -index))
+    start, stop = ranges[longest]
+    size = max(1, min(int(SHARE * total), (stop - start) // 3))
+    for part in reversed(PARTS[1:]):
+        if not found[part]:
+            ranges[longest], found[part] = (start, stop - size), [(stop - size, stop)]
+            stop -= size
+            del training[longest]  # last, as nothing separates what is left of it from a document behind it
+            training[longest] = None
+    return {"train": [ranges[index] for index in training], **found}

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from star.assess import QUALITY
 from star.report.style import NGRAM_GREY, VERMILION, new_figure, say_nothing_trained
 from star.report.units import baseline_name, error_bar, format_count
 
@@ -31,7 +32,7 @@ def learning_curves(run: Run) -> Figure:
     figure = new_figure(height=4.2)
     axes = figure.subplots()
     axes.set_xlabel("training tokens (bytes)" if run.token == "byte" else "training tokens")
-    axes.set_ylabel(f"validation loss (nats/{run.token})")
+    axes.set_ylabel("validation loss (bits/byte)")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_count(value)))
     axes.xaxis.set_major_locator(MaxNLocator(6))
     candidates = run.candidates()
@@ -49,17 +50,19 @@ def learning_curves(run: Run) -> Figure:
         return {"color": colors(c.generation), "linewidth": 1.1, "alpha": 0.85, "zorder": 2 + c.generation / 1000}
 
     for c in shown:
-        x, y = ([p[key] for p in curves[c.id]] for key in ("tokens", "val_loss"))
+        x, y = [p["tokens"] for p in curves[c.id]], [p["val_loss"] * run.bits_per_nat for p in curves[c.id]]
         axes.plot(x, y, **look(c))
         if c.status == "ok":
             end = {"marker": "o", "markersize": 2.5, "color": look(c)["color"], "zorder": 4, "elinewidth": 0.4}
-            error = error_bar(c.measured["loss"]) if "loss" in c.measured else (0.0, 0.0)
+            name = next((name for name in QUALITY if name in c.measured), None)
+            unit = run.bits_per_nat if name == "loss" else 1.0
+            error = [unit * end for end in error_bar(c.measured[name])] if name else (0.0, 0.0)
             axes.errorbar(x[-1:], y[-1:], yerr=[[error[0]], [error[1]]], **end)
         else:
             axes.plot(x[-1], y[-1], marker="x", markersize=6, color=VERMILION, zorder=5)
-    references = run.status()["baselines"]
-    ends = [curves[c.id][-1]["val_loss"] for c in shown]
-    _limits(axes, [p["val_loss"] for points in curves.values() for p in points], ends, references)
+    references = run.references
+    bpb = [[p["val_loss"] * run.bits_per_nat for p in curves[c.id]] for c in shown]
+    _limits(axes, [value for curve in bpb for value in curve], [curve[-1] for curve in bpb], references)
     _references(axes, references)
     handles = []
     if colors.N <= MOST_LEGEND:

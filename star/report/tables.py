@@ -6,12 +6,12 @@ import csv
 import dataclasses
 import io
 import itertools
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from star.assess import QUALITY
 from star.assess.noise import rescored
 from star.genome import layout_name, to_json
 from star.report.listing import Column, Listing
@@ -163,7 +163,7 @@ def rescore_table(run: Run) -> tuple[Listing, list[str]]:
         if noise:
             lines.append(
                 f"noise of {o.name} between seeds: sd {noise.sd:.4f} (95 % interval {noise.low:.4f} to "
-                f"{noise.high:.4f}, {noise.degrees} degrees of freedom), the error of one loss in the search"
+                f"{noise.high:.4f}, {noise.degrees} degrees of freedom), the error of one measurement in the search"
             )
         elif rows:
             lines.append(f"noise of {o.name} between seeds: unknown; star rescore {run.path} --seeds 2 measures it")
@@ -245,7 +245,7 @@ def status_lines(run: Run) -> list[str]:
         state = "finished"
     else:
         state = "running" if status["active"] else f"stopped; star evolve {run.path} resumes it"
-    references = [f"{run.token} {name} {loss:.3f} nats/{run.token}" for name, loss in status["baselines"].items()]
+    references = [f"{run.token} {name} {bpb:.3f} bits/byte" for name, bpb in run.references.items()]
     done = f"{status['done']} of {status['total']} candidates done"
     lines = [
         f"{run.path}: {state}",
@@ -254,8 +254,10 @@ def status_lines(run: Run) -> list[str]:
         ", ".join([f"corpus {status['corpus']}", *references]),
     ]
     for id, progress in status["progress"].items():
-        loss = "not yet known" if progress.get("val_loss") is None else f"{progress['val_loss']:.3f}"
-        lines.append(f"  {id}: step {progress.get('step', 0)} of {progress.get('steps', '?')}, validation loss {loss}")
+        bpb = progress.get("val_loss") and f"{progress['val_loss'] * run.bits_per_nat:.3f} bits/byte"
+        lines.append(
+            f"  {id}: step {progress.get('step', 0)} of {progress.get('steps', '?')}, {bpb or 'not yet evaluated'}"
+        )
     if status["active"] and status["eta_seconds"] is not None:
         lines.append(f"about {format_seconds(status['eta_seconds'])} left")
     stopped = status["counts"].get("stopped", 0)
@@ -313,22 +315,20 @@ def operator_table(run: Run) -> Listing:
 
 def summary_lines(run: Run) -> list[str]:
     """Quality of the front: against n-gram baselines of the same text, and against the initial population."""
-    members = [c for c in run.front() if "loss" in c.values]
+    quality = next((o for o in run.objectives if o.name in QUALITY), None)
+    members, references = run.front(), run.references
     lines = front_notes(run)
-    references = run.status()["baselines"]
-    if members and references:
-        losses = [c.values["loss"] for c in members]
+    if quality and members and references:
+        if quality.name == "loss":
+            references = {name: bpb / run.bits_per_nat for name, bpb in references.items()}
+        losses = [c.values[quality.name] for c in members]
         beaten = {name: sum(loss < level for loss in losses) for name, level in references.items()}
         words = [
             f"{run.token} {name} {references[name]:.3f} (beaten by {n} of {len(losses)})" for name, n in beaten.items()
         ]
-        ends = sorted((c.measured["loss"] for c in members), key=lambda m: m.mean)
-        loss = next(o for o in run.objectives if o.name == "loss")
-        low, high = (format_measured(loss, end) for end in (ends[0], ends[-1]))
-        lines.append(f"loss of the front: {low} to {high} {loss.unit}; {', '.join(words)}")
-        ratio = run.corpus.get("bytes_per_token", 1.0)
-        best = ends[0].mean / math.log(2) / ratio
-        lines.append(f"bits per byte of the best: {best:.3f} ({ratio:.2f} bytes per token)")
+        ends = sorted((c.measured[quality.name] for c in members), key=lambda m: m.mean)
+        low, high = (format_measured(quality, end) for end in (ends[0], ends[-1]))
+        lines.append(f"{quality.name} of the front: {low} to {high} {quality.unit}; {', '.join(words)}")
     volumes = run.hypervolume()
     initial = [row["hypervolume"] for row in volumes if row["generation"] == 0]
     if initial:

@@ -7,7 +7,7 @@ Callback = Callable[[dict], None]
 """Called with one dict per event; "kind" says which (its other keys):
 
     run_start           run (path), resumed, done, total, generation, generations, population, workers, corpus (name),
-                        baselines ({"unigram": nats, "bigram": nats}; empty where there is no corpus)
+                        baselines ({"unigram": nats, "bigram": nats}; empty where there is no corpus), bytes_per_token
     candidate_start     id, text, origin, name, generation, attempt, costs ({"parameters", "cache", ...})
     candidate_progress  id, step, steps, tokens, loss, val_loss, tokens_per_second, eta (seconds)
     candidate_end       id, text, origin, name, generation, attempt, status, reason, objectives (None unless ok),

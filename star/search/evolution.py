@@ -97,6 +97,7 @@ def evolve(
                 workers=engine.slots,
                 corpus=corpus["name"],
                 token=token_word(corpus),
+                bytes_per_token=corpus.get("bytes_per_token", 1.0),
                 baselines=corpus["baselines"],
                 **loop.budget(),
             )

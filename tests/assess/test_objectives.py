@@ -16,8 +16,8 @@ def test_an_objective_from_a_module_of_the_user(tmp_path, monkeypatch):
         "cheap=True)\nX = 1\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    loss, depth = load_objectives(("loss", "mine:DEPTH"))
-    assert isinstance(depth, Objective) and depth.name == "depth" and loss.name == "loss"
+    loss, depth = load_objectives(("bpb", "mine:DEPTH"))
+    assert isinstance(depth, Objective) and depth.name == "depth" and loss.name == "bpb"
     for name, why in (
         ("mine:X", "not a star.assess.Objective"),
         ("mine:Y", "no attribute"),

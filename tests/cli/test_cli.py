@@ -102,7 +102,7 @@ def test_evolve_prints_the_front_and_writes_plots_and_exports_the_best_and_the_k
         folder = run / "exported" / member.id
         assert {path.name for path in folder.iterdir()} == {"config.json", "model.py", "model.safetensors"}
         assert str(folder) in output
-    assert "best loss, to use or to train for longer" in output
+    assert "best bpb, to use or to train for longer" in output
     assert "Sample of the best after 'def '" in output and len(output.rpartition("'):\n\n")[2]) > 100
 
 
@@ -121,14 +121,14 @@ def test_evolve_again_has_nothing_left_to_do(evolved, settings):
 def test_front_as_json_and_csv(run):
     rows = json.loads(ok("front", run, "--json"))
     assert rows and [row["knee"] for row in rows].count(True) == 1
-    assert all(row["measured"]["loss"]["se"] > 0 and row["generation"] in (0, 1) for row in rows)
+    assert all(row["measured"]["bpb"]["se"] > 0 and row["generation"] in (0, 1) for row in rows)
     assert len(json.loads(ok("front", run, "--json", "--baselines"))) == len(rows) + 1
     assert all(
-        from_json(row["genome"]).id == row["id"] and set(row["objectives"]) == {"loss", "parameters", "cache"}
+        from_json(row["genome"]).id == row["id"] and set(row["objectives"]) == {"bpb", "parameters", "cache"}
         for row in rows
     )
     table = ok("front", run, "--csv").splitlines()
-    assert table[0].startswith("id,generation,loss,parameters,cache,genome,loss_se,") and len(table) == len(rows) + 1
+    assert table[0].startswith("id,generation,bpb,parameters,cache,genome,bpb_se,") and len(table) == len(rows) + 1
     assert "exclude each other" in refused("front", run, "--json", "--csv")
 
 
@@ -141,7 +141,7 @@ def test_rescore_says_that_one_seed_measures_no_noise(run, tmp_path):
     path = Path(shutil.copytree(run, tmp_path / "run"))
     output = ok("rescore", path, "knee", "--seeds", 1)
     assert "training 1 candidate of" in output and "1 fresh seed each" in output
-    assert "noise of loss between seeds: unknown" in output and "[" not in output
+    assert "noise of bpb between seeds: unknown" in output and "[" not in output
     rows = json.loads(ok("rescore", path, "knee", "--seeds", 2, "--json"))
     assert [row["seeds"] for row in rows] == [2] and rows[0]["failed"] == 0
     assert re.search(r"\d\.\d+ \[\d\.\d+, \d\.\d+\]", ok("rescore", path, "knee", "--seeds", 2))
@@ -187,24 +187,24 @@ def test_export_and_generate(run, tmp_path):
     assert ok("generate", tmp_path / "model", "--tokens", 20, "--temperature", 0)
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert config["source"]["run"] == str(run) and config["trained"]
-    assert config["metrics"]["loss"] == Run(run).knee().objectives["loss"]
+    assert config["metrics"]["bpb"] == Run(run).knee().objectives["bpb"]
     assert "holds an exported model already" in refused("export", f"{run}:knee", "--out", tmp_path / "model")
     ok("export", f"{run}:knee", "--out", tmp_path / "model", "--overwrite")
 
 
 def test_rescored_losses_are_what_front_and_exports_show(run, tmp_path):
     path = Path(shutil.copytree(run, tmp_path / "run"))
-    searched = {row["id"]: row["objectives"]["loss"] for row in json.loads(ok("front", path, "--json"))}
-    fresh = {row["id"]: row["fresh"]["loss"] for row in json.loads(ok("rescore", path, "--seeds", 2, "--json"))}
-    shown = {row["id"]: row["objectives"]["loss"] for row in json.loads(ok("front", path, "--json"))}
+    searched = {row["id"]: row["objectives"]["bpb"] for row in json.loads(ok("front", path, "--json"))}
+    fresh = {row["id"]: row["fresh"]["bpb"] for row in json.loads(ok("rescore", path, "--seeds", 2, "--json"))}
+    shown = {row["id"]: row["objectives"]["bpb"] for row in json.loads(ok("front", path, "--json"))}
     assert set(shown) <= set(searched) and all(shown[id] == fresh[id] != searched[id] for id in shown)
-    assert all(f"{loss:.3f} [" in ok("front", path) for loss in shown.values())
+    assert all(f"{bpb:.3f} [" in ok("front", path) for bpb in shown.values())
     ok("export", f"{path}:best", "--out", tmp_path / "model")
     metrics = json.loads((tmp_path / "model" / "config.json").read_text())["metrics"]
     best = Run(path).best()
-    assert metrics["loss"] == shown[best.id] and metrics["loss_seeds"] == 2
-    assert metrics["loss_low"] < metrics["loss"] < metrics["loss_high"]
-    assert metrics["val_loss"] == searched[best.id], "of the weights in the folder"
+    assert metrics["bpb"] == shown[best.id] and metrics["bpb_seeds"] == 2
+    assert metrics["bpb_low"] < metrics["bpb"] < metrics["bpb_high"]
+    assert metrics["val_loss"] * Run(path).bits_per_nat == pytest.approx(searched[best.id]), "of the stored weights"
 
 
 def test_generate_from_a_member_of_a_front(run):
@@ -596,7 +596,7 @@ def test_ctrl_c_finishes_cleanly_and_says_how_to_resume(tmp_path, settings):
     lines = []
     for line in child.stdout:
         lines.append(line)
-        if "candidate" in line and "loss" in line and "%" not in line:  # one has ended
+        if "candidate" in line and "bpb" in line and "%" not in line:  # one has ended
             child.send_signal(signal.SIGINT)
             break
     rest, errors = child.communicate(timeout=60)

@@ -45,6 +45,14 @@ def documents_of(tokens) -> list[bytes]:
     return [document for document in bytes(tokens).split(b"\0") if document]
 
 
+def parts_of(corpus):
+    return corpus.train, corpus.validation, corpus.test
+
+
+def whole_of(corpus) -> bytes:
+    return b"".join(map(bytes, parts_of(corpus)))
+
+
 def in_process(code: str, **environment) -> subprocess.Popen:
     command = [sys.executable, "-c", code]
     return subprocess.Popen(
@@ -63,7 +71,7 @@ def texts():
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(texts(), min_size=1, max_size=40))
-def test_no_document_is_on_both_sides_and_none_is_lost(tmp_path_factory, documents):
+def test_no_document_is_in_two_parts_and_none_is_lost(tmp_path_factory, documents):
     folder = tmp_path_factory.mktemp("documents")
     for i, document in enumerate(documents):
         (folder / f"{i:03}").write_bytes(document)
@@ -71,43 +79,44 @@ def test_no_document_is_on_both_sides_and_none_is_lost(tmp_path_factory, documen
     try:
         corpus = open_corpus(folder, cache_dir=folder / ".cache")
     except UserError:
-        assert sum(len(document) + 1 for document in documents if document.strip()) < 32
+        assert sum(len(document) + 1 for document in documents if document.strip()) < 64
         return
-    train, validation = ([d.strip() for d in documents_of(side)] for side in (corpus.train, corpus.validation))
-    assert len(corpus.train) and len(corpus.validation)
-    assert len(corpus.validation) <= len(corpus.train) + 1
-    cut = (set(train) | set(validation)) - different  # the two parts of the one document that may be cut
-    if cut:
-        assert len(validation) == 1
-        whole = bytes(corpus.validation).rstrip(b"\0")
-        assert any((head + whole).strip() in different for head in documents_of(corpus.train))
+    sides = parts_of(corpus)
+    assert all(map(len, sides))
+    assert max(len(corpus.validation), len(corpus.test)) <= len(corpus.train) + 1
+    found = [[d.strip() for d in documents_of(side)] for side in sides]
+    together = [document for part in found for document in part]
+    cut = [side for side, part in zip(sides, found, strict=True) if set(part) - different][1:]  # the first is its head
+    if cut:  # the end of one document is the whole of a part, or of two
+        assert all(len(documents_of(side)) <= 1 for side in cut)
+        tail = b"".join(map(bytes, cut)).removesuffix(b"\0")
+        assert any((head + tail).strip() in different for head in documents_of(corpus.train))
     else:
-        assert set(train) | set(validation) == different
-        assert not set(train) & set(validation)
-        assert len(train) + len(validation) == len(different)
+        assert set(together) == different and len(together) == len(different)
 
 
 def test_many_documents_give_validation_a_tenth_whatever_their_order_and_names(tmp_path):
     documents = write_documents(tmp_path / "a", 300)
     corpus = open_corpus(tmp_path / "a")
-    share = len(corpus.validation) / (len(corpus.train) + len(corpus.validation))
-    assert 0.08 < share <= 0.1
+    for part in (corpus.validation, corpus.test):
+        assert 0.08 < len(part) / sum(map(len, parts_of(corpus))) <= 0.1
 
     (tmp_path / "b" / "deeper").mkdir(parents=True)
     for i, document in enumerate(reversed(documents)):
         (tmp_path / "b" / ("deeper" if i % 2 else ".") / f"{i}.md").write_bytes(document)
         (tmp_path / "b" / f"{i}.copy").write_bytes(b"\n" + document + b"\n\n")  # the same document once more
     renamed = open_corpus(tmp_path / "b")
-    assert {d.strip() for d in documents_of(renamed.validation)} == set(documents_of(corpus.validation))
+    for one, other in zip(parts_of(renamed)[1:], parts_of(corpus)[1:], strict=True):
+        assert {d.strip() for d in documents_of(one)} == set(documents_of(other))
     assert len(documents_of(renamed.train)) == len(documents_of(corpus.train))
 
 
-def test_one_file_is_cut_into_two_blocks_without_overlap(tmp_path):
+def test_one_file_is_cut_into_three_blocks_without_overlap(tmp_path):
     text = "".join(f"line {i}\n" for i in range(2000)).encode()
     (tmp_path / "book.txt").write_bytes(text)
     corpus = open_corpus(tmp_path / "book.txt")
-    assert bytes(corpus.train) + bytes(corpus.validation) == text + b"\0"
-    assert len(corpus.validation) == pytest.approx(len(text) / 10, abs=2)
+    assert whole_of(corpus) == text + b"\0"
+    assert len(corpus.validation) == len(corpus.test) == pytest.approx(len(text) / 10, abs=2)
     assert corpus.name == "book.txt"
 
 
@@ -115,8 +124,8 @@ def test_a_small_file_beside_a_large_one_is_not_the_whole_validation_side(tmp_pa
     (tmp_path / "README").write_bytes(b"a short note on this folder\n")
     (tmp_path / "book").write_bytes(bytes(range(1, 256)) * 100)
     corpus = open_corpus(tmp_path)
-    assert len(corpus.validation) == pytest.approx(2550, abs=20)
-    assert b"short note" in bytes(corpus.train) and b"short note" not in bytes(corpus.validation)
+    assert len(corpus.validation) == len(corpus.test) == pytest.approx(2550, abs=20)
+    assert b"short note" in bytes(corpus.train)
 
 
 # ---- stdlib
@@ -125,7 +134,7 @@ def test_a_small_file_beside_a_large_one_is_not_the_whole_validation_side(tmp_pa
 def test_stdlib_is_source_text_of_this_python_only():
     corpus = open_corpus("stdlib")
     assert len(corpus.train) > 3_000_000 and len(corpus.validation) > 300_000
-    text = bytes(corpus.train) + bytes(corpus.validation)
+    text = whole_of(corpus)
     import argparse
     import json.decoder
 
@@ -155,7 +164,7 @@ def test_cache_follows_the_files(tmp_path):
     (tmp_path / "text" / "0003.txt").write_bytes(b"a new text, of another length")
     changed = open_corpus(tmp_path / "text")
     assert changed.fingerprint != first.fingerprint
-    assert b"a new text" in bytes(changed.train) + bytes(changed.validation)
+    assert b"a new text" in whole_of(changed)
     (tmp_path / "text").rename(tmp_path / "moved")
     assert open_corpus(tmp_path / "moved").fingerprint == changed.fingerprint  # same content, same fingerprint
 
@@ -211,7 +220,7 @@ open_corpus({str(tmp_path / "text")!r})
     (work,) = cache.iterdir()
     assert work.name.startswith(".building-")
     corpus = open_corpus(tmp_path / "text")
-    assert len(documents_of(corpus.train)) + len(documents_of(corpus.validation)) == 200
+    assert len(documents_of(whole_of(corpus))) == 200
 
     os.utime(work, (0, 0))  # a day later, the next build tidies up
     write_documents(tmp_path / "more", 20)
@@ -264,7 +273,7 @@ def test_local_files_through_datasets(tmp_path, kind):
     else:
         path.write_text("\n\n".join(row["text"] for row in rows(100)))
     corpus = open_corpus(f"hf:{kind}:{path}")
-    documents = documents_of(corpus.train) + documents_of(corpus.validation)
+    documents = documents_of(whole_of(corpus))
     if kind == "text":  # a file is one document, so it was cut
         assert b"".join(documents) == path.read_bytes()
     else:
@@ -278,7 +287,7 @@ def test_a_pattern_and_a_folder_of_dataset_files(tmp_path):
             "".join(json.dumps({"content": f"{part} {i} some text"}) + "\n" for i in range(20))
         )
     by_pattern = open_corpus(f"hf:json:{tmp_path}/data/part*.jsonl")
-    assert len(documents_of(by_pattern.train) + documents_of(by_pattern.validation)) == 60
+    assert len(documents_of(whole_of(by_pattern))) == 60
     assert open_corpus(f"hf:json:{tmp_path}/data").fingerprint == by_pattern.fingerprint
     (tmp_path / "data" / "part1.jsonl").write_text(json.dumps({"content": "now one row"}) + "\n")
     assert open_corpus(f"hf:{tmp_path}/data").fingerprint != by_pattern.fingerprint
@@ -332,7 +341,7 @@ def json_rows(path: Path, *rows: dict) -> str:
 
 
 def all_text(corpus) -> set[str]:
-    return {document.decode() for document in documents_of(corpus.train) + documents_of(corpus.validation)}
+    return {document.decode() for document in documents_of(whole_of(corpus))}
 
 
 @pytest.mark.parametrize("name", ["text", "Text", "CONTENT"])
@@ -429,7 +438,7 @@ def test_a_stream_ends_at_its_limit():
 def test_a_byte_order_mark_says_the_encoding(tmp_path, encoding):
     (tmp_path / "text.txt").write_bytes((WORDS * 9 + "äöü").encode(encoding))
     corpus = open_corpus(tmp_path / "text.txt")
-    assert (bytes(corpus.train) + bytes(corpus.validation)).rstrip(b"\0").decode() == WORDS * 9 + "äöü"
+    assert whole_of(corpus).rstrip(b"\0").decode() == WORDS * 9 + "äöü"
 
 
 PNG = bytes([0x89]) + b"PNG\r\n" + bytes(range(32)) * 20
@@ -515,14 +524,14 @@ def test_bytes_that_are_not_utf8_and_binary_files(tmp_path):
     (tmp_path / "image.png").write_bytes(b"\x89PNG\0\0" * 50)
     (tmp_path / ".hidden").write_bytes(b"hidden" * 50)
     corpus = open_corpus(tmp_path)
-    assert bytes(corpus.train) + bytes(corpus.validation) == latin + b"\0"
+    assert whole_of(corpus) == latin + b"\0"
 
 
 def test_context_longer_than_the_corpus(tmp_path):
     (tmp_path / "text").write_bytes(b"a text of no great length, " * 40)  # 1080 bytes, 108 of them for validation
     corpus = open_corpus(tmp_path / "text")
     corpus.check_context(50)
-    expected = "too small for a context of 128 tokens: its validation side has 108 tokens and needs 257"
+    expected = "too small for a context of 128 tokens: its validation part has 108 tokens and needs 257"
     with pytest.raises(UserError, match=expected):
         corpus.check_context(128)
 

@@ -42,7 +42,7 @@ def landscape(job: dict, report) -> dict:
     loss += 0.04 * math.log2(recipe["learning_rate"] / BEST_RATE) ** 2 - 0.05 * (recipe["optimizer"] == "muon")
     loss += 0.05 * math.log2(65_536 / recipe["tokens"]) + 0.002 * ((job["seed"] % 1000) / 500 - 1)
     status = "diverged" if recipe["learning_rate"] > 0.03 else "ok"
-    return {"status": status, "metrics": {"val_loss": loss, "tokens": recipe["tokens"]}, "curve": []}
+    return {"status": status, "metrics": {"bpb": loss, "val_loss": loss, "tokens": recipe["tokens"]}, "curve": []}
 
 
 def kept(job: dict, report) -> dict:
@@ -63,7 +63,7 @@ def sometimes(job: dict, report) -> dict:
     if job["id"].startswith("r") and luck == 0:
         raise MemoryError
     if job["id"].startswith("r") and luck == 1:
-        return {"status": "diverged", "reason": "the loss is not finite", "metrics": {"val_loss": float("nan")}}
+        return {"status": "diverged", "reason": "the loss is not finite", "metrics": {"bpb": float("nan")}}
     return landscape(job, report)
 
 
@@ -125,7 +125,7 @@ def test_recipes_are_improved_and_the_search_is_untouched(fresh):
             and row.refined.fresh
             and row.refined.n == 2
         )
-        assert row.perplexity == pytest.approx(math.exp(row.difference))
+        assert row.perplexity == pytest.approx(math.exp(row.difference * math.log(2)))
     was, now = refined.hypervolume()
     assert now > was > 0
     assert {e["kind"] for e in events} == {"refine_start", "trial_start", "trial_end", "refine_end"}
@@ -156,7 +156,7 @@ def test_one_seed_and_fresh_seeds_are_never_in_one_front_or_curve(fresh):
     tune(fresh, small(fresh, members="2", change="recipes", budget=24, design=4))
     found = Run(fresh)
     refined = found.refinement()
-    assert all(c.measured["loss"].fresh for c in refined.front())
+    assert all(c.measured["bpb"].fresh for c in refined.front())
     assert {c.id for c in refined.unmeasured()} == {c.id for c in found.front()} - set(refined.settings.members)
     rows = refined.progress()
     assert rows[0]["purpose"] == "member" and rows[0]["hypervolume"] == pytest.approx(one_seed)

@@ -28,8 +28,8 @@ NOISE = 0.2
 def noisy(job: dict, report) -> dict:
     """The tabular loss and noise that depends on the seed alone; the evaluation has an error of its own."""
     result = tabular.assess(job, report)
-    result["metrics"]["val_loss"] += NOISE * float(np.random.default_rng(job["seed"]).standard_normal())
-    result["metrics"]["val_loss_se"] = 0.05
+    result["metrics"]["bpb"] += NOISE * float(np.random.default_rng(job["seed"]).standard_normal())
+    result["metrics"]["bpb_se"] = 0.05
     return result
 
 
@@ -60,14 +60,14 @@ def printed(part, width=120) -> str:
 
 def test_the_front_its_hypervolume_and_its_exports_are_those_of_the_fresh_seeds(path):
     before = Run(path)
-    searched = {c.id: c.objectives["loss"] for c in before.front()}
-    assert not before.rescored and all(not c.measured["loss"].fresh for c in before.front())
+    searched = {c.id: c.objectives["bpb"] for c in before.front()}
+    assert not before.rescored and all(not c.measured["bpb"].fresh for c in before.front())
     after = measure(path)
-    assert after.rescored and {c.id: c.objectives["loss"] for c in after.front(searched=True)} == searched
-    fresh = {id: np.mean([row["loss"] for row in after.fresh(id)]) for id in searched}
+    assert after.rescored and {c.id: c.objectives["bpb"] for c in after.front(searched=True)} == searched
+    fresh = {id: np.mean([row["bpb"] for row in after.fresh(id)]) for id in searched}
     assert set(fresh) > {c.id for c in after.front()}, "with so much noise some were only lucky"
     for c in after.front():
-        assert c.objectives["loss"] == pytest.approx(fresh[c.id]) and c.measured["loss"].n == 2
+        assert c.objectives["bpb"] == pytest.approx(fresh[c.id]) and c.measured["bpb"].n == 2
         others = [(loss, after.candidate(id).costs) for id, loss in fresh.items() if id != c.id]
         assert not any(
             loss <= fresh[c.id] and all(costs[k] <= c.costs[k] for k in ("parameters", "cache"))
@@ -81,11 +81,11 @@ def test_the_front_its_hypervolume_and_its_exports_are_those_of_the_fresh_seeds(
     rows = front_rows(after)
     lines = csv.DictReader(io.StringIO(front_csv(after)))
     for c, row, line in zip(after.front(), rows, lines, strict=True):
-        m = c.measured["loss"]
-        assert f"{c.objectives['loss']:.3f} [{m.low:.3f}, {m.high:.3f}]" in table
-        assert row["id"] == c.id and row["objectives"]["loss"] == m.mean and row["searched"]["loss"] == searched[c.id]
-        assert row["measured"]["loss"] == {k: getattr(m, k) for k in ("mean", "se", "n", "fresh", "low", "high")}
-        assert float(line["loss"]) == m.mean and int(line["loss_seeds"]) == 2
+        m = c.measured["bpb"]
+        assert f"{c.objectives['bpb']:.3f} [{m.low:.3f}, {m.high:.3f}]" in table
+        assert row["id"] == c.id and row["objectives"]["bpb"] == m.mean and row["searched"]["bpb"] == searched[c.id]
+        assert row["measured"]["bpb"] == {k: getattr(m, k) for k in ("mean", "se", "n", "fresh", "low", "high")}
+        assert float(line["bpb"]) == m.mean and int(line["bpb_seeds"]) == 2
     assert [row["knee"] for row in rows].count(True) == 1
 
 
@@ -98,34 +98,34 @@ def test_a_front_is_never_half_by_one_seed_and_half_by_fresh_seeds(path):
     assert f"2 of {len(front)} have them" in text
     table = printed(front_table(some), 150)
     for id in (front[0].id, front[1].id):
-        mean = np.mean([row["loss"] for row in some.fresh(id)])
+        mean = np.mean([row["bpb"] for row in some.fresh(id)])
         assert re.search(rf"{id}.*{mean:.3f} \[.*\] \(2\)", table)
 
 
 def test_the_sign_of_a_change_is_that_of_the_numbers_beside_it(path):
     after = measure(path)
     for row in rescore_rows(after):
-        assert row["change"]["loss"] == pytest.approx(row["fresh"]["loss"] - row["searched"]["loss"])
+        assert row["change"]["bpb"] == pytest.approx(row["fresh"]["bpb"] - row["searched"]["bpb"])
     table, lines = rescore_table(after)
     for line in printed(table).splitlines()[2:]:
         was, now, change = re.search(r"(\d\.\d+) +(\d\.\d+) \[.*\] +([+-]\d\.\d+)", line).groups()
         assert float(now) - float(was) == pytest.approx(float(change), abs=0.002)
-    mean = np.mean([row["change"]["loss"] for row in rescore_rows(after)])
-    assert f"{abs(mean):.4f} nats/byte {'worse' if mean > 0 else 'better'}" in "\n".join(lines)
+    mean = np.mean([row["change"]["bpb"] for row in rescore_rows(after)])
+    assert f"{abs(mean):.4f} bits/byte {'worse' if mean > 0 else 'better'}" in "\n".join(lines)
 
 
 def test_every_loss_has_its_error(path):
     opened = Run(path)
-    assert all(f"{c.objectives['loss']:.3f} +- 0.050" in printed(front_table(opened)) for c in opened.front())
+    assert all(f"{c.objectives['bpb']:.3f} +- 0.050" in printed(front_table(opened)) for c in opened.front())
     figure = pareto_fronts(opened)
     assert all(len(axes.containers) == 2 for axes in figure.axes[:2]), "error bars of the front and of the baseline"
     after = measure(path)
-    assert after.candidates("baseline")[0].measured["loss"].low is not None, "the noise is that of one seed too"
+    assert after.candidates("baseline")[0].measured["bpb"].low is not None, "the noise is that of one seed too"
 
 
 def test_the_plots_join_only_points_of_one_kind(path):
     after = measure(path)
-    loss = {c.id: c.objectives["loss"] for c in after.front()}
+    loss = {c.id: c.objectives["bpb"] for c in after.front()}
     axes = pareto_fronts(after).axes[0]
     assert set(axes.lines[0].get_ydata()[1:-1]) <= set(loss.values())
     shown = {c.get_label(): c for c in axes.collections if isinstance(c, PathCollection)}
@@ -139,7 +139,7 @@ def test_the_plots_join_only_points_of_one_kind(path):
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say():
-    objective, rng, held = Objective("loss", "nats/byte", "", lambda metrics: 0.0), np.random.default_rng(0), []
+    objective, rng, held = Objective("bpb", "nats/byte", "", lambda metrics: 0.0), np.random.default_rng(0), []
     for _ in range(2000):
         groups = rng.standard_normal((4, 3))
         found = measured(objective, groups[0], True, noise_sd(list(groups)))

@@ -124,7 +124,7 @@ def test_learning_curves_show_all_candidates_and_both_references(trained):
     axes = figure.axes[0]
     curves = [line for line in axes.lines if len(line.get_xdata()) > 2]
     assert len(curves) == len([c for c in trained.candidates() if c.objectives])
-    references = trained.status()["baselines"]
+    references = trained.references
     assert {f"byte {name} {loss:.2f}" for name, loss in references.items()} <= set(texts(figure))
     low, high = axes.get_ylim()
     assert all(low < loss < high for loss in references.values())
@@ -154,7 +154,7 @@ def test_failures_and_missing_curves_can_be_plotted(failing):
 
 
 def test_one_and_four_objectives(tmp_path):
-    for names, panels in ((("loss",), 1), (("loss", "parameters", "cache", "flops"), 6)):
+    for names, panels in ((("bpb",), 1), (("bpb", "parameters", "cache", "flops"), 6)):
         path = tmp_path / str(panels)
         run(path, config(objectives__names=names, search__generations=2))
         figure = pareto_fronts(Run(path))
@@ -248,7 +248,7 @@ def test_front_table_marks_the_knee_and_lists_baselines(trained):
     for member in trained.front():
         assert member.id in text
     assert re.search(rf"{trained.knee().id} knee", text)
-    assert "transformer++ layout" in text and "(nats/byte)" in text
+    assert "transformer++ layout" in text and "(bits/byte)" in text
 
 
 @pytest.mark.parametrize("width", (50, 80, 100, 120))
@@ -291,14 +291,14 @@ def test_front_for_programs_is_the_front(trained):
     keys = {"id", "name", "origin", "generation", "knee", "genome", "objectives", "searched", "measured"}
     assert [set(row) for row in rows] == [keys] * len(rows)
     assert [row["id"] for row in rows if row["knee"]] == [trained.knee().id]
-    assert all(row["measured"]["loss"]["se"] > 0 and row["measured"]["loss"]["n"] == 1 for row in rows)
+    assert all(row["measured"]["bpb"]["se"] > 0 and row["measured"]["bpb"]["n"] == 1 for row in rows)
     ids = [c.id for c in trained.front()]
     assert [from_json(row["genome"]).id for row in rows] == [row["id"] for row in rows] == ids
     table = list(csv.DictReader(io.StringIO(front_csv(trained))))
     more = front_rows(trained, baselines=True)
     assert more[: len(rows)] == rows and [row["name"] for row in more[len(rows) :]] == ["transformer++"]
     assert front_csv(trained, baselines=True).splitlines()[-1].split(",")[1] == "baseline"
-    assert [float(row["loss"]) for row in table] == [row["objectives"]["loss"] for row in rows]
+    assert [float(row["bpb"]) for row in table] == [row["objectives"]["bpb"] for row in rows]
     assert [load_genome(row["genome"], head_dim=8, d_model=32).id for row in table] == [row["id"] for row in rows]
 
 

@@ -118,7 +118,7 @@ def hill(x: np.ndarray) -> float:
 def test_algorithms_climb_better_than_chance(name):
     def best(name, seed):
         settings = config(
-            search__algorithm=name, search__population=16, search__tournament=3, objectives__names=("loss",), seed=seed
+            search__algorithm=name, search__population=16, search__tournament=3, objectives__names=("bpb",), seed=seed
         )
         algorithm, top = load_algorithm(make_space(settings), settings), 0.0
         for _ in range(20):

@@ -214,6 +214,6 @@ def test_status_says_how_well_the_surrogate_foretold(tmp_path):
     (found,) = done.surrogate().values()
     chosen = [c for c in done.candidates() if c.generation > 0 and c.objectives]
     assert 5 <= found["n"] <= len(chosen) and -1 <= found["spearman"] <= 1 and 0 <= found["coverage_90"] <= 1
-    assert any("surrogate of loss" in line and "size alone" in line for line in status_lines(done))
+    assert any("surrogate of bpb" in line and "size alone" in line for line in status_lines(done))
     run(tmp_path / "plain", config())
     assert Run(tmp_path / "plain").surrogate() == {}

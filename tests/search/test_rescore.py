@@ -22,7 +22,7 @@ def noisy(job: dict, report) -> dict:
     """The tabular loss and noise that depends on the seed alone."""
     SEEN.append(job)
     result = tabular.assess(job, report)
-    result["metrics"]["val_loss"] += (job["seed"] % 1000) / 1e5
+    result["metrics"]["bpb"] += (job["seed"] % 1000) / 1e5
     return result
 
 
@@ -44,7 +44,7 @@ def test_every_member_is_measured_with_fresh_seeds_and_the_search_is_untouched(t
     for id, objectives in front:
         rows = again.repeats()[id]
         assert sorted(row["repeat"] for row in rows) == [0, 1, 2]
-        assert all(abs(row["objectives"]["loss"] - objectives["loss"]) < 0.01 for row in rows)
+        assert all(abs(row["objectives"]["bpb"] - objectives["bpb"]) < 0.01 for row in rows)
         assert all(row["objectives"]["parameters"] == objectives["parameters"] for row in rows)
     assert rescore(tmp_path, 3, engine=InProcess(TABULAR)) == 0, "they are there already"
     assert rescore(tmp_path, 4, engine=InProcess(TABULAR)) == len(front)

@@ -246,7 +246,7 @@ def test_out_of_memory_costs_the_candidate_and_nothing_else(tmp_path, monkeypatc
         tries.append(job["id"])
         if job["id"][0] in "01234567":
             raise MemoryError("12 GiB wanted")
-        return {"metrics": {"val_loss": 2.0}}
+        return {"metrics": {"bpb": 2.0}}
 
     monkeypatch.setattr("fakes.hopeless", assess)
     run(tmp_path, config(training__batch_size=8, search__generations=2), "fakes:hopeless")
@@ -367,10 +367,10 @@ def test_unknown_names_are_errors_before_anything_is_created(tmp_path, key):
 
 
 def test_front_is_what_brute_force_says():
-    objectives = load_objectives(("loss", "parameters", "cache"))
+    objectives = load_objectives(("bpb", "parameters", "cache"))
     rng = np.random.default_rng(0)
     values = [
-        dict(zip(("loss", "parameters", "cache"), rng.integers(0, 6, 3).tolist(), strict=True)) for _ in range(200)
+        dict(zip(("bpb", "parameters", "cache"), rng.integers(0, 6, 3).tolist(), strict=True)) for _ in range(200)
     ]
     front = Front(objectives)
     for i, v in enumerate(values):
@@ -380,19 +380,19 @@ def test_front_is_what_brute_force_says():
         return all(a[k] <= b[k] for k in a) and a != b
 
     assert set(front.ids) == {str(i) for i, v in enumerate(values) if not any(dominates(w, v) for w in values)}
-    assert not front.add("nan", {"loss": math.nan, "parameters": 0, "cache": 0})
+    assert not front.add("nan", {"bpb": math.nan, "parameters": 0, "cache": 0})
 
 
 def test_hypervolume_is_in_units_of_the_first_generations_box():
-    objectives = load_objectives(("loss", "parameters"))
-    frame = Frame.of([{"loss": 2.0, "parameters": 99}, {"loss": 3.0, "parameters": 9}], objectives)
-    assert frame.reference == pytest.approx({"loss": 3.1, "parameters": 2.1}) and frame.ideal["parameters"] == 1.0
+    objectives = load_objectives(("bpb", "parameters"))
+    frame = Frame.of([{"bpb": 2.0, "parameters": 99}, {"bpb": 3.0, "parameters": 9}], objectives)
+    assert frame.reference == pytest.approx({"bpb": 3.1, "parameters": 2.1}) and frame.ideal["parameters"] == 1.0
     front = Front(objectives)
     assert frame.hypervolume(front) == 0.0
-    front.add("ideal", {"loss": 2.0, "parameters": 9})
+    front.add("ideal", {"bpb": 2.0, "parameters": 9})
     assert frame.hypervolume(front) == pytest.approx(1.0)
     outside = Front(objectives)
-    outside.add("beyond", {"loss": 4.0, "parameters": 1})
+    outside.add("beyond", {"bpb": 4.0, "parameters": 1})
     assert frame.hypervolume(outside) == 0.0
     assert objectives[1].unscaled(objectives[1].scaled(12345)) == pytest.approx(12345)
 

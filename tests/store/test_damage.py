@@ -108,7 +108,7 @@ def test_damaged_facts_about_the_run(tmp_path, sound):
 
 def test_a_damaged_learning_curve_is_left_out(tmp_path):
     store = Store(tmp_path, {"config": {}})
-    store.record([("curve", {"id": "ab", "attempt": k, "points": [{"loss": 2.5 + k}]}) for k in range(3)])
+    store.record([("curve", {"id": "ab", "attempt": k, "points": [{"bpb": 2.5 + k}]}) for k in range(3)])
     store.record([("finish", {"id": "ab"})])
     store.close()
     content = (tmp_path / NAME).read_bytes()

@@ -43,7 +43,7 @@ def test_events_are_read_in_order_and_bit_identical(run, store):
 
 def test_a_batch_of_events_is_recorded_completely_or_not_at_all(run, store):
     with pytest.raises(ValueError):
-        store.record([("good", {}), ("bad", {"loss": float("nan")})])
+        store.record([("good", {}), ("bad", {"bpb": float("nan")})])
     assert read_events(run) == []
 
 
@@ -274,9 +274,9 @@ def test_the_record_computes_results_from_attempts():
     assert record.started == {"ab"} and list(record.asked) == ["ab"]
     attempt = {"id": "ab", "seconds": 1.0}
     record.apply("finish", attempt | {"attempt": 0, "status": "failed", "final": False})
-    record.apply("finish", attempt | {"attempt": 1, "status": "ok", "objectives": {"loss": 1.0}, "final": True})
+    record.apply("finish", attempt | {"attempt": 1, "status": "ok", "objectives": {"bpb": 1.0}, "final": True})
     record.apply("an event of a later version", {})
     assert record.tries == {"ab": ["failed"]} and record.results["ab"].status == "ok" and not record.started
     record.apply("tell", {"generation": 0, "told": [["ab", [1.0], [0.0]]]})
     assert not record.asked and record.told_generations == 1
-    assert json.loads(json.dumps(record.results["ab"].objectives)) == {"loss": 1.0}
+    assert json.loads(json.dumps(record.results["ab"].objectives)) == {"bpb": 1.0}

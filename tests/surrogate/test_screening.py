@@ -16,7 +16,7 @@ from star.surrogate.gaussian_process import fit
 from star.surrogate.screening import LEAST, Surrogate, expected_gain, make_surrogate
 
 SPACE = Space(n_slots=6, d_models=(32, 64), head_dim=8)
-OBJECTIVES = load_objectives(("loss", "parameters", "cache"))
+OBJECTIVES = load_objectives(("bpb", "parameters", "cache"))
 
 
 def genomes(n: int, seed: int = 0) -> list[Genome]:
@@ -163,7 +163,7 @@ def test_what_it_chooses_is_distinct_repeatable_and_better_than_chance():
         chosen, predictions = made.choose(offered, 8, np.random.default_rng(seed))
         again = surrogate(60, seed).choose(offered, 8, np.random.default_rng(seed))
         assert (chosen, predictions) == again and len(set(chosen)) == 8
-        assert all(set(p) == {"loss"} and len(p["loss"]) == 2 and p["loss"][1] > 0 for p in predictions)
+        assert all(set(p) == {"bpb"} and len(p["bpb"]) == 2 and p["bpb"][1] > 0 for p in predictions)
         known, truth = truth_of(genomes(60, seed)), truth_of(offered)
         low, high = known.min(axis=0), known.max(axis=0)
         of = lambda picks: volume((np.vstack([known, truth[picks]]) - low) / (high - low))  # noqa: B023, E731

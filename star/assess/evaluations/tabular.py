@@ -23,7 +23,8 @@ def assess(job: dict, report: Report) -> dict:
     total = job.get("recipe", {}).get("tokens", 0)
     stop = job.get("stop_tokens")
     share = 1.0 if stop is None or not total else min(1.0, stop / total)
-    metrics = {"val_loss": loss_at(job, share), "tokens": round(share * total)}
+    loss = loss_at(job, share)
+    metrics = {"val_loss": loss, "bpb": loss / math.log(2), "tokens": round(share * total)}
     if job.get("tasks"):
         metrics["mad"] = uniform("tasks", job)
     return {"status": "ok", "metrics": metrics, "curve": []}

@@ -12,6 +12,8 @@ from typing import Any
 
 from star.errors import UserError
 
+QUALITY = ("bpb", "loss")  # one quality in two units
+
 
 @dataclass(frozen=True)
 class Objective:

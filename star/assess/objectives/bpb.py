@@ -1,4 +1,4 @@
-"""Quality that is comparable between tokenizers: validation loss as bits per byte of the text."""
+"""Quality: validation loss as bits per byte of the text, which is comparable between tokenizers."""
 
 from star.assess.objectives import Objective
 

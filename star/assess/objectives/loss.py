@@ -1,4 +1,4 @@
-"""Quality: validation loss after training under the run's recipe. Every tokenizer is bytes, so a token is a byte."""
+"""Quality in nats per token: validation loss after training under the run's recipe. See `bpb` for bits per byte."""
 
 from star.assess.objectives import Objective
 
