@@ -199,6 +199,12 @@ class Run:
         """
         return {id: list(rows) for id, rows in self._record.repeats.items()}
 
+    def ladder(self) -> list[dict]:
+        """Trainings of `star ladder`: id, genome, origin, tokens and width (times those of the search), seed, status,
+        objectives (None unless ok), ...
+        """
+        return list(self._record.ladder)
+
     def refinements(self) -> "list[Refined]":
         """What `star refine` did with this run, oldest first."""
         if not self._record.refinements:

@@ -30,6 +30,7 @@ LAYERS = [
     ["assess"],
     ["surrogate"],
     ["run", "refined", "search", "refine"],
+    ["evidence"],
     ["report", "export"],
     ["cli"],
 ]

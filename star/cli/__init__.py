@@ -22,6 +22,7 @@ from star.cli.evolve import evolve
 from star.cli.export import export
 from star.cli.front import front
 from star.cli.generate import generate
+from star.cli.ladder import ladder
 from star.cli.plot import plot
 from star.cli.refine import refine
 from star.cli.rescore import rescore
@@ -127,6 +128,7 @@ def star_(
     \b
     star evolve runs/first          evolve a population; the same command resumes a stopped run
     star front runs/first           the Pareto front as a table
+    star ladder runs/first          does its order hold at larger budgets?
     star refine runs/first          tune its members: training recipes and local edits
     star rescore runs/first         train the front with fresh seeds: which members were lucky?
     star export runs/first:best     export a model
@@ -137,7 +139,7 @@ def star_(
     """
 
 
-for verb in (evolve, status, front, refine, rescore, show, plot, train, export, generate, doctor):
+for verb in (evolve, status, front, ladder, refine, rescore, show, plot, train, export, generate, doctor):
     app.command()(verb)
 
 

@@ -101,6 +101,14 @@ class Chosen:
         return found
 
 
+def numbers(option: str, text: str, what: str) -> tuple[float, ...]:
+    """The numbers of a text such as "3,10". Raises UserError naming the option; what: what to write, an example."""
+    try:
+        return tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise UserError(f"{option} {text!r}: write {what}") from None
+
+
 def choose_genome(source: str, d_model: int | None = None, depth: int | None = None) -> Chosen:
     """The genome that `source` names, scaled if a width or depth is given.
 

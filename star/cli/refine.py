@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from star.cli.arguments import MovedOption
+from star.cli.arguments import MovedOption, numbers
 from star.cli.console import console, say
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def refine(
                 choose_members(opened, members),
                 budget,
                 minutes,
-                shares_of(fidelities),
+                numbers("--fidelities", fidelities, "shares of the training budget, such as 0.25,1"),
                 ranges_of(range_ or []),
                 change,
                 aim,
@@ -146,16 +146,6 @@ def ranges_of(pairs: list[str]) -> dict[str, str]:
             raise UserError(f"--range {pair!r}: write NAME=LOW:HIGH, such as learning_rate=1e-3:1e-2")
         found[name.strip()] = value.strip()
     return found
-
-
-def shares_of(text: str) -> tuple[float, ...]:
-    """Fractions from text. Raises UserError."""
-    from star.errors import UserError
-
-    try:
-        return tuple(float(part) for part in text.split(",") if part.strip())
-    except ValueError:
-        raise UserError(f"--fidelities {text!r}: write shares of the training budget, such as 0.25,1") from None
 
 
 class RefineDisplay:

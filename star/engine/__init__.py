@@ -7,6 +7,7 @@ of genomes, training or searches; from STAR they import only `star.errors`.
 from star.engine.inprocess import InProcess
 from star.engine.processes import ProcessPool
 from star.engine.protocol import Engine, Outcome
+from star.engine.queue import outcomes_of
 from star.engine.ray import Ray
 
-__all__ = ["Engine", "InProcess", "Outcome", "ProcessPool", "Ray"]
+__all__ = ["Engine", "InProcess", "Outcome", "ProcessPool", "Ray", "outcomes_of"]

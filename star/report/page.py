@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from star.config import describe
 from star.refined import Refined
 from star.report.genome_diagram import genome_diagram
-from star.report.plots import PLOTS, Plot
+from star.report.plots import PLOTS, Plot, shown
 from star.report.refinement import REFINEMENT_PLOTS, refinement_lines, refinement_table
 from star.report.tables import (
     front_table,
@@ -59,7 +59,7 @@ def write_page(run: Run, path: Path, plots: tuple[Plot, ...] = PLOTS) -> Path:
     if rescore_rows(run):
         table, lines = rescore_table(run)
         parts += ["<h2>Fresh seeds</h2>", _paragraphs(lines), table.html()]
-    for plot in plots:
+    for plot in shown(run, plots):
         title, caption = _words(plot)
         parts += [f"<h2>{title}</h2><p>{caption}</p>{_picture(plot(run), title)}"]
     for refined in run.refinements():

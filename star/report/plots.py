@@ -12,6 +12,7 @@ from star.report.curves import learning_curves
 from star.report.fronts import pareto_fronts
 from star.report.genome_diagram import genome_diagram
 from star.report.hypervolume import hypervolume
+from star.report.ladder_report import ladder_figure
 from star.report.style import save_figure
 
 if TYPE_CHECKING:
@@ -26,10 +27,20 @@ def knee_genome(run: Run) -> Figure:
     return genome_diagram(knee.genome, seq_len=run.config.objectives.cache_tokens, name=f"knee of the front: {knee.id}")
 
 
+def ladder(run: Run) -> Figure:
+    """Places of the same genomes at several training budgets and widths. Few crossings mean that the order holds."""
+    return ladder_figure(run)
+
+
 PLOTS: tuple[Plot, ...] = (pareto_fronts, hypervolume, learning_curves, knee_genome)
 
 
 def write_plots(run: Run, folder: Path, plots: tuple[Plot, ...] = PLOTS) -> list[Path]:
     """Write every plot as FOLDER/NAME.png and .svg. Raises UserError if the run has no finished candidate yet."""
     run.knee()  # raises if there is none
-    return [path for plot in plots for path in save_figure(plot(run), folder / plot.__name__)]
+    return [path for plot in shown(run, plots) for path in save_figure(plot(run), folder / plot.__name__)]
+
+
+def shown(run: Run, plots: tuple[Plot, ...] = PLOTS) -> tuple[Plot, ...]:
+    """These plots, and that of the ladder if there is one."""
+    return (*plots, ladder) if run.ladder() else plots

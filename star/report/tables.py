@@ -14,9 +14,11 @@ import numpy as np
 from star.assess import QUALITY
 from star.assess.noise import rescored
 from star.genome import layout_name, to_json
+from star.report.ladder_report import ladder_lines
 from star.report.listing import Column, Listing
 from star.report.units import (
     baseline_name,
+    format_count,
     format_measured,
     format_objective,
     format_seconds,
@@ -331,6 +333,11 @@ def summary_lines(run: Run) -> list[str]:
         lines.append(f"{quality.name} of the front: {low} to {high} {quality.unit}; {', '.join(words)}")
     volumes = run.hypervolume()
     initial = [row["hypervolume"] for row in volumes if row["generation"] == 0]
+    if run.ladder():
+        lines += ladder_lines(run)
+    elif members:
+        budget = f"{format_count(run.config.training.tokens)} tokens"
+        lines.append(f"ranked by {budget} each; star ladder {run.path} measures how this order holds at larger budgets")
     if initial:
         first, last = initial[-1], volumes[-1]["hypervolume"]
         gain = f" ({last / first:.2f} x)" if first > 0 else ""

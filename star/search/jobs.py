@@ -14,6 +14,8 @@ from star.genome import Genome, from_json, to_json
 from star.search import outcomes
 from star.store import Proposal, Rung
 
+LADDER_SEED = 1 << 20  # number of the repeat whose seed a ladder uses; star rescore counts from 0
+
 
 class Candidates:
     """What all candidates of a run have in common."""
@@ -73,6 +75,28 @@ class Candidates:
         recipe = job["recipe"] | {"seed": seed}
         fresh = {"attempt": -1 - repeat, "seed": seed, "recipe": recipe}
         return job | fresh | {"stop_tokens": None, "checkpoint": None, "directory": None, "keep_weights": False}
+
+    def larger(self, proposal: Proposal, times: float) -> dict:
+        """The job that trains a genome on `times` the budget of the run; nothing is kept.
+
+        Its seed is a new one: that of the search may have been lucky.
+        """
+        job = self.repeat(proposal, LADDER_SEED)
+        recipe = job["recipe"] | {"tokens": round(times * self.config.training.tokens)}
+        return job | {"recipe": recipe, "timeout": job["timeout"] and job["timeout"] * max(1.0, times)}
+
+    def again(self, proposal: Proposal, outcome: Outcome) -> dict:
+        """What the record keeps of a candidate that was trained once more: status, reason, objectives, metrics, ..."""
+        metrics = finite((outcome.result or {}).get("metrics") or {})
+        objectives = self.measure(proposal, metrics) if outcome.status == "ok" else None
+        return {
+            "status": outcome.status if objectives or outcome.status != "ok" else "diverged",
+            "reason": outcome.reason,
+            "objectives": objectives,
+            "metrics": metrics,
+            "seconds": outcome.seconds,
+            "worker": outcome.worker,
+        }
 
     def ended(self, proposal: Proposal, outcome: Outcome, tries: Sequence[str], stage: int) -> tuple[str, dict]:
         """The event that an outcome is: "rung" if it trained well up to a rung, else "finish"."""

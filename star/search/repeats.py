@@ -5,19 +5,16 @@ of the same genome under the same recipe have no such bias. They are recorded be
 nothing in it; `star.Run.repeats` and `star.assess.noise` read them.
 """
 
-from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from star.engine import Engine
+from star.engine import Engine, outcomes_of
 from star.errors import UserError
 from star.run import Run
 from star.search.events import Callback, Emitter
-from star.search.jobs import Candidates, finite
+from star.search.jobs import Candidates
 from star.search.session import open_run
 from star.store import Proposal, Record, Store
-
-MOST_LOST = 3  # attempts whose worker died before a repeat is given up
 
 
 def rescore(
@@ -64,33 +61,11 @@ def _measured(record: Record, id: str) -> set[int]:
 def _work(
     todo: list[tuple[Proposal, int]], candidates: Candidates, store: Store, engine: Engine, emit: Emitter
 ) -> None:
-    queue, done, total = deque(todo), 0, len(todo)
-    lost: dict[str, int] = {}
-    running: dict[str, tuple[Proposal, int]] = {}
-    while queue or running:
-        while queue and len(running) < engine.slots:
-            proposal, repeat = queue.popleft()
-            running[f"{proposal.id}-{repeat}"] = proposal, repeat
-            engine.submit(f"{proposal.id}-{repeat}", candidates.repeat(proposal, repeat))
-        for outcome in engine.poll(0.5):
-            proposal, repeat = running.pop(outcome.job_id)
-            lost[outcome.job_id] = lost.get(outcome.job_id, 0) + (outcome.status == "lost")
-            if outcome.status == "lost" and lost[outcome.job_id] < MOST_LOST:
-                queue.append((proposal, repeat))
-                continue
-            metrics = finite((outcome.result or {}).get("metrics") or {})
-            objectives = candidates.measure(proposal, metrics) if outcome.status == "ok" else None
-            data = {
-                "id": proposal.id,
-                "repeat": repeat,
-                "seed": candidates.repeat(proposal, repeat)["seed"],
-                "status": outcome.status if objectives or outcome.status != "ok" else "diverged",
-                "reason": outcome.reason,
-                "objectives": objectives,
-                "metrics": metrics,
-                "seconds": outcome.seconds,
-                "worker": outcome.worker,
-            }
-            store.record([("repeat", data)])
-            done += 1
-            emit("repeat_end", **data, done=done, total=total)
+    measured = {f"{proposal.id}-{repeat}": (proposal, repeat) for proposal, repeat in todo}
+    jobs = [(key, candidates.repeat(*what)) for key, what in measured.items()]
+    for done, outcome in enumerate(outcomes_of(engine, jobs), 1):
+        proposal, repeat = measured[outcome.job_id]
+        data = {"id": proposal.id, "repeat": repeat, "seed": candidates.repeat(proposal, repeat)["seed"]}
+        data |= candidates.again(proposal, outcome)
+        store.record([("repeat", data)])
+        emit("repeat_end", **data, done=done, total=len(todo))

@@ -20,6 +20,8 @@ Events, in the order in which they can happen (data keys; `?` may be missing or 
     exhausted                                           the algorithm has no new genome left
     repeat     id, repeat, seed, status, reason, objectives?, metrics, seconds, worker
                a settled candidate was measured again with a new seed; its first result does not change
+    ladder     id, genome, origin, tokens, width, seed, status, reason, objectives?, metrics, seconds, worker
+               a genome was trained on `tokens` times the budget, `width` times as wide; other results do not change
     refinement, trial, trial_end, closed                see `star.store.refinements`
 
 Replaying `ask` and `tell` in recorded order rebuilds the algorithm exactly; `digest` is its state after the event.
@@ -103,6 +105,7 @@ class Record:
         self.rungs: dict[str, list[Rung]] = {}  # results at rungs, lowest first
         self.promotions: dict[str, int] = {}  # how many rungs a candidate was allowed to go beyond
         self.repeats: dict[str, list[dict]] = {}  # data of "repeat" events
+        self.ladder: list[dict] = []  # data of "ladder" events
         self.refinements = Refinements()
         self.seconds: dict[str, float] = {}  # worker time of a candidate, over all attempts and rungs
         self.started: set[str] = set()  # submitted to the engine, without a recorded end
@@ -237,3 +240,6 @@ class Record:
 
     def _repeat(self, data: dict) -> None:
         self.repeats.setdefault(data["id"], []).append(data)
+
+    def _ladder(self, data: dict) -> None:
+        self.ladder.append(data)

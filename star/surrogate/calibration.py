@@ -33,7 +33,7 @@ def report(
     """
     (mean, sd, truth), finite = _finite(predicted, actual)
     n = len(truth)
-    result: dict[str, float | int | None] = {"n": n} | _correlation("spearman", mean, truth)
+    result: dict[str, float | int | None] = {"n": n} | correlation("spearman", mean, truth)
     distance = np.abs(truth - mean) / sd
     for level in LEVELS:
         inside = int((distance <= norm.ppf(0.5 + level / 200)).sum())
@@ -42,7 +42,7 @@ def report(
     result["bias"] = float((truth - mean).mean()) if n else None
     result["error"] = float(np.sqrt(((truth - mean) ** 2).mean())) if n else None
     if proxy is not None:
-        result |= _correlation("proxy_spearman", np.asarray(proxy, dtype=float)[finite], truth)
+        result |= correlation("proxy_spearman", np.asarray(proxy, dtype=float)[finite], truth)
     return result
 
 
@@ -81,7 +81,7 @@ def calibration(
         "z_sd": float(np.sqrt((z * z).mean())),
         "sharpness": float(np.sqrt((sd * sd).mean())),
         "ence": _ence(sd, truth - mean),
-        "sd_error": _correlation("r", sd, np.abs(truth - mean))["r"],
+        "sd_error": correlation("r", sd, np.abs(truth - mean))["r"],
     }
 
 
@@ -117,8 +117,12 @@ def _ence(sd: np.ndarray, error: np.ndarray) -> float:
     return float(np.mean(found))
 
 
-def _correlation(name: str, a: np.ndarray, b: np.ndarray) -> dict[str, float | None]:
-    """Spearman's correlation and its interval by Fisher's transform, with Bonett and Wright's standard error (2000)."""
+def correlation(name: str, a: np.ndarray, b: np.ndarray) -> dict[str, float | None]:
+    """Spearman's correlation of a [n] and b [n] under `name`, and its 95 % interval under name_low and name_high.
+
+    By Fisher's transform, with Bonett and Wright's standard error (2000). None with fewer than five values, or if all
+    are equal.
+    """
     if len(a) < LEAST or np.ptp(a) == 0 or np.ptp(b) == 0:
         return {name: None, f"{name}_low": None, f"{name}_high": None}
     r = float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
