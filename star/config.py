@@ -80,6 +80,15 @@ class SearchConfig:
         0.999,
     )
     promote: float = setting(0.5, "fraction of the candidates at a rung that continue", 0.01, 1)
+    horizon: float = setting(
+        0.0,
+        "rank by the quality predicted for so many times the training budget (objective bpb_horizon); 0: as measured",
+        0,
+        1000,
+    )
+    ladder: str = setting(
+        "", "what the horizon is learned from: a run with a ladder or a ladder file; none given: the shipped one"
+    )
     screen: int = setting(
         32, "offspring proposed for each one trained; the surrogate chooses among them. 1: no surrogate", 1, 1000
     )
@@ -207,6 +216,7 @@ class RunConfig:
         for key, place, names in (
             ("data.corpus", self.data.corpus, ("python", "stdlib")),
             ("data.tokenizer", self.data.tokenizer, ("bytes",)),
+            ("search.ladder", self.search.ladder, ("",)),
         ):
             if ":" not in place and place not in names and Path(place).exists():
                 changes[key] = str(Path(place).resolve())

@@ -201,7 +201,7 @@ class Run:
 
     def ladder(self) -> list[dict]:
         """Trainings of `star ladder`: id, genome, origin, tokens and width (times those of the search), seed, status,
-        objectives (None unless ok), ...
+        bpb (None unless ok), objectives (where tokens and width are 1), ...
         """
         return list(self._record.ladder)
 

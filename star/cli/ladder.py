@@ -36,14 +36,13 @@ def ladder(
     from star.report.ladder_report import ladder_lines, ladder_table, rung_name
     from star.report.units import format_seconds
     from star.run import Run
+    from star.search.ladders import table_of
 
     multiples = numbers("--budgets", budgets, "budgets of the search, such as 3,10")
     opened = Run(run)
 
     def show(event: dict) -> None:
-        values = event["objectives"]
-        name = next(iter(values), "") if values else ""
-        outcome = f"{name} {values[name]:.3f}" if values else f"{event['status']}: {event['reason']}"
+        outcome = f"bpb {event['bpb']:.3f}" if event["bpb"] is not None else f"{event['status']}: {event['reason']}"
         where = rung_name(opened, (event["tokens"], event["width"]))
         say(f"{event['id']} at {where}: {outcome} ({event['done']} of {event['total']})")
 
@@ -56,11 +55,11 @@ def ladder(
     if json:
         found = Ladder(opened)
         say_json(
-            {
+            table_of(opened)
+            | {
                 "correlations": found.correlations(),
                 "smallest": found.smallest(),
                 "families": found.families(),
-                "rows": opened.ladder(),
             }
         )
         return

@@ -64,6 +64,9 @@ def climb(
             facts: dict = {"id": proposal.id, "genome": proposal.genome, "origin": proposal.origin}
             facts |= {"tokens": tokens, "width": wide, "seed": dict(jobs)[outcome.job_id]["seed"]}
             facts |= candidates.again(scaled_, outcome)
+            facts["bpb"] = facts["metrics"].get("bpb") if facts["status"] == "ok" else None
+            if (tokens, wide) != (1.0, 1.0):  # nothing is to be predicted from it
+                facts["objectives"] = None
             session.store.record([("ladder", facts)])
             emit("ladder_end", **facts, done=number, total=len(jobs))
         return len(jobs)

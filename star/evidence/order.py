@@ -19,12 +19,16 @@ Rung = tuple[float, float]  # tokens and width, times those of the search
 
 
 class Ladder:
-    """What the ladder of a run says. rungs: those that were trained, the search's own first."""
+    """What the ladder of a run says. rungs: those that were trained, the search's own first.
+
+    values: of each rung, by id: the quality by which the search ranks at its own rung, bits per byte at all others.
+    """
 
     def __init__(self, run: Run):
         self.run = run
         self.quality = next(o for o in run.objectives if not o.cheap)
-        self.values: dict[Rung, dict[str, float]] = {}  # of each rung, by id
+        self.values: dict[Rung, dict[str, float]] = {}
+        self.measured: dict[str, float] = {}  # bits per byte at the budget of the search, by id
         self.genomes: dict[str, Genome] = {}
         self.origins: dict[str, str] = {}
         rows = run.ladder()
@@ -35,11 +39,14 @@ class Ladder:
         base = {id: searched[id].values[self.quality.name] for id in self.genomes if id in searched}
         if rows:
             self.values[1.0, 1.0] = base
+        self.measured = {id: searched[id].metrics["bpb"] for id in base if "bpb" in searched[id].metrics}
         for row in rows:
-            if row["objectives"]:
-                self.values.setdefault((row["tokens"], row["width"]), {})[row["id"]] = row["objectives"][
-                    self.quality.name
-                ]
+            rung = row["tokens"], row["width"]
+            if row["bpb"] is not None and rung == (1.0, 1.0):
+                base[row["id"]] = row["objectives"][self.quality.name]
+                self.measured[row["id"]] = row["bpb"]
+            elif row["bpb"] is not None:
+                self.values.setdefault(rung, {})[row["id"]] = row["bpb"]
         front = {c.id for c in run.front(searched=True)}
         self.front = {id for id in self.genomes if id in front or self.origins[id] == "baseline"}
         self.rungs: list[Rung] = sorted(self.values, key=lambda rung: (rung[1], rung[0]))
@@ -60,16 +67,24 @@ class Ladder:
     def correlations(self) -> list[dict]:
         """One row for each rung above the search's: tokens, width, and `correlation` with the search's order.
 
-        Also under "front", among members of the front and baselines alone.
+        Also under "front", among members of the front and baselines alone; and under "measured", of the order by the
+        bits per byte that were measured, where the search ranks by predicted ones.
         """
         base = (1.0, 1.0)
         return [
             {"tokens": rung[0], "width": rung[1]}
             | self.correlation(base, rung)
-            | {"front": self.correlation(base, rung, self.front)}
+            | {"front": self.correlation(base, rung, self.front), "measured": self._measured(rung)}
             for rung in self.rungs
             if rung != base
         ]
+
+    def _measured(self, rung: Rung) -> dict[str, float | None] | None:
+        if self.measured == self.values[1.0, 1.0]:
+            return None
+        ids = sorted(self.measured.keys() & self.values[rung].keys())
+        x, y = (np.array([values[id] for id in ids]) for values in (self.measured, self.values[rung]))
+        return {"n": len(ids)} | correlation("spearman", x, y)
 
     def smallest(self, holds: float = HOLDS) -> float | None:
         """The smallest budget whose order correlates with that of the largest by at least `holds`; None if none."""

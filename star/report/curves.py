@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from star.assess import QUALITY
 from star.report.style import NGRAM_GREY, VERMILION, new_figure, say_nothing_trained
 from star.report.units import baseline_name, error_bar, format_count
 
@@ -54,7 +53,7 @@ def learning_curves(run: Run) -> Figure:
         axes.plot(x, y, **look(c))
         if c.status == "ok":
             end = {"marker": "o", "markersize": 2.5, "color": look(c)["color"], "zorder": 4, "elinewidth": 0.4}
-            name = next((name for name in QUALITY if name in c.measured), None)
+            name = next((name for name in ("bpb", "loss") if name in c.measured), None)
             unit = run.bits_per_nat if name == "loss" else 1.0
             error = [unit * end for end in error_bar(c.measured[name])] if name else (0.0, 0.0)
             axes.errorbar(x[-1:], y[-1:], yerr=[[error[0]], [error[1]]], **end)

@@ -31,7 +31,10 @@ def ladder_table(run: Run) -> Listing:
     quality = ladder.quality
     listing = Listing(
         Column("genome"),
-        *(Column(f"{quality.name}, {rung_name(run, rung)}\n(place)", right=True) for rung in ladder.rungs),
+        *(
+            Column(f"{quality.name if rung == (1.0, 1.0) else 'bpb'}, {rung_name(run, rung)}\n(place)", right=True)
+            for rung in ladder.rungs
+        ),
         Column("of"),
     )
     places = {
@@ -63,6 +66,7 @@ def ladder_lines(run: Run) -> list[str]:
             f"order of the search ({rung_name(run, (1.0, 1.0))}) against {where}: rank correlation {_spearman(row)} of "
             f"{plural(row['n'], 'genome')}; {_spearman(row['front'])} of the front and the baselines alone "
             f"({row['front']['n']})"
+            + (f"; {_spearman(row['measured'])} by what was measured at the budget" if row["measured"] else "")
         )
     top, smallest = ladder.budgets[-1], ladder.smallest()
     if top > 1:

@@ -15,6 +15,7 @@ from star.errors import UserError
 from star.genome import POOL
 from star.search.algorithm import Algorithm, Told, load_algorithm
 from star.search.events import Callback, Emitter
+from star.search.ladders import steps_of
 from star.search.loop import Loop
 from star.search.session import Ending, check_same, packages, stop_on_signals
 from star.search.spaces import check_bounds, left_out, make_baselines, make_space
@@ -50,6 +51,7 @@ def evolve(
     load_objectives(config.objectives.names)  # a wrong name is an error before anything is created
     corpus = evaluation.prepare(config)
     tokenizer = corpus.pop("tokenizer_json", None)
+    ladder = [] if resumed else steps_of(config)
     check_bounds(space, config, corpus["vocab_size"])
     algorithm = load_algorithm(space, config, make_surrogate(config, corpus["vocab_size"]))
     function = f"{evaluation.__name__}:assess"
@@ -63,9 +65,11 @@ def evolve(
         lock = RunLock(run)
         stack.callback(lock.release)
         meta = {"star": star.__version__, "config": config.to_json(), "space": space.to_json(), "corpus": corpus}
+        meta |= {"ladder": ladder} if ladder else {}
         store = Store(run, meta | {"packages": packages()}, journal=config.journal)
         stack.callback(store.close)
         stored = store.meta()
+        corpus = corpus | {"ladder": stored.get("ladder", ())}
         check_same(run, stored, config, corpus)  # again: another process may have been faster
         if tokenizer is not None and not (run / TOKENIZER_FILE).exists():
             write_atomically(run / TOKENIZER_FILE, lambda path: path.write_text(tokenizer, encoding="utf-8"))

@@ -12,6 +12,7 @@ from star.cost import costs as costs_of
 from star.engine import Outcome
 from star.genome import Genome, from_json, to_json
 from star.search import outcomes
+from star.search.ladders import make_horizon
 from star.store import Proposal, Rung
 
 LADDER_SEED = 1 << 20  # number of the repeat whose seed a ladder uses; star rescore counts from 0
@@ -23,6 +24,9 @@ class Candidates:
     def __init__(self, config: RunConfig, corpus: Mapping):
         self.config, self.corpus = config, corpus
         self.objectives = load_objectives(config.objectives.names)
+        self.horizon = make_horizon(
+            corpus.get("ladder", ()), corpus.get("vocab_size", 0), config.objectives.cache_tokens
+        )
         bounds = outcomes.constraint_names(config.objectives)
         cheap = [o for o in (*self.objectives, *load_objectives(bounds or ("loss",))) if o.cheap]
         self.cheap = tuple({o.name: o for o in cheap}.values())
@@ -141,11 +145,18 @@ class Candidates:
         metrics = rung.metrics | {"fidelity": share}
         return fields | {"metrics": metrics, "objectives": None, "seconds": 0.0, "worker": rung.worker, "final": True}
 
-    def measure(self, proposal: Proposal, metrics: Mapping) -> dict[str, float] | None:
-        """All objectives of a trained candidate; None if one of them is no finite number.
+    def foresee(self, proposal: Proposal, metrics: dict) -> None:
+        """Add what the horizon predicts to the metrics of a trained candidate, if the run has a horizon."""
+        if self.horizon is not None and isinstance(metrics.get("bpb"), float):
+            (mean,), (sd,) = self.horizon.predict([from_json(proposal.genome)], [metrics["bpb"]])
+            metrics |= {"bpb_horizon": float(mean), "bpb_horizon_se": float(sd)}
+
+    def measure(self, proposal: Proposal, metrics: dict) -> dict[str, float] | None:
+        """All objectives of a trained candidate; None if one of them is no finite number. Predictions join the metrics.
 
         Training may have found shorter attention windows, and then the candidate is what it has become.
         """
+        self.foresee(proposal, metrics)
         edited = (metrics.get("sparsity") or {}).get("genome")
         costs = proposal.costs if edited is None else self.costs(from_json(edited))
         values = {o.name: costs[o.name] if o.cheap else o.measure(metrics) for o in self.objectives}

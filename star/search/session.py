@@ -84,6 +84,7 @@ def open_run(path: str | Path, workers: int | None = None, data: str | None = No
         store = Store(path, journal=config.journal)
         stack.callback(store.close)
         check_same(path, store.meta(), config, corpus)
+        corpus["ladder"] = store.meta().get("ladder", ())
         function = f"{evaluation.__name__}:assess"
         yield Session(path, config, corpus, store, Record(store.events()), function, stack)
 

@@ -20,8 +20,9 @@ Events, in the order in which they can happen (data keys; `?` may be missing or 
     exhausted                                           the algorithm has no new genome left
     repeat     id, repeat, seed, status, reason, objectives?, metrics, seconds, worker
                a settled candidate was measured again with a new seed; its first result does not change
-    ladder     id, genome, origin, tokens, width, seed, status, reason, objectives?, metrics, seconds, worker
-               a genome was trained on `tokens` times the budget, `width` times as wide; other results do not change
+    ladder     id, genome, origin, tokens, width, seed, status, reason, bpb?, objectives?, metrics, seconds, worker
+               a genome was trained on `tokens` times the budget, `width` times as wide (objectives: where both are 1);
+               other results do not change
     refinement, trial, trial_end, closed                see `star.store.refinements`
 
 Replaying `ask` and `tell` in recorded order rebuilds the algorithm exactly; `digest` is its state after the event.

@@ -12,7 +12,7 @@ from typing import Any
 
 from star.errors import UserError
 
-QUALITY = ("bpb", "loss")  # one quality in two units
+QUALITY = ("bpb_horizon", "bpb", "loss")  # what is the quality of a model, the first one that is known
 
 
 @dataclass(frozen=True)
