@@ -80,14 +80,20 @@ class SearchConfig:
         0.999,
     )
     promote: float = setting(0.5, "fraction of the candidates at a rung that continue", 0.01, 1)
+    region: str = setting(
+        "",
+        "range of sizes in which the search looks, such as parameters=1e5:3e5; 0.5x:1.5x: times the smallest and the "
+        "largest baseline. None given: all sizes",
+    )
     horizon: float = setting(
         0.0,
-        "rank by the quality predicted for so many times the training budget (objective bpb_horizon); 0: as measured",
+        "rank by the quality predicted for so many times the training budget (bpb_horizon instead of bpb); 0: as "
+        "measured",
         0,
         1000,
     )
     ladder: str = setting(
-        "", "what the horizon is learned from: a run with a ladder or a ladder file; none given: the shipped one"
+        "", "what the horizon is learned from: a run with a ladder, or a ladder file. None given: the shipped one"
     )
     screen: int = setting(
         32, "offspring proposed for each one trained; the surrogate chooses among them. 1: no surrogate", 1, 1000
@@ -264,7 +270,11 @@ PAPER: dict[str, Any] = {
 
 # What each preset changes in the defaults above, which are the laptop's.
 PRESETS: dict[str, dict[str, Any]] = {
-    "laptop": {"training.tokens": 65_536},
+    "laptop": {
+        "training.tokens": 65_536,
+        "search.region": "parameters=0.5x:1.5x",
+        "search.horizon": 10.0,
+    },
     "smoke": {
         "data.corpus": "stdlib",
         "space.slots": 4,

@@ -3,9 +3,12 @@
 import random
 import time
 
+import numpy as np
+
 from star.assess.evaluations import tabular
 from star.config import RunConfig, load_config
 from star.engine import InProcess
+from star.genome import from_json
 from star.search import evolve
 from star.store import read_events
 
@@ -42,6 +45,7 @@ def config(**overrides) -> RunConfig:
     """A fast run: 8 genomes x 6 generations, no training, no baselines by default. In keys, __ stands for the dot."""
     settings = {"evaluation": "tabular", "search.baselines": (), "search.population": 8, "search.generations": 6}
     settings |= {"search.parents": 0, "search.offspring": 0, "search.screen": 1}
+    settings |= {"search.region": "", "search.horizon": 0}
     settings |= {f"search.{kind}_probability": 0.0 for kind in ("insert", "delete", "swap")}
     settings |= {"space.slots": 6, "engine.kind": "inprocess"}
     return load_config(
@@ -93,3 +97,20 @@ class Interrupted(InProcess):
         self.left -= len(outcomes)
         self.rng.shuffle(outcomes)
         return outcomes
+
+
+SEEN: list[dict] = []
+SLOW = {"attention"}  # families that gain with tokens
+
+
+def attention_is_slow(job: dict, report) -> dict:
+    """The tabular loss, 1 more for attention alone, which a hundred times the tokens would take away."""
+    SEEN.append(job)
+    result = tabular.assess(job | {"stop_tokens": None}, report)
+    genome = from_json(job["genome"])
+    genes = [gene for gene in genome.backbone if gene.class_id]
+    share = np.mean([genome.operator(gene).family in SLOW for gene in genes])
+    result["metrics"]["bpb"] += share * (1 - np.log10(job["recipe"]["tokens"] / 65_536) / 2) - 0.2 * np.log2(
+        genome.d_model / 64
+    )
+    return result

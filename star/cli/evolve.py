@@ -40,7 +40,7 @@ def evolve(
     ] = None,
     objectives: Annotated[
         str | None,
-        typer.Option(metavar="NAMES", help="What to minimise, such as loss,cache (default: loss,parameters,cache)."),
+        typer.Option(metavar="NAMES", help="What to minimise, such as bpb,cache (default: bpb,parameters,cache)."),
     ] = None,
     max_parameters: Annotated[
         str | None, typer.Option(metavar="N", help="Train no genome with more parameters than this, such as 1e6.")
@@ -50,6 +50,19 @@ def evolve(
     ] = None,
     max_flops: Annotated[
         str | None, typer.Option(metavar="N", help="Train no genome with more training FLOPs per token than this.")
+    ] = None,
+    region: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RANGES",
+            help="Sizes in which to look, such as parameters=1e5:3e5, or parameters=0.5x:1.5x of the baselines'.",
+        ),
+    ] = None,
+    horizon: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIMES", help="Rank by the quality predicted for 10x the training budget; 0: as measured."
+        ),
     ] = None,
     population: Annotated[int | None, typer.Option(help="Genomes in the initial population.")] = None,
     offspring: Annotated[int | None, typer.Option(help="Genomes trained in each later generation.")] = None,
@@ -94,12 +107,13 @@ def evolve(
     Example: star evolve runs/first
              star evolve runs/tiny --preset smoke --seed 0
              star evolve runs/mine --data mytexts/ --set space.slots=12
-             star evolve runs/tiny-cache --objectives loss,cache --max-parameters 1e5
+             star evolve runs/tiny-cache --objectives bpb,cache --max-parameters 1e5
     Ctrl-C stops cleanly; the same command resumes. Before a new run starts, the time that it will take is measured.
     """
     from star.cli.display import EvolveDisplay
     from star.run import config_for
     from star.search import evolve as search
+    from star.search.ladders import with_horizon
 
     flags = {
         "data.corpus": data,
@@ -109,6 +123,8 @@ def evolve(
         "objectives.max_parameters": max_parameters,
         "objectives.max_cache": max_cache,
         "objectives.max_flops": max_flops,
+        "search.region": region,
+        "search.horizon": horizon and horizon.removesuffix("x"),
         "search.population": population,
         "search.offspring": offspring,
         "search.generations": generations,
@@ -120,7 +136,7 @@ def evolve(
         "search.asynchronous": asynchronous,
     }
     overrides = {key: value for key, value in flags.items() if value is not None} | overrides_of(set_ or [])
-    settings = config_for(run, preset, config, overrides)
+    settings, _ = with_horizon(config_for(run, preset, config, overrides), run)
     with EvolveDisplay(settings) as display:
         ending = search(run, settings, callbacks=[display], before=lambda config: expect(config, yes, display.line))
     say(ending.text)

@@ -163,7 +163,7 @@ class OperatorSpace(Space):
 
     # Valid vectors.
 
-    def sample(self, rng: np.random.Generator, n: int) -> np.ndarray:
+    def draw(self, rng: np.random.Generator, n: int) -> np.ndarray:
         """As in `Space`, with random operators, which half of the LIVs name."""
         X = np.stack([rng.choice(values, size=n) for values in self.values], axis=1)
         fixed = [c for c in self.classes if c]

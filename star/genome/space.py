@@ -8,7 +8,8 @@ that `sample`, `repair` and `encode` return are valid and canonical, so equal ar
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +20,7 @@ from star.genome.classes import PAPER_CLASSES, POOL
 from star.genome.genome import NORMS, RESIDUALS, Gene, Genome
 from star.genome.repair import repair
 
+MOST_DRAWS = 300  # rounds of random genomes in which enough must lie within the limits
 HEADER = ("d_model", "norm", "residual")
 GENES = Gene._fields
 
@@ -31,6 +33,7 @@ class Space:
         n_slots: LIV slots, the greatest depth. d_models: legal widths. head_dim: width of every head.
         classes: pool ids that a slot may hold (0 for empty). norms, residuals: legal block schemes.
         max_groups: sharing groups of each kind, by default half the slots; with 0 nothing is shared.
+        within: what else must be true of a genome that is sampled or bred, such as a range of sizes; not in JSON.
     Raises: UserError for illegal values, and for a class that does not fit every width.
     """
 
@@ -42,6 +45,7 @@ class Space:
     residuals: tuple[int, ...] = (1,)
     rope_theta: float = 10_000.0
     max_groups: int | None = None
+    within: Callable[[Genome], bool] | None = field(default=None, compare=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if not 1 <= self.n_slots <= 512:
@@ -170,6 +174,25 @@ class Space:
     # Valid vectors.
 
     def sample(self, rng: np.random.Generator, n: int) -> np.ndarray:
+        """Random genomes [n, n_var], repaired, that lie `within`.
+
+        Raises UserError if there are hardly any.
+        """
+        found = self.draw(rng, n)
+        if self.within is None:
+            return found
+        for _ in range(MOST_DRAWS):
+            found = found[[self.holds(self.decode(row)) for row in found]]
+            if len(found) >= n:
+                return found[:n]
+            found = np.concatenate([found, self.draw(rng, n + 8)])
+        raise UserError(f"hardly any genome of this space has {self.within}; widen search.region or the space")
+
+    def holds(self, genome: Genome) -> bool:
+        """Whether a genome lies `within`."""
+        return self.within is None or self.within(genome)
+
+    def draw(self, rng: np.random.Generator, n: int) -> np.ndarray:
         """Random genomes [n, n_var], repaired: depth uniform from half the slots to all, other genes over their values.
 
         The depth is drawn first: if class 0 were as likely as any other, nearly all genomes would be almost full. And
@@ -210,7 +233,7 @@ class Space:
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary for JSON, which `space_from_json` reads back."""
-        return asdict(self)
+        return {key: value for key, value in asdict(replace(self, within=None)).items() if key != "within"}
 
     def fit(self, genome: Genome) -> Genome:
         """The genome at the nearest width and depth of this space, to seed a search or as a baseline."""

@@ -76,7 +76,8 @@ def front_notes(run: Run) -> list[str]:
     if any(run.noise.values()):
         error = "[95 % interval, from the noise between seeds]"
     else:
-        error = "+- standard error of the evaluation alone, on the same text for all"
+        kind = "prediction" if "bpb_horizon" in noisy else "evaluation alone, on the same text for all"
+        error = f"+- standard error of the {kind}"
     if run.rescored:
         stay = len(run.front())
         return [f"{names}: mean of fresh seeds {error}; {stay} of the search's {len(members)} members are still on it"]

@@ -15,8 +15,9 @@ from star.errors import UserError
 from star.genome import POOL
 from star.search.algorithm import Algorithm, Told, load_algorithm
 from star.search.events import Callback, Emitter
-from star.search.ladders import steps_of
+from star.search.ladders import steps_of, with_horizon
 from star.search.loop import Loop
+from star.search.region import within_region
 from star.search.session import Ending, check_same, packages, stop_on_signals
 from star.search.spaces import check_bounds, left_out, make_baselines, make_space
 from star.search.workers import early_workers, make_engine
@@ -41,7 +42,8 @@ def evolve(
     Raises UserError if the directory holds something else or another run; RunFailed if all of the first generation
     fails or the disk is full. Whatever is raised, the record stays, and the same call resumes.
     """
-    run, emit, config = Path(run), Emitter(callbacks), config.located()
+    run, emit = Path(run), Emitter(callbacks)
+    config, ranked = with_horizon(config.located(), run)
     resumed = exists(run)
     if resumed:
         check_same(run, read_meta(run), config)
@@ -53,6 +55,7 @@ def evolve(
     tokenizer = corpus.pop("tokenizer_json", None)
     ladder = [] if resumed else steps_of(config)
     check_bounds(space, config, corpus["vocab_size"])
+    space = within_region(space, baselines, config, corpus["vocab_size"])
     algorithm = load_algorithm(space, config, make_surrogate(config, corpus["vocab_size"]))
     function = f"{evaluation.__name__}:assess"
     with contextlib.ExitStack() as stack:
@@ -80,6 +83,8 @@ def evolve(
         if engine is None:
             engine = make_engine(config, function, run, functools.partial(emit, "message", level="info"), workers)
             stack.callback(engine.close)
+        if ranked:
+            emit("message", level="info", text=ranked)
         for note in corpus.get("notes", ()):
             emit("message", level="info", text=f"{corpus['name']}: {note}")
         if unfit := left_out(config):

@@ -90,6 +90,8 @@ class SteadyStateAlgorithm(Algorithm):
                 for key, happened in (("generated", True), ("repaired", repaired), ("duplicates", known and not lost)):
                     if happened:
                         counts.add(key, draft.operators)
+                if origin != "seed" and not self.space.holds(genome):
+                    continue
                 if not known and not lost and (origin == "seed" or len(found) < n * wider):
                     found[genome.id] = Offspring(
                         genome.id, genome, origin, draft.parents, draft.operators, bool(repaired)

@@ -306,12 +306,15 @@ class Unseen(DuplicateElimination):
         self.ids: set[str] = set()  # asked so far
 
     def do(self, pop, *others, **kwargs):
-        """Drop what was seen before."""
+        """Drop what was seen before, and what lies outside the region of the search."""
         known = {individual.get("id") for other in others for individual in other}
         keep = []
         for i, individual in enumerate(pop):
-            id = self.space.decode(individual.X).id
+            genome = self.space.decode(individual.X)
+            id = genome.id
             individual.set("id", id)
+            if individual.get("origin") != "seed" and not self.space.holds(genome):
+                continue
             if individual.get("repaired") and individual.get("origin") == "offspring" and not self.mend:
                 continue
             if id not in known and id not in self.ids:

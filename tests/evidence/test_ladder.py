@@ -2,13 +2,11 @@
 
 import json
 
-import numpy as np
 import pytest
-from fakes import Interrupted, config, history, run
+from fakes import SEEN, Interrupted, config, history, run
 from scipy.stats import spearmanr
 from typer.testing import CliRunner
 
-from star.assess.evaluations import tabular
 from star.cli import app
 from star.engine import InProcess
 from star.errors import UserError
@@ -20,26 +18,9 @@ from star.report.ladder_report import ladder_figure, ladder_lines, ladder_table
 from star.report.tables import summary_lines
 from star.run import Run
 
-SEEN: list[dict] = []
-SLOW = {"attention"}  # families that gain with tokens
-
-
-def attention_is_slow(job: dict, report) -> dict:
-    """The tabular loss, 1 more for attention alone, which a hundred times the tokens would take away."""
-    SEEN.append(job)
-    result = tabular.assess(job | {"stop_tokens": None}, report)
-    genome = from_json(job["genome"])
-    genes = [gene for gene in genome.backbone if gene.class_id]
-    share = np.mean([genome.operator(gene).family in SLOW for gene in genes])
-    result["metrics"]["bpb"] += share * (1 - np.log10(job["recipe"]["tokens"] / BUDGET) / 2) - 0.2 * np.log2(
-        genome.d_model / 64
-    )
-    return result
-
-
 SETTINGS = config(search__generations=8, search__baselines=("transformer++",))
 BUDGET = SETTINGS.training.tokens
-FUNCTION = "test_ladder:attention_is_slow"
+FUNCTION = "fakes:attention_is_slow"
 
 
 @pytest.fixture(scope="module")
