@@ -6,6 +6,8 @@ import ast
 import importlib
 import importlib.util
 import inspect
+import re
+import tomllib
 from collections import Counter
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -94,3 +96,17 @@ def test_public_names_are_documented(name):
                 if not inspect.getdoc(getattr(getattr(module, node.name), method.name)):
                     missing.append(f"{node.name}.{method.name}")
     assert not missing, f"{name}: no docstring for {', '.join(missing)}"
+
+
+OF_A_PLATFORM = {"triton"}
+
+
+def test_no_test_is_skipped_for_a_package_that_the_test_command_does_not_install():
+    """A test is skipped for a platform only; what it imports is required by the package or its extra `test`."""
+    root = PACKAGE.parent
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    needed = [*project["dependencies"], *project["optional-dependencies"]["test"], "pandas"]  # of statsmodels
+    installed = {re.match(r"[\w-]+", requirement)[0] for requirement in needed}
+    for path in sorted((root / "tests").rglob("*.py")):
+        wanted = re.findall(r'importorskip\("(\w+)', path.read_text(encoding="utf-8"))
+        assert set(wanted) <= installed | OF_A_PLATFORM, path

@@ -188,7 +188,8 @@ def test_export_and_generate(run, tmp_path):
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert config["source"]["run"] == str(run) and config["trained"]
     assert config["metrics"]["bpb"] == Run(run).knee().objectives["bpb"]
-    assert "holds an exported model already" in refused("export", f"{run}:knee", "--out", tmp_path / "model")
+    sentence = refused("export", f"{run}:knee", "--out", tmp_path / "model")
+    assert "holds an exported model already" in sentence and "--overwrite to replace it" in sentence
     ok("export", f"{run}:knee", "--out", tmp_path / "model", "--overwrite")
 
 

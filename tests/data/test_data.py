@@ -456,6 +456,12 @@ def test_a_file_that_is_no_text_is_refused_alone_and_skipped_and_named_in_a_fold
     assert all_text(corpus) == {document.decode() for document in documents}
 
 
+@pytest.mark.parametrize("mark", [b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh91AY&SY"], ids=["gzip", "zstd", "bzip2"])
+def test_a_compressed_file_is_known_by_its_first_bytes(mark):
+    """Even one without a zero byte, which a small zstd file need not have."""
+    assert decoded(mark + WORDS.encode()) is None and decoded(b"." + mark + WORDS.encode()) is not None
+
+
 def test_links_to_folders_are_followed_once(tmp_path):
     documents = write_documents(tmp_path / "elsewhere", 20)
     folder = tmp_path / "texts"

@@ -21,7 +21,8 @@ import star
 from star.data import open_corpus
 from star.errors import UserError
 from star.genome import load_genome
-from star.training import Recipe, evaluate, learning_rate_factor, train
+from star.training import Recipe, evaluate, learning_rate_factor, train, trainer
+from star.training.checkpoint import saved_step
 from star.training.optim import build_optimizer
 from star.training.result import divergence
 
@@ -211,6 +212,23 @@ train(Slow(), open_corpus({str(text)!r}, {str(tmp_path)!r}), SMALL, checkpoint={
     whole, resumed = Model(), Model()
     expected, result = train(whole, corpus, SMALL), train(resumed, corpus, SMALL, checkpoint=path)
     assert losses(result) == losses(expected) and same_weights(resumed, whole)
+
+
+def test_a_training_that_is_stopped_is_saved_at_its_last_step(corpus, tmp_path):
+    path = tmp_path / "train.safetensors"
+    steps = trainer.training(Model(), corpus, SMALL, checkpoint=path)
+    for _ in range(70):
+        next(steps)
+    steps.close()
+    assert saved_step(path) == 70, "the last evaluation was after 63"
+
+
+def test_a_training_is_saved_by_time(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)
+    path = tmp_path / "train.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        train(After(10, stop), corpus, SMALL, checkpoint=path)
+    assert saved_step(path) == 10, "the first evaluation is after 63"
 
 
 def test_a_checkpoint_that_does_not_fit_is_one_sentence(corpus, tmp_path):
