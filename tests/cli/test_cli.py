@@ -200,9 +200,9 @@ def test_rescored_losses_are_what_front_and_exports_show(run, tmp_path):
     shown = {row["id"]: row["objectives"]["bpb"] for row in json.loads(ok("front", path, "--json"))}
     assert set(shown) <= set(searched) and all(shown[id] == fresh[id] != searched[id] for id in shown)
     assert all(f"{bpb:.3f} [" in ok("front", path) for bpb in shown.values())
-    ok("export", f"{path}:best", "--out", tmp_path / "model")
-    metrics = json.loads((tmp_path / "model" / "config.json").read_text())["metrics"]
     best = Run(path).best()
+    ok("export", f"{path}:{best.id}", "--out", tmp_path / "model")
+    metrics = json.loads((tmp_path / "model" / "config.json").read_text())["metrics"]
     assert metrics["bpb"] == shown[best.id] and metrics["bpb_seeds"] == 2
     assert metrics["bpb_low"] < metrics["bpb"] < metrics["bpb_high"]
     assert metrics["val_loss"] * Run(path).bits_per_nat == pytest.approx(searched[best.id]), "of the stored weights"

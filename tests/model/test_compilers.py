@@ -41,7 +41,7 @@ def test_a_state_is_continued_once_and_its_copies_as_often_as_there_are(name):
     model = smallest(NUMBERS[name], NUMBERS["SA-1"]).double()
     prefix, a, b = tokens(2, 40), tokens(2, 5), tokens(2, 3)
     with torch.no_grad():
-        _, state = model(prefix)
+        _, state = model(prefix, model.init_state(2, 50))  # with room, so that nothing is copied for want of it
         copy = state.copy()
         first, _ = model(a, state)
         with pytest.raises(ValueError, match=r"continued already; .* state.copy\(\)"):

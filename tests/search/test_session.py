@@ -63,6 +63,9 @@ def test_a_run_on_a_relative_path_is_continued_from_elsewhere_and_after_a_move(t
         pass
     with open_run(here / "run", data="moved") as session:
         assert session.config.data.corpus == str((there / "moved").resolve())
+    for verb in ("rescore", "refine"):
+        result = CliRunner().invoke(app, [verb, str(here / "run"), "--data", "nowhere"])
+        assert 'No corpus at "nowhere"' in result.output
     result = CliRunner().invoke(app, ["rescore", str(here / "run"), "--seeds", "2", "--data", "moved", "--json"])
     assert result.exit_code == 0, result.output
     (there / "moved" / "a.txt").write_text("other text " * 900)
