@@ -181,7 +181,7 @@ def read_file(path: Path) -> NamedGenome:
             raise UserError(
                 f"{path}: {path.stat().st_size:,} bytes is too large for a genome; the limit is {SIZE_LIMIT:,}"
             )
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}); give a readable genome file"

@@ -50,8 +50,8 @@ def with_horizon(config: RunConfig, run: Path | None = None) -> tuple[RunConfig,
     """The configuration with the objective that its horizon means, and a sentence on what it was learned from.
 
     run: if it exists, its horizon was learned when it began, and no ladder is read again. A preset's horizon is
-    switched off, with a reason, where no shipped ladder fits the recipe. Raises UserError for a horizon that was asked for and
-    cannot be had.
+    switched off, with a reason, where no shipped ladder fits the recipe. Raises UserError for a horizon that was
+    asked for and cannot be had.
     """
     search, names = config.search, config.objectives.names
     if "bpb_horizon" in names and not search.horizon:

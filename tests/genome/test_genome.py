@@ -135,6 +135,11 @@ def test_files_that_are_no_genome(tmp_path):
         load_genome(big)
 
 
+def test_a_genome_file_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "g.json").write_text(json.dumps(to_json(genome("1-9"))), encoding="utf-8-sig")
+    assert load_genome(tmp_path / "g.json") == genome("1-9")
+
+
 def test_an_unknown_name_suggests_the_nearest():
     with pytest.raises(UserError, match="did you mean 'transformer"):
         load_genome("transformer+")
