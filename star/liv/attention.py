@@ -188,9 +188,18 @@ class Attention(LIV):
         past = torch.sym_min(offset, self.config.window - 1)  # for a compiler, before and after the window is full
         visible = torch.cat([cache.narrow(2, 0, past).to(h.dtype), h], dim=2)  # oldest first
         keep = torch.sym_min(cache.shape[2], visible.shape[2])
-        parts = visible.narrow(2, visible.shape[2] - keep, keep), cache.narrow(2, keep, cache.shape[2] - keep)
+        parts = last(visible, keep), cache.narrow(2, keep, cache.shape[2] - keep)
         cache.copy_(torch.cat([part.detach().to(cache.dtype) for part in parts], dim=2))  # whole: one graph for all
         return visible, state
+
+
+def last(x: Tensor, n: int) -> Tensor:
+    """The last n of x [B, G, S, d]. An exported program gets them by index: a part of a tensor has strides, which would
+    bind it to lengths above n.
+    """
+    if torch.compiler.is_exporting():
+        return x.index_select(2, torch.arange(x.shape[2] - n, x.shape[2], device=x.device))
+    return x.narrow(2, x.shape[2] - n, n)
 
 
 def softmax_attention(

@@ -115,6 +115,12 @@ def chunk_of(largest: int, seq_len: int) -> int:
     return largest if torch.compiler.is_compiling() else min(largest, seq_len)
 
 
+def chunks_in(seq_len: int, chunk: int) -> int:
+    """Number of chunks. An exported program has at least two: it would not run for one if it was made for more."""
+    n_chunks = -(-seq_len // chunk)
+    return torch.sym_max(n_chunks, 2) if torch.compiler.is_exporting() else n_chunks
+
+
 def loops_over(n_chunks: int, operator: str) -> None:
     """Raises NotImplementedError in an export with dynamic length, for an operator with a loop over chunks."""
     if torch.compiler.is_exporting() and isinstance(n_chunks, torch.SymInt):

@@ -14,7 +14,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from star.liv.functional import carried, chunk_of, from_chunks, in_chunks, no_future, token_by_token
+from star.liv.functional import carried, chunk_of, chunks_in, from_chunks, in_chunks, no_future, token_by_token
 
 SSD_CHUNK = 64  # tokens
 SSD_CHUNK_SMALL = 32  # for state sizes below 64 on a CPU (measured)
@@ -56,7 +56,7 @@ def ssd_parallel(
         return v, memory
     n_groups, state_size = b.shape[2:]
     chunk = chunk_of(SSD_CHUNK_SMALL if v.device.type == "cpu" and state_size < 64 else SSD_CHUNK, seq_len)
-    n_chunks = (seq_len + chunk - 1) // chunk
+    n_chunks = chunks_in(seq_len, chunk)
     if g is None:
         g = v.new_zeros(1, seq_len, heads, dtype=dtype)
     c, b, v_, g = (in_chunks(t, n_chunks, chunk) for t in (c, b, v, g[..., None].to(dtype)))  # [B, heads, n, Q, .]

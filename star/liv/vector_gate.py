@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from star.liv.functional import carried, chunk_of, from_chunks, in_chunks, token_by_token
+from star.liv.functional import carried, chunk_of, chunks_in, from_chunks, in_chunks, token_by_token
 
 VECTOR_BLOCK = 16  # tokens
 VECTOR_MIN_LOG_DECAY = -5.0
@@ -48,7 +48,7 @@ def vector_gate_parallel(
     if seq_len == 0:
         return v, memory
     block = chunk_of(VECTOR_BLOCK, seq_len)
-    n_blocks = -(-seq_len // block)
+    n_blocks = chunks_in(seq_len, block)
     c, b, v_, g = (in_chunks(t, n_blocks, block) for t in (c, b, v, g.to(dtype)))  # [B, H, n, Q, .]
     sums = g.cumsum(-2)
     # [B, H, n, N] each; the result does not depend on `middle`.
