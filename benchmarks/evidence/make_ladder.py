@@ -4,7 +4,7 @@ The sample: six public layouts, eight members of the front of an earlier default
 60 to 350 thousand parameters. One seed each; the search's own recipe. Rows that FILE has already are not trained again;
 `--again` trains all, to check them.
 
-    python benchmarks/evidence/make_ladder.py star/search/ladder-laptop.json [--random 50] [--processes 2] [--again]
+    python benchmarks/evidence/make_ladder.py star/search/ladder-laptop.json [--random 20] [--processes 2] [--again]
 """
 
 import argparse
@@ -74,7 +74,7 @@ def train_one(job: tuple[str, dict, float]) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
-    parser.add_argument("--random", type=int, default=50)
+    parser.add_argument("--random", type=int, default=20)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--again", action="store_true")
     args = parser.parse_args()
