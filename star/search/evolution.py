@@ -17,7 +17,7 @@ from star.search.algorithm import Algorithm, Told, load_algorithm
 from star.search.events import Callback, Emitter
 from star.search.ladders import steps_of, with_horizon
 from star.search.loop import Loop
-from star.search.region import within_region
+from star.search.region import unused, within_region
 from star.search.session import Ending, check_same, packages, stop_on_signals
 from star.search.spaces import check_bounds, left_out, make_baselines, make_space
 from star.search.workers import early_workers, make_engine
@@ -85,6 +85,9 @@ def evolve(
             stack.callback(engine.close)
         if ranked:
             emit("message", level="info", text=ranked)
+        if unused(config):
+            text = f"all sizes are searched: {config.search.region} is relative to baselines, and there are none"
+            emit("message", level="info", text=text)
         for note in corpus.get("notes", ()):
             emit("message", level="info", text=f"{corpus['name']}: {note}")
         if unfit := left_out(config):

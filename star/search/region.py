@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from star.assess import Objective, load_objectives, objective_names
-from star.config import RunConfig
+from star.config import PRESETS, RunConfig
 from star.cost import costs as costs_of
 from star.errors import UserError
 from star.genome import Genome, Space
@@ -38,10 +38,11 @@ class Region:
 def within_region(space: Space, baselines: Sequence[tuple[str, Genome]], config: RunConfig, vocab_size: int) -> Space:
     """The space, limited to `search.region` of the configuration.
 
-    Raises UserError for a region that is misspelt, empty, or relative where there are no baselines.
+    Raises UserError for a region that is misspelt, empty, or relative where there are no baselines; that of a preset is
+    then not used.
     """
     parts = [part.strip() for part in config.search.region.split(",") if part.strip()]
-    if not parts:
+    if not parts or unused(config):
         return space
     costs = [costs_of(g, vocab_size=vocab_size, seq_len=config.objectives.cache_tokens) for _, g in baselines]
     ranges = []
@@ -64,6 +65,12 @@ def within_region(space: Space, baselines: Sequence[tuple[str, Genome]], config:
             )
         ranges.append((objective, least, most))
     return replace(space, within=Region(tuple(ranges), vocab_size, config.objectives.cache_tokens))
+
+
+def unused(config: RunConfig) -> bool:
+    """Whether a preset's region is left out, because it is relative to baselines and there are none."""
+    preset = PRESETS.get(config.preset, {}).get("search.region")
+    return not config.search.baselines and config.search.region == preset
 
 
 def _end(text: str, baseline: float | None, missing: float, part: str, config: RunConfig) -> float:

@@ -39,6 +39,14 @@ def test_multiples_are_of_the_smallest_and_the_largest_baseline():
     assert not all(space.holds(plain.decode(x)) for x in plain.sample(np.random.default_rng(0), 30))
 
 
+def test_the_region_of_a_preset_needs_baselines_and_says_so(tmp_path):
+    said: list[dict] = []
+    run(tmp_path, config(search__region="parameters=0.5x:1.5x", search__generations=1), callbacks=[said.append])
+    assert any("all sizes are searched" in event.get("text", "") for event in said)
+    with pytest.raises(UserError, match="is relative and there are no baselines"):
+        limited(search__region="parameters=0.4x:1.5x")
+
+
 def test_seeds_and_baselines_may_lie_outside(tmp_path):
     run(
         tmp_path,
@@ -56,7 +64,7 @@ def test_seeds_and_baselines_may_lie_outside(tmp_path):
         ("parameters=a:1e5", "'a' is no number"),
         ("parameters=-5:1e5", "'-5' is no number"),
         ("parameters=2e5:1e5", "is empty"),
-        ("parameters=0.5x:", "is relative and there are no baselines"),
+        ("parameters=0.7x:", "is relative and there are no baselines"),
     ],
 )
 def test_a_wrong_region_is_one_sentence(region, words):
