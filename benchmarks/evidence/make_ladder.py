@@ -1,8 +1,10 @@
 """Makes the ladder that the laptop preset learns its horizon from: genomes trained at its budget and at ten times that.
 
-The sample: six public layouts, eight members of the front of an earlier default run, and random genomes of the space of
-60 to 350 thousand parameters. One seed each; the search's own recipe. Rows that FILE has already are not trained again;
-`--again` trains all, to check them.
+The sample: six public layouts, eight members of the front of an earlier default run, the corners of the space (each
+class alone, at the depth whose size is nearest to 120 thousand parameters), and random genomes of 60 to 350 thousand.
+One seed each; the search's own recipe. The corners came in after the first test of the horizon (seed 1 of
+`horizon_report.py`), where it was far off for genomes without any mixing of tokens: a random sample has none. Rows that
+FILE has already are not trained again; `--again` trains all, to check them.
 
     python benchmarks/evidence/make_ladder.py star/search/ladder-laptop.json [--random 20] [--processes 2] [--again]
 """
@@ -19,7 +21,7 @@ import torch
 from star.config import load_config
 from star.cost import costs
 from star.data import open_corpus
-from star.genome import Genome, from_json, to_json
+from star.genome import Gene, Genome, from_json, to_json
 from star.genome.codec import parse_text
 from star.model import build
 from star.search.spaces import make_baselines, make_space
@@ -49,13 +51,24 @@ def sample(n: int) -> dict[str, Genome]:
     for text in EVOLVED:
         genome = Genome(parse_text(text), CONFIG.space.d_models[0], CONFIG.space.head_dim)
         found[genome.id] = genome
+    for number in sorted(set(space.classes) - {0}):
+        alone = [
+            Genome((Gene(number),) * depth, space.d_models[0], space.head_dim) for depth in range(2, space.n_slots + 1)
+        ]
+        genome = min(alone, key=lambda genome: abs(parameters(genome) - 120e3))
+        found[genome.id] = genome
     rng, left = np.random.default_rng(SEED), n
     while left:
         genome = space.decode(space.sample(rng, 1)[0])
-        if SIZES[0] < costs(genome, vocab_size=256, seq_len=4096).parameters < SIZES[1] and genome.id not in found:
+        if SIZES[0] < parameters(genome) < SIZES[1] and genome.id not in found:
             found[genome.id] = genome
             left -= 1
     return found
+
+
+def parameters(genome: Genome) -> int:
+    """Of its model of bytes."""
+    return costs(genome, vocab_size=256, seq_len=4096).parameters
 
 
 def train_one(job: tuple[str, dict, float]) -> dict:

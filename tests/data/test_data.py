@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import datasets
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from star.data import Batches, ByteTokenizer, DeviceBatches, open_corpus, validation_blocks
 from star.data.baselines import ngram_losses
 from star.data.hugging_face import documents
-from star.data.sources import decoded
+from star.data.sources import decoded, find_source
 from star.errors import UserError
 
 
@@ -128,7 +129,20 @@ def test_a_small_file_beside_a_large_one_is_not_the_whole_validation_side(tmp_pa
     assert b"short note" in bytes(corpus.train)
 
 
-# ---- stdlib
+# ---- Python sources
+
+
+def test_python_is_the_standard_library_and_the_packages_that_are_always_installed():
+    source, library = find_source("python"), find_source("stdlib")
+    found = list(source.documents())
+    assert set(library.documents()) < set(found) and sum(map(len, found)) > 80_000_000
+    for name in ("einops.layers.torch", "pymoo.algorithms.moo.nsga2", "torch.optim.adamw"):
+        assert Path(find_spec(name).origin).read_bytes() in found
+    for name in ("torch.version", "numpy.version"):
+        assert Path(find_spec(name).origin).read_bytes() not in found, "made when the package was built"
+    assert max(map(len, set(found) - set(library.documents()))) <= 2**18
+
+
 
 
 def test_stdlib_is_source_text_of_this_python_only():
