@@ -143,8 +143,6 @@ def test_python_is_the_standard_library_and_the_packages_that_are_always_install
     assert max(map(len, set(found) - set(library.documents()))) <= 2**18
 
 
-
-
 def test_stdlib_is_source_text_of_this_python_only():
     corpus = open_corpus("stdlib")
     assert len(corpus.train) > 3_000_000 and len(corpus.validation) > 300_000

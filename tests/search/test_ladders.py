@@ -11,6 +11,8 @@ from star.engine import InProcess
 from star.errors import UserError
 from star.evidence.climb import climb
 from star.evidence.order import Ladder
+from star.refine.coordinator import choose_members, refine
+from star.refine.settings import RefineSettings
 from star.report.ladder_report import ladder_lines
 from star.report.tables import front_notes
 from star.run import Run
@@ -54,6 +56,15 @@ def test_a_search_by_the_horizon_of_an_earlier_run(climbed, tmp_path):
     assert "by what was measured at the budget" in "\n".join(ladder_lines(Run(tmp_path / "run")))
     rescore(tmp_path / "run", 1, engine=InProcess(FUNCTION, 1))
     assert all("bpb_horizon" in row for c in found.front() for row in Run(tmp_path / "run").fresh(c.id))
+
+
+def test_members_of_such_a_front_are_refined(climbed, tmp_path):
+    run(tmp_path, ranked(climbed), FUNCTION)
+    members = choose_members(Run(tmp_path), "1")
+    refine(tmp_path, RefineSettings(members, budget=9.0, policy=False, design=2), engine=InProcess(FUNCTION, 1))
+    refined = Run(tmp_path).refinement()
+    assert refined.finished and refined.loss.name == "bpb_horizon"
+    assert all("bpb_horizon" in result.objectives for _, result in refined.trials if result.objectives)
 
 
 def test_the_run_keeps_its_ladder_and_goes_on_without_the_other_run(climbed, tmp_path):
