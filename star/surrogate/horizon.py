@@ -5,10 +5,10 @@
     horizon.error()                              # how well, each candidate of the ladder predicted from all others
 
 A search that ranks by short trainings selects what starts fast: convolutions lead, attention looks worse than it is.
-Who gains with tokens is not luck, it follows from size and operators. So the change from one budget to the other is
-learned by a Gaussian process, from genomes that were trained at both (`star ladder`): its inputs are the descriptors of
-a genome (`star.surrogate.descriptors`) and its own result. It is fitted once, before the search, and does not change
-while that goes on.
+Who gains with tokens is not luck, it follows from size and operators. So the result at the larger
+budget is learned by a Gaussian process, from genomes that were trained at both (`star ladder`): its inputs are the
+descriptors of a genome (`star.surrogate.descriptors`) and its own result at the smaller one. It is fitted once, before
+the search, and does not change while that goes on.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,17 +43,15 @@ class Horizon:
         self.near, self.far = (np.array([getattr(step, name) for step in steps], float) for name in ("near", "far"))
         X, groups = describe([from_json(step.genome) for step in steps])
         self.groups = np.append(groups, groups.max() + 1)
-        self.process: GaussianProcess = fit(np.column_stack([X, self.near]), self.far - self.near, self.groups)
+        self.process: GaussianProcess = fit(np.column_stack([X, self.near]), self.far, self.groups)
 
     def predict(self, genomes: Sequence[Genome], bpb: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
         """Mean [n] and sd [n] of the bits per byte at the larger budget, given those at the search's own [n]."""
-        near = np.asarray(bpb, float)
-        change, sd = self.process.predict(np.column_stack([self.describe(genomes)[0], near]))
-        return near + change, sd
+        return self.process.predict(np.column_stack([self.describe(genomes)[0], np.asarray(bpb, float)]))
 
     def error(self) -> dict[str, float | int | None]:
         """Leave-one-out: the keys of `star.surrogate.calibration.report`, with the order at the search's own budget as
         the proxy.
         """
-        change, sd, _ = self.process.leave_one_out()
-        return report(np.column_stack([self.near + change, sd]).tolist(), self.far.tolist(), self.near.tolist())
+        mean, sd, far = self.process.leave_one_out()
+        return report(np.column_stack([mean, sd]).tolist(), far.tolist(), self.near.tolist())
