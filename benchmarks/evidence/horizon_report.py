@@ -11,9 +11,9 @@ Fixed before it ran:
 Nothing of these runs was used to make the horizon (`make_ladder.py`).
 
 A first test (seed 1, `results/horizon-first.txt`) had a ladder of 34 genomes and a process for the change between the
-budgets: 0.82 over all genomes, 0.86 over the front. What was changed after looking at it: the ladder has the corners of the
-space and the genomes of that first test too, and the process learns the result at ten times the tokens itself. Seeds 3
-and 4 decided nothing.
+budgets: 0.82 over all genomes, 0.86 over the front. What was changed after looking at it: the ladder has the corners of
+the space and the genomes of that first test too, and the process learns the result at ten times the tokens itself.
+Seeds 3 and 4 decided nothing.
 
     python benchmarks/evidence/horizon_report.py runs/evidence-3
 """

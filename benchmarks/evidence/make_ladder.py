@@ -3,10 +3,11 @@
 The sample: six public layouts, eight members of the front of an earlier default run, the corners of the space (each
 class alone, at the depth whose size is nearest to 120 thousand parameters), and random genomes of 60 to 350 thousand.
 One seed each; the search's own recipe. The corners came in after the first test of the horizon (seed 1 of
-`horizon_report.py`), where it was far off for genomes without any mixing of tokens: a random sample has none. Rows that
-FILE has already are not trained again; `--again` trains all, to check them.
+`horizon_report.py`), where it was far off for genomes without any mixing of tokens: a random sample has none. With
+`--add RUN` the ladder of a run joins the file, such as that of the first test. Rows that FILE has already are not trained
+again; `--again` trains all of its genomes, to check them.
 
-    python benchmarks/evidence/make_ladder.py star/search/ladder-laptop.json [--random 20] [--processes 2] [--again]
+    python benchmarks/evidence/make_ladder.py star/search/ladder-laptop.json [--random 20] [--again] [--add RUN]
 """
 
 import argparse
@@ -18,12 +19,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import star
 from star.config import load_config
 from star.cost import costs
 from star.data import open_corpus
 from star.genome import Gene, Genome, from_json, to_json
 from star.genome.codec import parse_text
 from star.model import build
+from star.search.ladders import table_of
 from star.search.spaces import make_baselines, make_space
 from star.training import train
 
@@ -90,14 +93,19 @@ def main() -> None:
     parser.add_argument("--random", type=int, default=20)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--again", action="store_true")
+    parser.add_argument("--add", metavar="RUN", action="append", default=[])
     args = parser.parse_args()
     facts = {"recipe": dataclasses.asdict(CONFIG.training), "tokenizer": "bytes", "corpus": CONFIG.data.corpus}
     known = json.loads(args.file.read_text())["rows"] if args.file.exists() else []
     rows = [] if args.again else list(known)
     done = {(row["id"], row["tokens"]) for row in rows}
-    jobs = [
-        (id, to_json(genome), t) for t in TIMES for id, genome in sample(args.random).items() if (id, t) not in done
-    ]
+    for run in args.add:
+        for row in table_of(star.Run(run))["rows"]:
+            if row["width"] == 1 and row["tokens"] in TIMES and (row["id"], row["tokens"]) not in done:
+                rows.append(row | {"bpb": round(row["bpb"], 5)})
+                done.add((row["id"], row["tokens"]))
+    genomes = {row["id"]: row["genome"] for row in known} | {id: to_json(g) for id, g in sample(args.random).items()}
+    jobs = [(id, genome, times) for times in TIMES for id, genome in genomes.items() if (id, times) not in done]
     with ProcessPoolExecutor(args.processes) as pool:
         for row in pool.map(train_one, jobs):
             rows.append(row)
