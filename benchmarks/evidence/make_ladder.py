@@ -4,8 +4,8 @@ The sample: six public layouts, eight members of the front of an earlier default
 class alone, at the depth whose size is nearest to 120 thousand parameters), and random genomes of 60 to 350 thousand.
 One seed each; the search's own recipe. The corners came in after the first test of the horizon (seed 1 of
 `horizon_report.py`), where it was far off for genomes without any mixing of tokens: a random sample has none. With
-`--add RUN` the ladder of a run joins the file, such as that of the first test. Rows that FILE has already are not trained
-again; `--again` trains all of its genomes, to check them.
+`--add RUN` the ladder of a run joins the file, such as that of the first test. Rows that FILE has already are not
+trained again; `--again` trains all of its genomes, to check them.
 
     python benchmarks/evidence/make_ladder.py star/search/ladder-laptop.json [--random 20] [--again] [--add RUN]
 """
