@@ -40,6 +40,7 @@ class Run:
         self.space = space_from_json(meta["space"])
         self.corpus: dict = meta["corpus"]
         self.versions: dict = meta["packages"]
+        self.steps: list[dict] = meta.get("ladder", [])  # what its horizon was learned from, see star.search.ladders
         self.token = token_word(self.corpus)
         objectives = load_objectives(self.config.objectives.names)
         unit = f"nats/{self.token}"

@@ -26,6 +26,7 @@ from star.report.units import (
     heading,
     plural,
 )
+from star.search.ladders import about
 
 if TYPE_CHECKING:
     from star.assess import Objective
@@ -338,7 +339,8 @@ def summary_lines(run: Run) -> list[str]:
         lines += ladder_lines(run)
     elif members:
         budget = f"{format_count(run.config.training.tokens)} tokens"
-        lines.append(f"ranked by {budget} each; star ladder {run.path} measures how this order holds at larger budgets")
+        ranked = about(run.config, run.steps) if run.steps else f"ranked by what is measured after {budget}"
+        lines.append(f"{ranked}; star ladder {run.path} measures how this order holds at larger budgets")
     if initial:
         first, last = initial[-1], volumes[-1]["hypervolume"]
         gain = f" ({last / first:.2f} x)" if first > 0 else ""

@@ -86,8 +86,8 @@ def about(config: RunConfig, steps: Sequence[dict]) -> str:
     return (
         f"ranked by the bits per byte predicted for {times:g} times the budget ({times * config.training.tokens:,.0f} "
         f"tokens), learned from {error['n']} genomes that were trained so long: rank correlation "
-        f"{error['spearman']:.2f} [{error['spearman_low']:.2f}, {error['spearman_high']:.2f}] for genomes that it has "
-        f"not seen, {error['proxy_spearman']:.2f} by what is measured at the budget"
+        f"{error['spearman']:.2f} [{error['spearman_low']:.2f}, {error['spearman_high']:.2f}], each predicted from the "
+        f"others, {error['proxy_spearman']:.2f} by what is measured at the budget"
     )
 
 
