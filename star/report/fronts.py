@@ -104,7 +104,9 @@ def _panel(
         look: dict[str, Any] = {"drawstyle": "steps-post", "color": BLUE, "linewidth": 1.4, "alpha": 0.75, "zorder": 3}
         axes.plot(*line, label="best found in these two objectives", **look)
     known = all(m.low is not None for c in front for m in c.measured.values())
-    bars(front, BLUE, label=f"95 % interval, {'between seeds' if known else 'of the evaluation alone'}")
+    foreseen = any(o.name == "bpb_horizon" for o in pair)
+    source = "between seeds" if known else "of the prediction" if foreseen else "of the evaluation alone"
+    bars(front, BLUE, label=f"95 % interval, {source}")
     label = f"Pareto front{', fresh seeds' * rescored} ({len(front)})"
     scatter(front, 30, color=BLUE, edgecolor="white", linewidth=0.6, zorder=4, label=label)
     if baselines:

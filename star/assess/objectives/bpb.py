@@ -5,7 +5,7 @@ from star.assess.objectives import Objective
 OBJECTIVE = Objective(
     "bpb",
     "bits/byte",
-    "bits per byte of the validation text after training",
+    "validation loss after training",
     lambda metrics: metrics["bpb"],
     error=lambda metrics: metrics.get("bpb_se"),
 )

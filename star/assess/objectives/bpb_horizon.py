@@ -5,7 +5,7 @@ from star.assess.objectives import Objective
 OBJECTIVE = Objective(
     "bpb_horizon",
     "bits/byte",
-    "bits per byte of the validation text, predicted for search.horizon times the training budget",
+    "predicted validation loss",
     lambda metrics: metrics["bpb_horizon"],
     error=lambda metrics: metrics.get("bpb_horizon_se"),
 )
