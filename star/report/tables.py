@@ -339,7 +339,11 @@ def summary_lines(run: Run) -> list[str]:
         lines += ladder_lines(run)
     elif members:
         budget = f"{format_count(run.config.training.tokens)} tokens"
-        ranked = about(run.config, run.steps) if run.steps else f"ranked by what is measured after {budget}"
+        ranked = (
+            about(run.config, run.steps, run.corpus["vocab_size"])
+            if run.steps
+            else f"ranked by what is measured after {budget}"
+        )
         lines.append(f"{ranked}; star ladder {run.path} measures how this order holds at larger budgets")
     if initial:
         first, last = initial[-1], volumes[-1]["hypervolume"]

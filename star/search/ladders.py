@@ -78,9 +78,9 @@ def with_horizon(config: RunConfig, run: Path | None = None) -> tuple[RunConfig,
     return config.replace({"objectives.names": changed}), about(config, steps)
 
 
-def about(config: RunConfig, steps: Sequence[dict]) -> str:
+def about(config: RunConfig, steps: Sequence[dict], vocab_size: int = BYTES) -> str:
     """How well the horizon predicts, each genome of the ladder from all others."""
-    horizon = make_horizon(steps, BYTES, config.objectives.cache_tokens)
+    horizon = make_horizon(steps, vocab_size, config.objectives.cache_tokens)
     assert horizon is not None
     error, times = horizon.error(), config.search.horizon
     return (
