@@ -55,6 +55,9 @@ OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an e
 YesOption = Annotated[
     bool, typer.Option("--yes", help="Start even if it would take more than a year by the measured rate.")
 ]
+WorkersOption = Annotated[
+    int | None, typer.Option(help="Candidates trained at the same time (default: as in the run).")
+]
 MovedOption = Annotated[
     str | None, typer.Option("--data", metavar="PATH", help="Where the text of the run is now, if it was moved.")
 ]

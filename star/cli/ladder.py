@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from star.cli.arguments import MovedOption, RunArgument, numbers
+from star.cli.arguments import MovedOption, RunArgument, WorkersOption, numbers
 from star.cli.console import console, say, say_json
 
 
@@ -16,9 +16,7 @@ def ladder(
     budgets: Annotated[str, typer.Option(help="Training budgets, in budgets of the search.")] = "3,10",
     width: Annotated[float, typer.Option(min=1, help="Also train at so many times the width; 1: no.")] = 2.0,
     genomes: Annotated[int, typer.Option(min=8, help="Genomes that are trained again.")] = 24,
-    workers: Annotated[
-        int | None, typer.Option(help="Candidates trained at the same time (default: as in the run).")
-    ] = None,
+    workers: WorkersOption = None,
     data: MovedOption = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")] = False,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from star.cli.arguments import MovedOption, numbers
+from star.cli.arguments import MovedOption, WorkersOption, numbers
 from star.cli.console import console, say
 
 if TYPE_CHECKING:
@@ -56,9 +56,7 @@ def refine(
         typer.Option(min=1, help="Fresh seeds for the final measurement of the best candidates and of the members."),
     ] = 3,
     seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
-    workers: Annotated[
-        int | None, typer.Option(help="Candidates trained at the same time (default: as in the run).")
-    ] = None,
+    workers: WorkersOption = None,
     data: MovedOption = None,
     no_policy: Annotated[
         bool,

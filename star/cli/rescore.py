@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from star.cli.arguments import MovedOption, RunArgument
+from star.cli.arguments import MovedOption, RunArgument, WorkersOption
 from star.cli.console import console, say, say_json
 
 
@@ -19,9 +19,7 @@ def rescore(
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Fresh seeds per candidate, counting earlier ones.")] = 3,
-    workers: Annotated[
-        int | None, typer.Option(help="Candidates trained at the same time (default: as in the run).")
-    ] = None,
+    workers: WorkersOption = None,
     data: MovedOption = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")] = False,
 ) -> None:
