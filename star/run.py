@@ -206,6 +206,16 @@ class Run:
         """
         return list(self._record.ladder)
 
+    def protocols(self) -> list[dict]:
+        """Protocols of `star evidence`, oldest first: see `star.evidence.protocol`."""
+        return list(self._record.protocols.values())
+
+    def comparisons(self) -> list[dict]:
+        """Trainings of `star evidence`: stage ("random", "rate" or "final"), id, genome, budget, rate, number (of the
+        seed), status, bpb and test_bpb (None unless ok), objectives (of stage "random"), ...
+        """
+        return list(self._record.comparisons)
+
     def refinements(self) -> "list[Refined]":
         """What `star refine` did with this run, oldest first."""
         if not self._record.refinements:

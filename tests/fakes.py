@@ -113,4 +113,7 @@ def attention_is_slow(job: dict, report) -> dict:
     result["metrics"]["bpb"] += share * (1 - np.log10(job["recipe"]["tokens"] / 65_536) / 2) - 0.2 * np.log2(
         genome.d_model / 64
     )
+    if job.get("test"):  # another text, and some luck of the seed and of the model
+        luck = np.random.default_rng([job["seed"] % 1000, int(job["id"][:6], 16)]).normal(scale=0.002)
+        result["metrics"]["test_bpb"] = result["metrics"]["bpb"] + 0.5 + luck
     return result

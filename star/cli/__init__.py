@@ -18,6 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from star.cli.doctor import doctor
+from star.cli.evidence import evidence
 from star.cli.evolve import evolve
 from star.cli.export import export
 from star.cli.front import front
@@ -129,6 +130,7 @@ def star_(
     star evolve runs/first          evolve a population; the same command resumes a stopped run
     star front runs/first           the Pareto front as a table
     star ladder runs/first          does its order hold at larger budgets?
+    star evidence runs/first        are its members better than the baselines?
     star refine runs/first          tune its members: training recipes and local edits
     star rescore runs/first         train the front with fresh seeds: which members were lucky?
     star export runs/first:best     export a model
@@ -139,7 +141,7 @@ def star_(
     """
 
 
-for verb in (evolve, status, front, ladder, refine, rescore, show, plot, train, export, generate, doctor):
+for verb in (evolve, status, front, ladder, evidence, refine, rescore, show, plot, train, export, generate, doctor):
     app.command()(verb)
 
 

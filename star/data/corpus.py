@@ -37,7 +37,7 @@ from star.data.tokenizer import (
 )
 from star.errors import UserError
 
-FORMAT = 3  # increased whenever the same source would produce different files
+FORMAT = 4  # increased whenever the same source would produce different files
 SMALLEST = 64  # bytes of text, enough for every part to have some
 BATCH = 1 << 24  # bytes that are encoded at a time
 STALE = 24 * 3600  # seconds after which an unfinished entry is abandoned
@@ -55,6 +55,7 @@ class Corpus:
     tokenizer: ByteTokenizer | SubwordTokenizer
     losses: dict[str, float]
     bytes_per_token: float = 1.0  # of the validation text
+    test_bytes_per_token: float = 1.0
     notes: tuple[str, ...] = ()  # on what was chosen or left out when the text was read
 
     @property
@@ -62,9 +63,12 @@ class Corpus:
         """Number of token ids."""
         return self.tokenizer.vocab_size
 
-    def bits_per_byte(self, loss: float) -> float:
-        """A validation loss in nats per token as bits per byte of text, which is comparable between tokenizers."""
-        return loss / math.log(2) / self.bytes_per_token
+    def bits_per_byte(self, loss: float, part: str = "validation") -> float:
+        """A loss in nats per token as bits per byte of text, which is comparable between tokenizers.
+
+        part: of the text that the loss was measured on, "validation" or "test".
+        """
+        return loss / math.log(2) / (self.test_bytes_per_token if part == "test" else self.bytes_per_token)
 
     def baselines(self) -> dict[str, float]:
         """Validation losses, in nats per token, of the "unigram" and "bigram" counts of the training text."""
@@ -134,15 +138,15 @@ def _open(entry: Path, name: str, made: AnyTokenizer) -> Corpus | None:
         found = {part: np.memmap(entry / f"{part}.bin", tokenizer.dtype, mode="r") for part in PARTS}
         if {part: len(tokens) for part, tokens in found.items()} != facts["tokens"]:
             return None
-        ratio, notes = facts.get("bytes_per_token", 1.0), tuple(facts["notes"])
         return Corpus(
             name=name,
             fingerprint=facts["fingerprint"],
             **found,
             tokenizer=tokenizer,
             losses=facts["losses"],
-            bytes_per_token=ratio,
-            notes=notes,
+            bytes_per_token=facts["bytes_per_token"],
+            test_bytes_per_token=facts["test_bytes_per_token"],
+            notes=tuple(facts["notes"]),
         )
     except (OSError, ValueError, KeyError, TypeError, UserError):
         return None
@@ -190,6 +194,7 @@ def _build(entry: Path, source: Source, made: AnyTokenizer, on_progress: Callabl
             "fingerprint": _hash(train, validation, test),
             "tokens": {"train": len(train), "validation": len(validation), "test": len(test)},
             "bytes_per_token": sum(stop - start for start, stop in parts["validation"]) / len(validation),
+            "test_bytes_per_token": sum(stop - start for start, stop in parts["test"]) / len(test),
             "losses": ngram_losses(train, validation, tokenizer.vocab_size),
             "notes": source.notes,
         }

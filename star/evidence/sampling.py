@@ -11,7 +11,7 @@ import numpy as np
 
 from star.candidate import Candidate
 from star.errors import UserError
-from star.genome import Genome
+from star.genome import Genome, Space
 from star.run import Run
 
 RANDOM = 1 / 6  # least share of random genomes
@@ -47,13 +47,16 @@ def spread(ordered: Sequence[Candidate], n: int) -> list[Candidate]:
     return [ordered[round(float(i))] for i in np.linspace(0, len(ordered) - 1, n)] if n > 1 else list(ordered[:n])
 
 
-def random_genomes(run: Run, n: int) -> list[Genome]:
-    """Genomes of the space that the run has not proposed. They follow from the seed of the run."""
-    rng = np.random.default_rng(np.random.SeedSequence([run.config.seed, 1]))
+def random_genomes(run: Run, n: int, space: Space | None = None, stream: int = 1) -> list[Genome]:
+    """Genomes of the space that the run has not proposed. They follow from the seed of the run and the stream.
+
+    space: that of the run unless given, such as the part of it that the search looked at.
+    """
+    rng, space = np.random.default_rng(np.random.SeedSequence([run.config.seed, stream])), space or run.space
     known, found = {c.id for c in run.candidates()}, dict[str, Genome]()
     for _ in range(100):
-        for x in run.space.sample(rng, n):
-            genome = run.space.decode(x)
+        for x in space.sample(rng, n):
+            genome = space.decode(x)
             if genome.id not in known:
                 found.setdefault(genome.id, genome)
         if len(found) >= n:

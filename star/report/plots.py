@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from matplotlib.figure import Figure
 
 from star.report.curves import learning_curves
+from star.report.evidence_report import evidence_figure
 from star.report.fronts import pareto_fronts
 from star.report.genome_diagram import genome_diagram
 from star.report.hypervolume import hypervolume
@@ -32,6 +33,11 @@ def ladder(run: Run) -> Figure:
     return ladder_figure(run)
 
 
+def evidence(run: Run) -> Figure:
+    """Differences of the arms of a comparison above its reference, with 95 % intervals; grey: too small to count."""
+    return evidence_figure(run)
+
+
 PLOTS: tuple[Plot, ...] = (pareto_fronts, hypervolume, learning_curves, knee_genome)
 
 
@@ -42,5 +48,6 @@ def write_plots(run: Run, folder: Path, plots: tuple[Plot, ...] = PLOTS) -> list
 
 
 def shown(run: Run, plots: tuple[Plot, ...] = PLOTS) -> tuple[Plot, ...]:
-    """These plots, and that of the ladder if there is one."""
-    return (*plots, ladder) if run.ladder() else plots
+    """These plots, and those of the ladder and of the evidence where they exist."""
+    more = (ladder,) if run.ladder() else ()
+    return (*plots, *more, evidence) if run.protocols() else (*plots, *more)

@@ -89,6 +89,17 @@ class Candidates:
         recipe = job["recipe"] | {"tokens": round(times * self.config.training.tokens)}
         return job | {"recipe": recipe, "timeout": job["timeout"] and job["timeout"] * max(1.0, times)}
 
+    def compared(self, proposal: Proposal, times: float, rate: float, number: int, test: bool) -> dict:
+        """The job of a comparison: as `larger`, with `rate` times the learning rate and seed number `number`.
+
+        All genomes have the same seed under one number, so that they see the same batches. test: whether the model is
+        then measured on the test text too.
+        """
+        seed = outcomes.candidate_seed(self.config.seed, "comparison", number)
+        job = self.larger(proposal, times)
+        recipe = job["recipe"] | {"seed": seed, "learning_rate": rate * self.config.training.learning_rate}
+        return job | {"seed": seed, "recipe": recipe, "test": test}
+
     def again(self, proposal: Proposal, outcome: Outcome) -> dict:
         """What the record keeps of a candidate that was trained once more: status, reason, objectives, metrics, ..."""
         metrics = finite((outcome.result or {}).get("metrics") or {})

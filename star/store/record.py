@@ -23,6 +23,9 @@ Events, in the order in which they can happen (data keys; `?` may be missing or 
     ladder     id, genome, origin, tokens, width, seed, status, reason, bpb?, objectives?, metrics, seconds, worker
                a genome was trained on `tokens` times the budget, `width` times as wide (objectives: where both are 1);
                other results do not change
+    protocol   what a comparison of models will be, see `star.evidence.protocol`; before its first training
+    comparison stage, id, genome, budget, rate, number, status, reason, bpb?, test_bpb?, objectives?, metrics, seconds,
+               worker: one training of a comparison (objectives: of stage "random"); other results do not change
     refinement, trial, trial_end, closed                see `star.store.refinements`
 
 Replaying `ask` and `tell` in recorded order rebuilds the algorithm exactly; `digest` is its state after the event.
@@ -107,6 +110,8 @@ class Record:
         self.promotions: dict[str, int] = {}  # how many rungs a candidate was allowed to go beyond
         self.repeats: dict[str, list[dict]] = {}  # data of "repeat" events
         self.ladder: list[dict] = []  # data of "ladder" events
+        self.protocols: dict[str, dict] = {}  # data of "protocol" events, by id
+        self.comparisons: list[dict] = []  # data of "comparison" events
         self.refinements = Refinements()
         self.seconds: dict[str, float] = {}  # worker time of a candidate, over all attempts and rungs
         self.started: set[str] = set()  # submitted to the engine, without a recorded end
@@ -244,3 +249,9 @@ class Record:
 
     def _ladder(self, data: dict) -> None:
         self.ladder.append(data)
+
+    def _protocol(self, data: dict) -> None:
+        self.protocols[data["id"]] = data
+
+    def _comparison(self, data: dict) -> None:
+        self.comparisons.append(data)

@@ -12,6 +12,8 @@ from star.engine.protocol import Report
 from star.errors import UserError
 from star.store.files import RESULT, WEIGHTS, write_atomically, write_json
 
+TEST_TOKENS = 262_144  # size of the fixed test sample
+
 
 def prepare(config) -> dict:
     """Opens the corpus, and builds it if needed, so that no worker has to. Returns its facts."""
@@ -75,6 +77,8 @@ def assess(job: dict, report: Report) -> Generator[None, None, dict]:
     if trained.val_loss is not None:
         metrics["bpb"] = corpus.bits_per_byte(trained.val_loss)
         metrics["bpb_se"] = corpus.bits_per_byte(trained.val_loss_se)
+    if job.get("test") and status == "ok":
+        metrics |= _test(model, corpus, Recipe(**job["recipe"]))
     if job.get("side_by_side", 1) > 1:
         metrics["side_by_side"] = job["side_by_side"]  # the peak of memory is that of all of them
     if status == "ok" and job.get("tasks"):
@@ -99,6 +103,17 @@ def assess(job: dict, report: Report) -> Generator[None, None, dict]:
         del model
         torch.cuda.empty_cache()  # other workers may share this GPU
     return result
+
+
+def _test(model, corpus, recipe) -> dict[str, float]:
+    """Bits per byte of test text, which decides nothing, and their standard error over blocks."""
+    from star.data import validation_blocks
+    from star.training.evaluation import evaluate
+
+    device = next(model.parameters()).device
+    blocks = validation_blocks(corpus.test, recipe.seq_len, TEST_TOKENS)
+    loss, error = evaluate(model, *(block.to(device) for block in blocks))
+    return {"test_bpb": corpus.bits_per_byte(loss, "test"), "test_bpb_se": corpus.bits_per_byte(error, "test")}
 
 
 def _tasks(job: dict, deadline: float | None) -> Generator[None, None, dict[str, float] | None]:
