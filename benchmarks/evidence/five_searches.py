@@ -40,7 +40,8 @@ def main() -> None:
     options = parser.parse_args()
     for seed in () if options.report else options.seeds:
         run = options.out / f"search-{seed}"
-        star("evolve", run, "--preset", options.preset, "--seed", seed, "--workers", options.workers, "--device", "cpu")
+        words = ("--seed", seed, "--workers", options.workers, "--set", "training.device=cpu")
+        star("evolve", run, "--preset", options.preset, *words)
         found = star("evidence", run, *EVIDENCE, "--workers", options.workers)
         (options.out / f"evidence-{seed}.json").write_text(found)
     report(options.out, options.seeds)
