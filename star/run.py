@@ -207,7 +207,7 @@ class Run:
         return list(self._record.ladder)
 
     def protocols(self) -> list[dict]:
-        """Protocols of `star evidence`, oldest first: see `star.evidence.protocol`."""
+        """Protocols of `star evidence`, oldest first: see `star.evidence.design`."""
         return list(self._record.protocols.values())
 
     def comparisons(self) -> list[dict]:

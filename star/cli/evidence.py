@@ -38,7 +38,7 @@ def evidence(
     kill. Other options make another protocol, and both stay in the record.
     """
     from star.evidence.comparison import Comparison, compare
-    from star.evidence.protocol import protocol
+    from star.evidence.design import protocol
     from star.report.evidence_report import evidence_json, evidence_lines, evidence_tables, protocol_lines
     from star.report.units import format_seconds
     from star.run import Run

@@ -4,7 +4,7 @@
     climb.py        trains them at several times the budget, and at another width
     order.py        whether the order of the search holds there, and who gains or loses
 
-    protocol.py     what a comparison of members and baselines will be, fixed before it runs
+    design.py       what a comparison of members and baselines will be, fixed before it runs
     matching.py     brings a genome to a given size
     comparison.py   trains what a protocol asks for
     verdict.py      what was shown, and what was not

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from star.engine import Engine, outcomes_of
 from star.errors import UserError
+from star.evidence.design import RANDOM, measure
 from star.evidence.matching import matched
-from star.evidence.protocol import RANDOM, measure
 from star.genome import Genome, from_json, to_json
 from star.run import Run
 from star.search.events import Callback, Emitter
@@ -156,7 +156,7 @@ def compare(
     callbacks: Iterable[Callback] = (),
     data: str | None = None,
 ) -> int:
-    """Train all that a protocol (`star.evidence.protocol`) asks for; returns how many trainings were made.
+    """Train all that a protocol (`star.evidence.design`) asks for; returns how many trainings were made.
 
     The protocol is recorded before the first of them. Callbacks get "comparison_end" events: the data of the record's
     "comparison" event, done and total of its stage. Raises UserError as `star.search.session.open_run` does.

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from star.evidence.comparison import Arm, Comparison
-from star.evidence.protocol import measure
+from star.evidence.design import measure
 
 LARGER = 0.05  # share by which an arm may be larger than another and still win
 

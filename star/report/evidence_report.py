@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from matplotlib.figure import Figure
 
 from star.evidence.comparison import Comparison
+from star.evidence.design import describe
 from star.evidence.matching import MATCHINGS
-from star.evidence.protocol import describe
 from star.evidence.verdict import LARGER, Standing, standings
 from star.report.listing import Column, Listing
 from star.report.style import BLUE, GREY, VERMILION, new_figure

@@ -23,7 +23,7 @@ Events, in the order in which they can happen (data keys; `?` may be missing or 
     ladder     id, genome, origin, tokens, width, seed, status, reason, bpb?, objectives?, metrics, seconds, worker
                a genome was trained on `tokens` times the budget, `width` times as wide (objectives: where both are 1);
                other results do not change
-    protocol   what a comparison of models will be, see `star.evidence.protocol`; before its first training
+    protocol   what a comparison of models will be, see `star.evidence.design`; before its first training
     comparison stage, id, genome, budget, rate, number, status, reason, bpb?, test_bpb?, objectives?, metrics, seconds,
                worker: one training of a comparison (objectives: of stage "random"); other results do not change
     refinement, trial, trial_end, closed                see `star.store.refinements`

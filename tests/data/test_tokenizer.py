@@ -78,9 +78,10 @@ def test_bits_per_byte_do_not_depend_on_the_tokenizer(texts):
     nats = 100.0
     for name in ("bytes", "bpe:300", "bpe:400"):
         corpus = open_corpus(texts, tokenizer=name)
-        bytes_of_text = len(open_corpus(texts).validation)
-        loss = nats / len(corpus.validation)
-        assert math.isclose(corpus.bits_per_byte(loss), nats / math.log(2) / bytes_of_text)
+        for part in ("validation", "test"):
+            bytes_of_text = len(getattr(open_corpus(texts), part))
+            loss = nats / len(getattr(corpus, part))
+            assert math.isclose(corpus.bits_per_byte(loss, part), nats / math.log(2) / bytes_of_text)
 
 
 def test_names_of_special_tokens_in_a_text_are_text_and_bytes_survive(texts):

@@ -26,6 +26,7 @@ FUNCTION = "fakes:attention_is_slow"
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory):
     path = tmp_path_factory.mktemp("ladder") / "run"
+    SEEN.clear()
     run(path, SETTINGS, FUNCTION)
     return path
 

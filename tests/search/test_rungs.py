@@ -1,19 +1,22 @@
 """Rungs: a training that stops and goes on is the training that never stopped, to the bit."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from star.assess.evaluations import tabular, training
-from star.data import open_corpus
+from star.data import open_corpus, validation_blocks
 from star.engine.worker import run_side_by_side
-from star.genome import Genome, to_json
+from star.genome import Genome, from_json, to_json
 from star.genome.codec import parse_text
 from star.model import build
 from star.training import CheckpointError, Recipe, train
+from star.training.evaluation import evaluate
 from star.turns import finish
 
 RECIPE = Recipe(
@@ -119,6 +122,20 @@ def job(corpus, tmp_path, monkeypatch):
 
 def quiet(progress):
     pass
+
+
+def test_test_text_is_measured_on_the_final_weights_and_only_when_asked_for(job, corpus):
+    result = finish(training.assess(job, quiet))
+    assert "test_bpb" not in result["metrics"]
+    tested = finish(training.assess(job | {"test": True}, quiet))
+    assert scores(tested) == scores(result)
+    model = build(from_json(job["genome"]), vocab_size=corpus.vocab_size, seed=0)
+    model.load_state_dict(load_file(Path(job["directory"]) / "weights.safetensors"), strict=False)
+    blocks = validation_blocks(corpus.test, RECIPE.seq_len, training.TEST_TOKENS)
+    loss, error = evaluate(model.eval(), *blocks)
+    assert tested["metrics"]["test_bpb"] == pytest.approx(loss / math.log(2), rel=1e-6)
+    assert tested["metrics"]["test_bpb_se"] == pytest.approx(error / math.log(2), rel=1e-6)
+    assert tested["metrics"]["test_bpb"] != tested["metrics"]["bpb"]
 
 
 def rung(job, number, stop):
