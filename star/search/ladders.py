@@ -131,7 +131,7 @@ def make_horizon(steps: Sequence[dict], vocab_size: int, cache_tokens: int) -> H
 
 def differences(ladder: dict, config: RunConfig) -> list[tuple[str, object, object]]:
     """Settings in which a ladder and a search differ, and which decide about a ladder: (name, theirs, the search's)."""
-    theirs, ours = ladder["recipe"], dataclasses.asdict(config.training)
+    theirs, ours = dataclasses.asdict(Recipe()) | ladder["recipe"], dataclasses.asdict(config.training)
     found = [
         (key, theirs.get(key), ours[key])
         for key in ours

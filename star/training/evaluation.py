@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from star.model import LanguageModel
+from star.model.cross_entropy import IGNORED
 from star.training.trainable import Trainable
 
 TOKENS_AT_ONCE = 8192  # bounds the memory of an evaluation
@@ -22,13 +23,17 @@ def evaluate(model: LanguageModel | Trainable, inputs: Tensor, targets: Tensor) 
 
 @torch.no_grad()
 def block_losses(model: LanguageModel | Trainable, inputs: Tensor, targets: Tensor) -> Tensor:
-    """Mean loss in nats per token of every block, float64 [n], of blocks int64 [n, T]."""
+    """Mean loss in nats per token of every block, float64 [n], of blocks int64 [n, T].
+
+    Where targets do not count (-100): the sum over those that do, over their mean number in a block, so that the mean
+    of the blocks is the mean over all targets that count.
+    """
     at_once = max(1, TOKENS_AT_ONCE // inputs.shape[1])
     means = [
         model.loss(x, y, reduction="none").double().mean(dim=1)
         for x, y in zip(inputs.split(at_once), targets.split(at_once), strict=True)
     ]
-    return torch.cat(means)
+    return torch.cat(means) * (targets.numel() / (targets != IGNORED).sum())
 
 
 def summary(blocks: Tensor) -> tuple[float, float]:

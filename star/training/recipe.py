@@ -20,6 +20,12 @@ class Recipe:
     batch_size: int = setting(2, "sequences per micro-batch", 1)
     accumulate: int = setting(1, "micro-batches per optimizer step", 1, 65_536)
     seq_len: int = setting(128, "tokens per sequence, in training and validation", 1)
+    documents: str = setting(
+        "joined",
+        "joined: sequences run on from one document into the next; separate: each lies in one document, so that no "
+        "operator looks across",
+        choices=("joined", "separate"),
+    )
 
     optimizer: str = setting("adamw", "of hidden matrices; everything else is trained by AdamW", choices=OPTIMIZERS)
     learning_rate: float = setting(4e-3, "peak, of hidden matrices in a model as wide as `base_width`", 1e-9)

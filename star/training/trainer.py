@@ -209,12 +209,13 @@ class TrainingRun:
         self.accumulation = Accumulation(recipe)
         self.sparsifier = self.make_sparsifier() if recipe.sparsify else None
         self.loss = model.loss if world_size() == 1 else shared_loss(model, device)
-        batches = Batches(corpus.train, recipe.batch_size, recipe.seq_len, recipe.seed)
+        separator = corpus.tokenizer.separator if recipe.documents == "separate" else None
+        batches = Batches(corpus.train, recipe.batch_size, recipe.seq_len, recipe.seed, separator)
         self.ahead = min(self.total, max(AHEAD, recipe.accumulate, recipe.accumulate_max))
         self.batches = DeviceBatches(batches, self.ahead * recipe.batch_size, device)
         if recipe.compile == "blocks":
             compile_blocks(self.language_model)
-        sample = validation_blocks(corpus.validation, recipe.seq_len, recipe.eval_tokens)
+        sample = validation_blocks(corpus.validation, recipe.seq_len, recipe.eval_tokens, separator)
         self.sample = sample[0].to(device), sample[1].to(device)
         self.unigram = corpus.baselines()["unigram"]
         fractions = [min(1.0, k * recipe.eval_interval) for k in range(1, math.ceil(1 / recipe.eval_interval) + 1)]

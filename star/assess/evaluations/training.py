@@ -111,7 +111,8 @@ def _test(model, corpus, recipe) -> dict[str, float]:
     from star.training.evaluation import evaluate
 
     device = next(model.parameters()).device
-    blocks = validation_blocks(corpus.test, recipe.seq_len, TEST_TOKENS)
+    separator = corpus.tokenizer.separator if recipe.documents == "separate" else None
+    blocks = validation_blocks(corpus.test, recipe.seq_len, TEST_TOKENS, separator)
     loss, error = evaluate(model, *(block.to(device) for block in blocks))
     return {"test_bpb": corpus.bits_per_byte(loss, "test"), "test_bpb_se": corpus.bits_per_byte(error, "test")}
 
