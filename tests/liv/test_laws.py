@@ -204,7 +204,7 @@ def is_softmax_of_low_rank(operator, liv):
 
 
 def is_low_rank_under_the_causal_mask(operator, liv):
-    size = operator.feature("b").expansion
+    size = liv.config.state_size
     x = tokens(liv, 2 * size + 6)
     features = dense_keys(features_of(liv, x), operator)
     M = of_one_channel(liv, x, features)
@@ -215,7 +215,7 @@ def is_low_rank_under_the_causal_mask(operator, liv):
 
 def is_semi_separable(operator, liv):
     """Every block below the diagonal has rank N, the state size."""
-    size = operator.feature("b").expansion if operator.family == "recurrence" else 1
+    size = liv.config.state_size if operator.family == "recurrence" else 1
     x = tokens(liv, 2 * size + 6)
     M = of_one_channel(liv, x, dense_keys(features_of(liv, x), operator))
     assert (M[ages(len(M)) < 0] == 0).all()
