@@ -76,6 +76,15 @@ class RecurrenceConfig(ReadoutConfig):
     def norm_width(self) -> int:
         return self.head_dim if self.norm == "heads" else self.n_heads // self.n_groups * self.head_dim
 
+    @property
+    def usual_size(self) -> float:
+        swish = 0.2 if self.nonlinearity == "swish" else 1.0  # of the product of b, c and v, if each was of size 1
+        if self.delta:  # beta (c . b) v / sqrt(N), with b and c of length 1
+            return swish * self.delta / 2 / self.state_size
+        if self.decay == "scalar":  # dt (c . b) v, and v itself with a skip
+            return 0.0 if self.skip else swish * 0.01 * self.state_size**0.5
+        return swish  # (c . b) v / sqrt(N)
+
     def width(self, group: str) -> int:
         """Channels of b, c or v, of all branches."""
         return self.branches * (self.n_heads * self.head_dim if group == "v" else self.n_groups * self.state_size)

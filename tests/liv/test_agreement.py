@@ -316,21 +316,21 @@ def test_gated_attention_row_is_that_of_qwen3_next():
 
 
 def test_gated_delta_hybrid_is_qwen3_next_with_dense_ffns():
-    genome = load_genome("gated-delta-hybrid", d_model=64, depth=8, head_dim=16)
+    genome = load_genome("gated-delta-hybrid", d_model=128, depth=8, head_dim=32)
     ours = randomised(star.build(genome, VOCAB, seed=3))
     config = transformers.Qwen3NextConfig(
         vocab_size=VOCAB,
-        hidden_size=64,
-        intermediate_size=192,
+        hidden_size=128,
+        intermediate_size=384,
         num_hidden_layers=4,
         mlp_only_layers=[0, 1, 2, 3],
-        head_dim=16,
+        head_dim=32,
         num_attention_heads=8,
         num_key_value_heads=1,
         linear_num_value_heads=8,
         linear_num_key_heads=4,
-        linear_key_head_dim=16,
-        linear_value_head_dim=16,
+        linear_key_head_dim=32,
+        linear_value_head_dim=32,
         rms_norm_eps=1e-5,
         rope_parameters={"rope_type": "default", "rope_theta": genome.rope_theta, "partial_rotary_factor": 0.25},
         tie_word_embeddings=True,
@@ -356,14 +356,14 @@ def test_mixers_of_olmo_hybrid():
     """Its blocks have other norms than ours, so its mixers alone: the delta rule of strength up to 2, and attention."""
     module = pytest.importorskip("transformers.models.olmo_hybrid.modeling_olmo_hybrid")
     delta, attention = (
-        randomised(star.build(load_genome("olmo-hybrid", d_model=64, head_dim=16), VOCAB, seed=3)).blocks[i].liv
+        randomised(star.build(load_genome("olmo-hybrid", d_model=128, head_dim=64), VOCAB, seed=3)).blocks[i].liv
         for i in (0, 6)
     )
     config = module.OlmoHybridConfig(
-        hidden_size=64,
-        num_attention_heads=4,
-        linear_key_head_dim=16,
-        linear_value_head_dim=16,
+        hidden_size=128,
+        num_attention_heads=2,
+        linear_key_head_dim=64,
+        linear_value_head_dim=64,
         rms_norm_eps=1e-5,
     )
     config._attn_implementation = "sdpa"
@@ -371,7 +371,7 @@ def test_mixers_of_olmo_hybrid():
     weights = {f"{theirs}_proj.weight": getattr(delta, name) for theirs, name in maps.items()}
     peer = module.OlmoHybridGatedDeltaNet(config, 0).eval()
     copy_weights(peer, weights | gated_delta_weights(delta) | {"o_norm.weight": delta.norm})
-    x = torch.randn(2, 150, 64, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(2, 150, 128, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         y, expected = delta(x)[0], peer(x)
     assert ((y - expected).abs().max() / expected.abs().max()).item() < ERROR
