@@ -91,16 +91,18 @@ def attention(
     filtered: bool = False,
     norm: str = "",
     expansion: int = 1,
+    unrotated: int = 0,
     **options: bool,
 ) -> Operator:
     """An attention class. repeat: query heads per key head, 0 for a single key head.
 
-    norm: of q and k, "head" or "full". expansion: width of all query heads over the width of the model. options: other
-    groups that it has (nope, bias, gate, sink).
+    norm: of q and k, "head" or "full". expansion: width of all query heads over the width of the model. unrotated: 1
+    for no RoPE, r for RoPE on 1/r of the channels. options: other groups that it has (bias, gate, sink).
     """
     q = (3 if filtered else 1, 2, expansion, 1)
     kv = (*q[:3], repeat)
     rows: dict[str, Any] = {"norm": (1, {"head": 1, "full": 2}[norm], 1, 1)} if norm else {}
+    rows |= {"nope": (1, 1, 1, unrotated)} if unrotated else {}
     rows |= {group: (1, 2 if group == "gate" else 1, 1, 1) for group, there in options.items() if there}
     return operator(genes, q=q, k=kv, v=kv, **rows)
 
@@ -111,19 +113,22 @@ def recurrence(
     *,
     filtered: bool = True,
     decay: str = "scalar",
-    delta: bool = False,
+    delta: int = 0,
     expansion: int = 1,
-    shared: bool = False,
+    repeat: int = 1,
     skip: bool = False,
     gate: bool = False,
     norm: str = "",
 ) -> Operator:
-    """A class of recurrence. shared: all heads share b and c. norm: "heads" or "groups" (see `star.liv.readout`)."""
+    """A class of recurrence. state_size: 0 for the width of a head. delta: greatest strength of the delta rule.
+
+    repeat: heads that share b and c, 0 for all. norm: "heads" or "groups" (see `star.liv.readout`).
+    """
     token = 3 if filtered else 1
-    bc = (token, 2, state_size, 0 if shared else 1)
+    bc = (token, 2, state_size, repeat)
     options: dict[str, Any] = {
         "decay": (1, {"scalar": 3, "vector": 2}.get(decay), 1, 1) if decay != "none" else None,
-        "beta": (1, 3, 1, 1) if delta else None,
+        "beta": (1, 3, delta, 1) if delta else None,
         "skip": (1, 3, 1, 1) if skip else None,
         "gate": (1, 2, 1, 1) if gate else None,
         "norm": (1, {"groups": 2, "heads": 3}.get(norm), 1, 1) if norm else None,
@@ -192,10 +197,10 @@ POOL: tuple[PoolClass, ...] = (
     # (2312.06635), delta networks (2406.06484; gated 2412.06464), Mamba-2 without its biases (2405.21060); and RG-LRU.
     PoolClass("LinAttn", recurrence("52111", 64, filtered=False, decay="none", norm="heads")),
     PoolClass("GLA", recurrence("54111", 64, filtered=False, decay="vector", gate=True, norm="heads")),
-    PoolClass("DeltaNet", recurrence("54141", 64, decay="none", delta=True, norm="heads")),
-    PoolClass("GatedDelta", recurrence("54141", 64, delta=True, gate=True, norm="heads")),
-    PoolClass("Mamba-2", recurrence("54141", 128, expansion=2, shared=True, skip=True, gate=True, norm="groups")),
-    PoolClass("Mamba-2-64", recurrence("54141", 64, expansion=2, shared=True, skip=True, gate=True, norm="groups")),
+    PoolClass("DeltaNet", recurrence("54141", 64, decay="none", delta=1, norm="heads")),
+    PoolClass("GatedDelta", recurrence("54141", 64, delta=1, gate=True, norm="heads")),
+    PoolClass("Mamba-2", recurrence("54141", 128, expansion=2, repeat=0, skip=True, gate=True, norm="groups")),
+    PoolClass("Mamba-2-64", recurrence("54141", 64, expansion=2, repeat=0, skip=True, gate=True, norm="groups")),
     PoolClass("RG-LRU", elementwise("10.4.1.5.1")),
     # 43-48: gated convolutions with other filters: LFM2's space (arXiv 2511.23404), Hyena's (arXiv 2302.10866) in modal
     # form.
@@ -213,13 +218,22 @@ POOL: tuple[PoolClass, ...] = (
     PoolClass("SWA-4096-GQA-4", attention("3.2.10.2.3", repeat=4)),
     PoolClass("GQA-2-QKN-2x", attention("42123", repeat=2, norm="head", expansion=2)),
     PoolClass("MHA-QKN-full", attention("12123", norm="full")),
-    PoolClass("MHA-NoPE-bias", attention("12123", nope=True, bias=True)),
+    PoolClass("MHA-NoPE-bias", attention("12123", unrotated=1, bias=True)),
     PoolClass("GELU-4-bias", memoryless("91162", twelfths=48, gated=False, bias=True)),
     # 64-68: attention of 2025: no positions in some layers (SmolLM3); output gates (arXiv 2505.06708), the second as
     # in Qwen3-Next; sinks (gpt-oss, arXiv 2508.10925).
-    PoolClass("GQA-4-NoPE", attention("32123", repeat=4, nope=True)),
+    PoolClass("GQA-4-NoPE", attention("32123", repeat=4, unrotated=1)),
     PoolClass("MHA-gate", attention("12123", gate=True)),
     PoolClass("GQA-8-QKN-gate-2x", attention("32123", repeat=8, norm="head", expansion=2, gate=True)),
     PoolClass("GQA-8-sink-bias", attention("32123", repeat=8, sink=True, bias=True)),
     PoolClass("SWA-128-GQA-8-sink-bias", attention("32523", repeat=8, sink=True, bias=True)),
+    # 69-72: hybrids of the gated delta rule and attention: Qwen3-Next's mixers (two values to a key; RoPE on 1/4 of the
+    # channels), and OLMo Hybrid's (strengths up to 2, arXiv 2411.12537; no positions).
+    PoolClass("GatedDelta-2x", recurrence("54141", 0, delta=1, expansion=2, repeat=2, gate=True, norm="heads")),
+    PoolClass(
+        "GQA-8-QKN-gate-2x-RoPE-quarter",
+        attention("32123", repeat=8, norm="head", expansion=2, unrotated=4, gate=True),
+    ),
+    PoolClass("GatedDelta-negative", recurrence("54141", 0, delta=2, gate=True, norm="heads")),
+    PoolClass("MHA-QKN-full-NoPE", attention("12123", norm="full", unrotated=1)),
 )

@@ -66,6 +66,7 @@ class AttentionConfig(LIVConfig):
     filters: tuple[str, ...] = ()  # which of q, k, v pass a short convolution
     qk_norm: str = ""  # RMSNorm of q and k before RoPE: "head" over each head, "full" over all heads together
     rope_theta: float | None = 10_000.0  # None: no RoPE
+    rotary: int | None = None  # RoPE rotates the first so many channels of a head; None: all
     norm_eps: float = 1e-5
     gated: bool = False  # the output of every head is multiplied by sigmoid(W_g x)
     sink: bool = False  # a logit per head that takes weight from the keys
@@ -137,7 +138,8 @@ class Attention(LIV):
         config = self.config
         if config.rope_theta is None:
             return None
-        return rope_table(offset, x.shape[1], config.head_dim, config.rope_theta, x.device, x.dtype)
+        width = config.rotary or config.head_dim
+        return rope_table(offset, x.shape[1], width, config.rope_theta, x.device, x.dtype)
 
     def tables(self, x: Tensor) -> Features:
         table = self.rope(x, 0)
@@ -327,11 +329,16 @@ def rope_positions(positions: Tensor, head_dim: int, theta: float, dtype: torch.
 
 
 def apply_rope(h: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs (i, i + d/2) of h [B, T, heads, d] in the dtype of h. cos, signed sin [T, 1, d].
+    """Rotate the pairs (i, i + d/2) of the first d channels of h [B, T, heads, .] in the dtype of h.
+
+    cos, signed sin [T, 1, d].
 
     In bfloat16 as elsewhere (transformers, nanochat): by halves, which moves a third of the memory that a float32 copy
     and its `roll` do.
     """
+    d = cos.shape[-1]
+    if d < h.shape[-1]:
+        return torch.cat([apply_rope(h[..., :d], cos, sin), h[..., d:]], -1)
     kernel = fused("rotate", h)
     if kernel is not None:
         return kernel(h, cos, sin)
@@ -355,7 +362,8 @@ def configure(operator: Operator, d_model: int, head_dim: int, rope_theta: float
         window=operator.window,
         filters=tuple(g for g in "qkv" if operator.feature(g).token == 3),
         qk_norm={0: "", 1: "head", 2: "full"}[operator.feature("norm").channel],
-        rope_theta=None if operator.has("nope") else rope_theta,
+        rope_theta=None if operator.feature("nope").repeat == 1 else rope_theta,
+        rotary=max(2, head_dim // operator.feature("nope").repeat // 2 * 2) if operator.has("nope") else None,
         biased=operator.has("bias"),
         gated=operator.has("gate"),
         sink=operator.has("sink"),
@@ -382,7 +390,13 @@ FAMILY = Family(
         "norm": GroupSpec(
             "RMSNorm of q and k (QK-norm): channel mixing 1 per head, 2 over all heads", channel=(1, 2), optional=True
         ),
-        "nope": GroupSpec("q and k are not rotated (NoPE, arXiv 2305.19466)", channel=(1,), optional=True),
+        "nope": GroupSpec(
+            "q and k are not rotated (NoPE, arXiv 2305.19466); repeat r: the first 1/r of the channels of a head are "
+            "(partial rotary: GPT-J, Qwen3-Next)",
+            channel=(1,),
+            repeat=(1, 2, 4),
+            optional=True,
+        ),
         "bias": BIAS_GROUP,
         "gate": GroupSpec("output gate: sigmoid(W_g x), one per channel (arXiv 2505.06708)", optional=True),
         "sink": GroupSpec(

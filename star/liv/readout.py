@@ -4,6 +4,10 @@
     y <- norm(y * swish(W_z x))    norm over the heads that share b and c (Mamba-2, arXiv 2405.21060)
 
 Both count as features: for a fixed gate and a fixed 1 / rms, the output is linear in x, so y = T(x) x still holds.
+
+The first y of a sequence is one value times one score c . b. The score may be almost 0 by chance, below its rounding
+error in bfloat16; a norm would make that error as large as any other output, and a gradient far larger. So the norm
+divides by no less than the usual size of one value times one score: it makes large y small, and not small y large.
 """
 
 from __future__ import annotations
@@ -19,6 +23,8 @@ from star.liv.base import LIV, Features, LIVConfig, Weight, constant, matrix
 from star.liv.functional import rms_norm
 from star.liv.genes import GroupSpec, Operator
 
+NORM_EPS = 1e-5  # as in public models; the delta rule of these has about this mean square at the first tokens
+
 
 @dataclass(frozen=True)
 class ReadoutConfig(LIVConfig):
@@ -30,12 +36,21 @@ class ReadoutConfig(LIVConfig):
 
     gated: bool = field(default=False, kw_only=True)
     norm: str = field(default="", kw_only=True)
-    norm_eps: float = field(default=1e-5, kw_only=True)
 
     @property
     def norm_width(self) -> int:
         """Channels that are normalised together."""
         raise NotImplementedError
+
+    @property
+    def usual_size(self) -> float:
+        """Root mean square of what one token adds to y at the start of training; 0 if it cannot vanish by chance."""
+        raise NotImplementedError
+
+    @property
+    def norm_eps(self) -> float:
+        """Added to the mean square of y."""
+        return max(NORM_EPS, self.usual_size**2)
 
     def readout_weights(self, width: int) -> dict[str, Weight]:
         """The weights of gate and norm. width: channels of one branch."""

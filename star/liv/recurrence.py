@@ -12,8 +12,9 @@ makes the operator. Each kind is computed in a file of its own:
     A = diag(exp(g_t))          one decay per state channel: gated linear attention                vector_gate.py
     A = a_t (I - beta b b^T)    (gated) delta rule: beta_t b_t in place of b_t, |b| = |c| = 1      delta.py
 
-dt = softplus(W_dt x + bias), g = logsigmoid(W_dt x + bias) / 16, beta = sigmoid(W_beta x). Swish keeps the value path
-linear: swish(u) is the feature sigmoid(u) times u.
+dt = softplus(W_dt x + bias), g = logsigmoid(W_dt x + bias) / 16, beta = sigmoid(W_beta x), or twice that: then A may
+have an eigenvalue below 0 and turn a memory around (arXiv 2411.12537). Swish keeps the value path linear: swish(u) is
+the feature sigmoid(u) times u.
 
 Shapes: B batch, T tokens, H heads (of all branches), G groups of heads that share b and c, N state size, P head width.
     x [B, T, D]   b, c [B, T, G, N]   v [B, T, H, P]   dt, decay, beta [B, T, H]   S [B, H, N, P]
@@ -62,7 +63,7 @@ class RecurrenceConfig(ReadoutConfig):
     state_size: int
     filters: tuple[str, ...] = ()  # which of b, c, v pass a short convolution
     decay: str = "scalar"  # "none", "scalar" per head, or "vector": one per state channel
-    delta: bool = False  # the delta rule
+    delta: float = 0.0  # the greatest strength of the delta rule; 0: none
     skip: bool = False
     nonlinearity: str = "none"  # of b, c and v
 
@@ -74,6 +75,15 @@ class RecurrenceConfig(ReadoutConfig):
     @property
     def norm_width(self) -> int:
         return self.head_dim if self.norm == "heads" else self.n_heads // self.n_groups * self.head_dim
+
+    @property
+    def usual_size(self) -> float:
+        swish = 0.2 if self.nonlinearity == "swish" else 1.0  # of the product of b, c and v, if each was of size 1
+        if self.delta:  # beta (c . b) v / sqrt(N), with b and c of length 1
+            return swish * self.delta / 2 / self.state_size
+        if self.decay == "scalar":  # dt (c . b) v, and v itself with a skip
+            return 0.0 if self.skip else swish * 0.01 * self.state_size**0.5
+        return swish  # (c . b) v / sqrt(N)
 
     def width(self, group: str) -> int:
         """Channels of b, c or v, of all branches."""
@@ -140,7 +150,7 @@ class Recurrence(Readout):
         elif config.decay != "none":
             features |= self.decays(h["dt"])
         if config.delta:
-            features["beta"] = given["beta"] if "beta" in self.given else torch.sigmoid(h["beta"].to(wide(h["beta"])))
+            features["beta"] = given["beta"] if "beta" in self.given else self.strength(h["beta"])
         if config.nonlinearity == "swish" and "v" in h:
             features["v_gate"] = torch.sigmoid(h["v"])
         # The state belongs to the LIV that owns b and v; one that is given both reads the provider's.
@@ -166,6 +176,11 @@ class Recurrence(Readout):
             return {"decay": decay.clamp(min=VECTOR_MIN_LOG_DECAY).unflatten(-1, (-1, self.config.state_size))}
         dt = F.softplus(h)
         return {"dt": dt, "decay": (-self.log_rate.exp() * dt).clamp(min=MIN_LOG_DECAY)}
+
+    def strength(self, h: Tensor) -> Tensor:
+        """beta of the delta rule from its linear map, in (0, config.delta)."""
+        beta = torch.sigmoid(h.to(wide(h)))
+        return beta if self.config.delta == 1.0 else self.config.delta * beta
 
     def value(
         self, features: Features, h: Tensor | None, state: State | None, given: Features, offset: int
@@ -218,10 +233,10 @@ def configure(operator: Operator, d_model: int, head_dim: int, rope_theta: float
         n_heads,
         n_groups,
         head_dim,
-        state_size=operator.feature("b").expansion,
+        state_size=operator.feature("b").expansion or head_dim,
         filters=tuple(g for g in "bcv" if operator.feature(g).token == 3),
         decay={0: "none", 2: "vector", 3: "scalar"}[operator.feature("decay").channel],
-        delta=operator.has("beta"),
+        delta=float(operator.feature("beta").expansion),
         skip=operator.has("skip"),
         nonlinearity={1: "none", 4: "swish"}[operator.genes.nonlinearity],
         **readout_genes(operator),
@@ -230,9 +245,9 @@ def configure(operator: Operator, d_model: int, head_dim: int, rope_theta: float
 
 _STATE: dict[str, Any] = dict(
     token=(1, 3),
-    expansion=(1, 2, 4, 8, 16, 32, 64, 128),
+    expansion=(1, 2, 4, 8, 16, 32, 64, 128, 0),
     repeat=(1, 2, 4, 8, 0),
-    expansion_means="state size N per channel",
+    expansion_means="state size N per channel, 0: as wide as a head",
 )
 FAMILY = Family(
     name="recurrence",
@@ -254,7 +269,9 @@ FAMILY = Family(
         "beta": GroupSpec(
             "strength of the delta rule, one per head: how much of the value held for b is replaced",
             channel=(3,),
+            expansion=(1, 2),
             optional=True,
+            expansion_means="the greatest strength; 2 allows eigenvalues below 0",
         ),
         "skip": GroupSpec(
             "adds the value itself to the output, times one number per head", channel=(3,), optional=True
@@ -287,6 +304,7 @@ FAMILY = Family(
             "attention), which is not implemented",
         ),
     ),
+    named_only={"b.expansion": (0,), "c.expansion": (0,), "beta.expansion": (2,)},
     why={
         "token": "a product of gates between two tokens is semi-separable, and low rank where every gate is 1",
         "nonlinearity": "a nonlinearity on the scores would need every score, and the state holds only their sum; "

@@ -246,6 +246,29 @@ def test_mamba2_rows_are_mamba2(name, state_size):
     assert_same_language_model(ours, peer)
 
 
+def gated_delta_weights(liv) -> dict[str, torch.Tensor]:
+    """The weights of a gated delta rule under the names that Qwen3-Next and OLMo Hybrid have in common."""
+    return {
+        "conv1d.weight": torch.cat([liv.c_filter, liv.b_filter, liv.v_filter]),
+        "dt_bias": liv.dt_bias,
+        "A_log": liv.log_rate,
+    }
+
+
+def qwen3_next_weights(liv) -> dict[str, torch.Tensor]:
+    """Of both mixers of Qwen3-Next; its norms scale by 1 + w, except those after a delta rule."""
+    if hasattr(liv, "q"):
+        heads = [w.unflatten(0, (liv.config.n_heads, -1)) for w in (liv.q, liv.gate)]
+        weights = {f"{g}_proj.weight": w for g, w in (("k", liv.k), ("v", liv.v), ("o", liv.out))}
+        weights["q_proj.weight"] = torch.cat(heads, 1).flatten(0, 1)
+        return weights | {f"{g}_norm.weight": getattr(liv, f"{g}_norm") - 1 for g in "qk"}
+    weights = {}
+    for name, maps in (("qkvz", (liv.c, liv.b, liv.v, liv.z)), ("ba", (liv.beta, liv.dt))):
+        by_key_head = [w.unflatten(0, (liv.config.n_groups, -1)) for w in maps]
+        weights[f"in_proj_{name}.weight"] = torch.cat(by_key_head, dim=1).flatten(0, 1)
+    return weights | gated_delta_weights(liv) | {"norm.weight": liv.norm, "out_proj.weight": liv.out}
+
+
 def test_gated_delta_row_is_that_of_qwen3_next():
     """`Qwen3NextGatedDeltaNet` with as many key heads as value heads."""
     module = pytest.importorskip("transformers.models.qwen3_next.modeling_qwen3_next")
@@ -265,17 +288,7 @@ def test_gated_delta_row_is_that_of_qwen3_next():
         layer_types=["linear_attention"],
     )
     peer = module.Qwen3NextGatedDeltaNet(config, 0).eval()
-    by_head = [w.unflatten(0, (heads, -1)) for w in (ours.c, ours.b, ours.v, ours.z)]
-    weights = {
-        "in_proj_qkvz.weight": torch.cat(by_head, dim=1).flatten(0, 1),
-        "in_proj_ba.weight": torch.stack([ours.beta, ours.dt], dim=1).flatten(0, 1),
-        "conv1d.weight": torch.cat([ours.c_filter, ours.b_filter, ours.v_filter]),
-        "dt_bias": ours.dt_bias,
-        "A_log": ours.log_rate,
-        "norm.weight": ours.norm,
-        "out_proj.weight": ours.out,
-    }
-    copy_weights(peer, weights)
+    copy_weights(peer, qwen3_next_weights(ours))
     x = torch.randn(2, 150, 128, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         y, expected = ours(x)[0], peer(x)
@@ -283,7 +296,7 @@ def test_gated_delta_row_is_that_of_qwen3_next():
 
 
 def test_gated_attention_row_is_that_of_qwen3_next():
-    """`Qwen3NextAttention` with RoPE on all channels; its norms scale by 1 + w."""
+    """`Qwen3NextAttention` with RoPE on all channels."""
     from transformers.models.qwen3_next import modeling_qwen3_next as module
 
     ours = randomised(star.build(Genome((Gene(class_id("GQA-8-QKN-gate-2x")),), 64, 16), VOCAB, seed=3)).blocks[0].liv
@@ -298,11 +311,74 @@ def test_gated_attention_row_is_that_of_qwen3_next():
         rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0},
     )
     config._attn_implementation = "sdpa"
-    weights = {f"{g}_proj.weight": w for g, w in (("k", ours.k), ("v", ours.v), ("o", ours.out))}
-    weights["q_proj.weight"] = torch.cat([w.unflatten(0, (8, 16)) for w in (ours.q, ours.gate)], 1).flatten(0, 1)
-    weights |= {f"{g}_norm.weight": getattr(ours, f"{g}_norm") - 1 for g in "qk"}
     peer = module.Qwen3NextAttention(config, 0).eval()
-    assert_same_attention(ours, peer, weights, module.Qwen3NextRotaryEmbedding(config))
+    assert_same_attention(ours, peer, qwen3_next_weights(ours), module.Qwen3NextRotaryEmbedding(config))
+
+
+def test_gated_delta_hybrid_is_qwen3_next_with_dense_ffns():
+    genome = load_genome("gated-delta-hybrid", d_model=128, depth=8, head_dim=32)
+    ours = randomised(star.build(genome, VOCAB, seed=3))
+    config = transformers.Qwen3NextConfig(
+        vocab_size=VOCAB,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        mlp_only_layers=[0, 1, 2, 3],
+        head_dim=32,
+        num_attention_heads=8,
+        num_key_value_heads=1,
+        linear_num_value_heads=8,
+        linear_num_key_heads=4,
+        linear_key_head_dim=32,
+        linear_value_head_dim=32,
+        rms_norm_eps=1e-5,
+        rope_parameters={"rope_type": "default", "rope_theta": genome.rope_theta, "partial_rotary_factor": 0.25},
+        tie_word_embeddings=True,
+        eos_token_id=None,
+        bos_token_id=None,
+        pad_token_id=0,
+    )
+    assert config.layer_types == ["linear_attention"] * 3 + ["full_attention"]
+    peer = transformers.Qwen3NextForCausalLM(config).eval()
+    weights = {"model.embed_tokens.weight": ours.embedding, "model.norm.weight": ours.final_norm - 1}
+    for i in range(4):
+        mixer, mlp, layer = ours.blocks[2 * i], ours.blocks[2 * i + 1], f"model.layers.{i}."
+        weights |= {f"{layer}input_layernorm.weight": mixer.norm_in - 1}
+        weights |= {f"{layer}post_attention_layernorm.weight": mlp.norm_in - 1}
+        weights |= {f"{layer}mlp.{name}_proj.weight": w for name, w in swiglu(mlp.liv).items()}
+        name = "self_attn" if i == 3 else "linear_attn"
+        weights |= {f"{layer}{name}.{theirs}": w for theirs, w in qwen3_next_weights(mixer.liv).items()}
+    copy_weights(peer, weights)
+    assert_same_language_model(ours, peer)
+
+
+def test_mixers_of_olmo_hybrid():
+    """Its blocks have other norms than ours, so its mixers alone: the delta rule of strength up to 2, and attention."""
+    module = pytest.importorskip("transformers.models.olmo_hybrid.modeling_olmo_hybrid")
+    delta, attention = (
+        randomised(star.build(load_genome("olmo-hybrid", d_model=128, head_dim=64), VOCAB, seed=3)).blocks[i].liv
+        for i in (0, 6)
+    )
+    config = module.OlmoHybridConfig(
+        hidden_size=128,
+        num_attention_heads=2,
+        linear_key_head_dim=64,
+        linear_value_head_dim=64,
+        rms_norm_eps=1e-5,
+    )
+    config._attn_implementation = "sdpa"
+    maps = {"q": "c", "k": "b", "v": "v", "a": "dt", "b": "beta", "g": "z", "o": "out"}
+    weights = {f"{theirs}_proj.weight": getattr(delta, name) for theirs, name in maps.items()}
+    peer = module.OlmoHybridGatedDeltaNet(config, 0).eval()
+    copy_weights(peer, weights | gated_delta_weights(delta) | {"o_norm.weight": delta.norm})
+    x = torch.randn(2, 150, 128, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        y, expected = delta(x)[0], peer(x)
+    assert ((y - expected).abs().max() / expected.abs().max()).item() < ERROR
+    maps = {"q": "q", "k": "k", "v": "v", "o": "out"}
+    weights = {f"{theirs}_proj.weight": getattr(attention, name) for theirs, name in maps.items()}
+    weights |= {f"{g}_norm.weight": getattr(attention, f"{g}_norm") for g in "qk"}
+    assert_same_attention(attention, module.OlmoHybridAttention(config, 3).eval(), weights, lambda *_: None)
 
 
 @pytest.mark.parametrize("name", ["GQA-8-sink-bias", "SWA-128-GQA-8-sink-bias"])
