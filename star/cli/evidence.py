@@ -14,7 +14,9 @@ from star.cli.console import console, say, say_json
 def evidence(
     run: RunArgument,
     members: Annotated[str, typer.Option(help="Members of the front; the first is the reference.")] = "best,knee",
-    baselines: Annotated[str, typer.Option(help="Named genomes or files, beside the baselines of the run.")] = "",
+    baselines: Annotated[
+        str, typer.Option(help="Named genomes or files, beside those of the run; NAME@LIVS: so deep.")
+    ] = "",
     match: Annotated[str, typer.Option(help="What is made equal, by width.")] = "parameters,flops,cache",
     at: Annotated[str, typer.Option(help="Whose size the others are brought to: a member or a baseline.")] = "best",
     budget: Annotated[float, typer.Option(help="Training budget, in budgets of the search.")] = 10.0,

@@ -11,12 +11,14 @@ arm is the best of `rates`, by one training each at the first matching, on valid
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 
 from star.candidate import Candidate
 from star.errors import UserError
 from star.evidence.matching import MATCHINGS, measure_of
 from star.evidence.sampling import random_genomes
-from star.genome import find_genome, layout_name, to_json
+from star.genome import Genome, find_genome, from_json, layout_name, to_json
 from star.run import Run
 from star.search.region import within_region
 from star.search.spaces import make_baselines
@@ -40,7 +42,8 @@ def protocol(
 ) -> dict:
     """The protocol as JSON, with an id that follows from all of it.
 
-    members: ids of candidates, "best" or "knee". baselines: names or files, beside those of the run. at: the arm whose
+    members: ids of candidates, "best" or "knee". baselines: names or files, beside those of the run; NAME@LIVS for
+        another depth than that of the space. at: the arm whose
     size the others are brought to, a member or a baseline. rates: times the recipe's. seeds: trainings of each arm;
     headline: at the first matching. Raises UserError for what cannot be compared.
     """
@@ -49,7 +52,7 @@ def protocol(
     trained = [c for c in run.candidates() if c.objectives and c.origin != "baseline"]
     arms: dict[str, dict] = {}  # by genome: one that is two things is trained once
 
-    def add(name: str, origin: str, genome) -> None:
+    def add(name: str, origin: str, genome: Genome) -> None:
         arms.setdefault(genome.id, {"name": name, "origin": origin, "genome": to_json(genome)})
 
     for id in members:
@@ -62,12 +65,8 @@ def protocol(
     space = within_region(run.space, make_baselines(run.space, run.config), run.config, run.corpus["vocab_size"])
     for name, genome in make_baselines(run.space, run.config):
         add(layout_name(name), "baseline", genome)
-    for name in baselines:
-        named = find_genome(name)
-        genome = run.space.fit(named.genome)
-        if not genome.fits:
-            raise UserError(f"baseline {name} does not fit a width of {genome.d_model}; leave it out")
-        add(layout_name(named.name or name), "baseline", genome)
+    for name, genome in map(partial(_baseline, run), baselines):
+        add(name, "baseline", genome)
     fields: dict = {
         "arms": list(arms.values()),
         "random": [to_json(genome) for genome in random_genomes(run, len(trained), space, stream=2)],
@@ -80,7 +79,7 @@ def protocol(
     }
     reference = next(arm for arm in arms.values() if arm["name"] == fields["at"])
     fields["matchings"] = [
-        {"name": name, "target": measure(run, name)(_genome(reference)), "seeds": seeds if k else headline}
+        {"name": name, "target": measure(run, name)(from_json(reference["genome"])), "seeds": seeds if k else headline}
         for k, name in enumerate(matchings)
     ]
     return {"id": hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]} | fields
@@ -113,10 +112,18 @@ def describe(protocol: dict, word: str = "tokens") -> list[str]:
     ]
 
 
-def _genome(arm: dict):
-    from star.genome import from_json
-
-    return from_json(arm["genome"])
+def _baseline(run: Run, text: str) -> tuple[str, Genome]:
+    """Name and genome of NAME or NAME@LIVS; without a depth, as deep as the space."""
+    name, at, depth = text.partition("@")
+    named = find_genome(name)
+    genome = run.space.fit(named.genome)
+    if at:
+        if not depth.isascii() or not depth.isdigit() or int(depth) < 1:
+            raise UserError(f"--baselines {text}: {depth!r} is no number of LIVs; write such as {name}@8")
+        genome = replace(named.genome.scaled(d_model=genome.d_model, depth=int(depth)), head_dim=genome.head_dim)
+    if not genome.fits:
+        raise UserError(f"--baselines {text} does not fit a width of {genome.d_model}: {genome.misfit}; leave it out")
+    return layout_name(named.name or name) + (f", {depth} LIVs" if at else ""), genome
 
 
 def _best(run: Run, candidates: Sequence[Candidate], quality: str) -> Candidate:

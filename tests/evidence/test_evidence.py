@@ -95,6 +95,15 @@ def test_every_arm_has_its_size_rate_and_seeds_and_only_finals_see_test_text(com
     assert all(job["recipe"]["tokens"] == BUDGET for job in SEEN if "test" not in job)
 
 
+def test_more_baselines_at_another_depth(compared):
+    more = protocol(compared, baselines=("samba-hybrid", "gated-delta-hybrid@8"), **QUICK)
+    found = {arm["name"]: from_json(arm["genome"]) for arm in more["arms"] if arm["origin"] == "baseline"}
+    assert {len(genome.backbone) for genome in found.values()} == {6, 8}
+    deep = found["gated-delta-hybrid layout, 8 LIVs"]
+    families = [deep.operator(gene).family for gene in deep.backbone]
+    assert families.count("attention") == 1 and families.count("recurrence") == 3  # at six LIVs it would have none
+
+
 def test_it_goes_on_after_a_kill_and_a_second_protocol_trains_only_what_is_new(tmp_path):
     run(tmp_path, SETTINGS, FUNCTION)
     fixed = protocol(Run(tmp_path), matchings=("parameters",), **QUICK)
@@ -211,6 +220,7 @@ def test_bad_use_is_one_sentence(tmp_path, compared):
         (["--at", "nobody"], "is no arm of the comparison"),
         (["--members", "zzz"], "no candidate with an id that begins with 'zzz'"),
         (["--baselines", "no-such-genome"], "no-such-genome"),
+        (["--baselines", "samba-hybrid@x"], "'x' is no number of LIVs; write such as samba-hybrid@8"),
     ):
         result = CliRunner().invoke(app, ["evidence", path, *arguments])
         assert result.exit_code == 2 and words in " ".join(result.output.split()), result.output
