@@ -119,18 +119,21 @@ def recurrence(
     skip: bool = False,
     gate: bool = False,
     norm: str = "",
+    narrow: bool = False,
 ) -> Operator:
     """A class of recurrence. state_size: 0 for the width of a head. delta: greatest strength of the delta rule.
 
-    repeat: heads that share b and c, 0 for all. norm: "heads" or "groups" (see `star.liv.readout`).
+    repeat: heads that share b and c, 0 for all. norm: "heads" or "groups" (see `star.liv.readout`). narrow: the maps of
+    decay and gate go through as many channels as a head has.
     """
+    inner = 0 if narrow else 1
     token = 3 if filtered else 1
     bc = (token, 2, state_size, repeat)
     options: dict[str, Any] = {
-        "decay": (1, {"scalar": 3, "vector": 2}.get(decay), 1, 1) if decay != "none" else None,
+        "decay": (1, {"scalar": 3, "vector": 2}.get(decay), inner, 1) if decay != "none" else None,
         "beta": (1, 3, delta, 1) if delta else None,
         "skip": (1, 3, 1, 1) if skip else None,
-        "gate": (1, 2, 1, 1) if gate else None,
+        "gate": (1, 2, inner, 1) if gate else None,
         "norm": (1, {"groups": 2, "heads": 3}.get(norm), 1, 1) if norm else None,
     }
     return operator(genes, b=bc, c=bc, v=(token, 2, expansion, 1), **{k: row for k, row in options.items() if row})
@@ -236,4 +239,7 @@ POOL: tuple[PoolClass, ...] = (
     ),
     PoolClass("GatedDelta-negative", recurrence("54141", 0, delta=2, gate=True, norm="heads")),
     PoolClass("MHA-QKN-full-NoPE", attention("12123", norm="full", unrotated=1)),
+    # 73-74: Kimi Linear (arXiv 2510.26692): Kimi delta attention, and attention without positions.
+    PoolClass("KDA", recurrence("54141", 0, decay="vector", delta=1, gate=True, norm="heads", narrow=True)),
+    PoolClass("MHA-NoPE", attention("12123", unrotated=1)),
 )

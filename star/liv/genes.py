@@ -130,12 +130,16 @@ BIAS_GROUP = GroupSpec("a bias for every map: y = T(x) x + c(x)", channel=(1,), 
 
 @dataclass(frozen=True)
 class Rule:
-    """Two genes that restrict each other, by address (see `Operator.gene`); `holds` says whether an operator obeys."""
+    """Two genes that restrict each other, by address (see `Operator.gene`); `holds` says whether an operator obeys.
+
+    named: only searches obey; a named class may break it.
+    """
 
     first: str
     second: str
     holds: Callable[[Operator], bool]
     why: str
+    named: bool = False
 
     @staticmethod
     def equal(first: str, second: str, why: str) -> Rule:
@@ -243,7 +247,7 @@ class Family:
         if operator.differential and not self.differentiable_branches:
             raise UserError(f"{where}: {self.name} has no differential form: {self.why.get('differential', '')}")
         for rule in self.rules:
-            if not rule.holds(operator):
+            if not rule.named and not rule.holds(operator):
                 raise UserError(f"{where}: {self._conflict(rule, operator)}")
 
     def _conflict(self, rule: Rule, operator: Operator) -> str:
@@ -285,8 +289,10 @@ class Family:
         """Whether a search can draw this operator."""
         rows = [f"{group}.{gene}" for group, _ in operator.features for gene in FeatureGenes._fields]
         genes = [*OPERATOR_GENES, *(row for row in rows if row.partition(".")[0] not in self.named_only)]
-        return all(operator.gene(gene) in self.searched(gene) for gene in genes) and not any(
-            operator.has(group) for group in self.named_only if group in self.groups
+        return (
+            all(operator.gene(gene) in self.searched(gene) for gene in genes)
+            and all(rule.holds(operator) for rule in self.rules)
+            and not any(operator.has(group) for group in self.named_only if group in self.groups)
         )
 
     def sample(self, featurizer: int, rng: np.random.Generator) -> Operator:

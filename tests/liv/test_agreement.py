@@ -352,6 +352,25 @@ def test_gated_delta_hybrid_is_qwen3_next_with_dense_ffns():
     assert_same_language_model(ours, peer)
 
 
+def test_mixers_of_kimi_linear():
+    """Kimi delta attention. The other mixer is latent attention there, plain attention in our layout."""
+    module = pytest.importorskip("transformers.models.kimi_linear.modeling_kimi_linear")
+    genome = load_genome("kimi-linear", d_model=128, head_dim=32)
+    ours = randomised(star.build(genome, VOCAB, seed=3)).blocks[0].liv
+    config = module.KimiLinearConfig(hidden_size=128, linear_head_dim=32, linear_num_heads=4, num_hidden_layers=4)
+    maps = {"q": "c", "k": "b", "v": "v", "b": "beta", "g_a": "z_low", "g_b": "z_high", "o": "out"}
+    weights = {f"{theirs}_proj.weight": getattr(ours, name) for theirs, name in maps.items()}
+    weights |= {"forget_gate.f_a_proj.weight": ours.dt_low, "forget_gate.f_b_proj.weight": ours.dt_high}
+    gates = gated_delta_weights(ours)
+    weights |= {name if name == "conv1d.weight" else f"forget_gate.{name}": weight for name, weight in gates.items()}
+    peer = module.KimiLinearDeltaAttention(config, 0).eval()
+    copy_weights(peer, weights | {"o_norm.weight": ours.norm})
+    x = torch.randn(2, 150, 128, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        y, expected = ours(x)[0], peer(x)
+    assert ((y - expected).abs().max() / expected.abs().max()).item() < ERROR
+
+
 def test_mixers_of_olmo_hybrid():
     """Its blocks have other norms than ours, so its mixers alone: the delta rule of strength up to 2, and attention."""
     module = pytest.importorskip("transformers.models.olmo_hybrid.modeling_olmo_hybrid")
