@@ -92,17 +92,21 @@ def attention(
     norm: str = "",
     expansion: int = 1,
     unrotated: int = 0,
+    latent: int = 0,
+    shared_key: bool = False,
     **options: bool,
 ) -> Operator:
     """An attention class. repeat: query heads per key head, 0 for a single key head.
 
     norm: of q and k, "head" or "full". expansion: width of all query heads over the width of the model. unrotated: 1
-    for no RoPE, r for RoPE on 1/r of the channels. options: other groups that it has (bias, gate, sink).
+    for no RoPE, r for RoPE on 1/r of the channels. latent: its width in heads, 0 for none; shared_key: beside it.
+    options: other groups that it has (bias, gate, sink).
     """
     q = (3 if filtered else 1, 2, expansion, 1)
     kv = (*q[:3], repeat)
     rows: dict[str, Any] = {"norm": (1, {"head": 1, "full": 2}[norm], 1, 1)} if norm else {}
     rows |= {"nope": (1, 1, 1, unrotated)} if unrotated else {}
+    rows |= {"latent": (1, 2, latent, 2 if shared_key else 1)} if latent else {}
     rows |= {group: (1, 2 if group == "gate" else 1, 1, 1) for group, there in options.items() if there}
     return operator(genes, q=q, k=kv, v=kv, **rows)
 
@@ -239,7 +243,9 @@ POOL: tuple[PoolClass, ...] = (
     ),
     PoolClass("GatedDelta-negative", recurrence("54141", 0, delta=2, gate=True, norm="heads")),
     PoolClass("MHA-QKN-full-NoPE", attention("12123", norm="full", unrotated=1)),
-    # 73-74: Kimi Linear (arXiv 2510.26692): Kimi delta attention, and attention without positions.
+    # 73-75: Kimi delta attention (arXiv 2510.26692), and multi-head latent attention: with RoPE as in DeepSeek-V2
+    # (arXiv 2405.04434), and without as in Kimi Linear.
     PoolClass("KDA", recurrence("54141", 0, decay="vector", delta=1, gate=True, norm="heads", narrow=True)),
-    PoolClass("MHA-NoPE", attention("12123", unrotated=1)),
+    PoolClass("MLA", attention("12123", latent=4, shared_key=True)),
+    PoolClass("MLA-NoPE", attention("12123", latent=4, shared_key=True, unrotated=1)),
 )

@@ -167,7 +167,8 @@ class Family:
     configure: (operator, d_model, head_dim, rope_theta) -> its sizes; raises UserError if it does not fit the width.
     rules: pairs of genes that restrict each other. why: for each gene, why no other value can be built.
     named_only: by address, legal values that no search draws: layouts of public models need them. A whole group: ().
-    differentiable_branches: whether there is a differential form.
+    private: groups with which an operator shares no features. differentiable_branches: whether there is a differential
+    form.
     """
 
     name: str
@@ -184,6 +185,7 @@ class Family:
     rules: tuple[Rule, ...] = ()
     why: Mapping[str, str] = field(default_factory=dict)
     named_only: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    private: tuple[str, ...] = ()
     differentiable_branches: bool = True
 
     @property
@@ -205,6 +207,8 @@ class Family:
 
         The shapes must be equal too: see `LIVConfig.shared_sizes` and `star.genome.plan.share_signature`.
         """
+        if any(operator.has(group) for group in self.private):
+            return None
         bits = max(strategy - 1, 0)
         for bit, names in enumerate(self.shareable):
             if bits >> bit & 1 and not any(operator.has(g) for g in names):

@@ -288,7 +288,7 @@ FAMILY = Family(
             channel=(3,),
             expansion=(1, 2),
             optional=True,
-            expansion_means="the greatest strength; 2 allows eigenvalues below 0",
+            expansion_means="the greatest strength; 2 allows eigenvalues below 0 (arXiv 2411.12537)",
         ),
         "skip": GroupSpec(
             "adds the value itself to the output, times one number per head", channel=(3,), optional=True
@@ -317,7 +317,8 @@ FAMILY = Family(
             "decay.channel",
             "beta",
             lambda o: not (o.has("beta") and o.feature("decay").channel == 2),
-            "the delta rule with one decay per state channel is Kimi delta attention, which searches do not draw",
+            "the delta rule with one decay per state channel is Kimi delta attention (arXiv 2510.26692), which searches "
+            "do not draw",
             named=True,
         ),
         Rule(

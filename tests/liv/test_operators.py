@@ -299,6 +299,20 @@ def test_illegal_value_names_the_gene_and_what_is_legal():
             "decay.expansion 1 with this decay.channel, or decay.channel 2",
         ),
         (
+            "12123",
+            dict(q=(1, 2, 1, 1), k=(1, 2, 1, 1), v=(1, 2, 1, 1), latent=(1, 2, 4, 2), norm=(1, 1, 1, 1)),
+            "latent = present",
+            "norm = present",
+            "norm absent",
+        ),
+        (
+            "12123",
+            dict(q=(1, 2, 1, 1), k=(1, 2, 1, 1), v=(1, 2, 1, 1), latent=(1, 2, 4, 1)),
+            "latent = present",
+            "nope = absent",
+            "nope present",
+        ),
+        (
             "91142",
             dict(gate=(1, 2, 24, 1), value=(1, 2, 32, 1)),
             "gate.expansion = 24",
@@ -318,6 +332,14 @@ def test_width_that_does_not_fit_is_one_sentence():
     for c, width in ((3, 64), (5, 96), (42, 96)):
         with pytest.raises(UserError, match=f"class {POOL[c - 1].name}.*width .* is no multiple of head width 64"):
             Genome((Gene(c),), width).pool[c - 1].config(width, 64, 1e4)
+
+
+def test_a_latent_wider_than_the_model_is_one_sentence():
+    row = next(c for c in POOL if c.name == "MLA")
+    with pytest.raises(
+        UserError, match=r"class MLA: attention: the latent has 256 channels .* model with 192; choose a"
+    ):
+        row.config(192, 64, 1e4)
 
 
 def test_random_operators_are_legal_varied_and_seeded():
