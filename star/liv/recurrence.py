@@ -317,8 +317,8 @@ FAMILY = Family(
             "decay.channel",
             "beta",
             lambda o: not (o.has("beta") and o.feature("decay").channel == 2),
-            "the delta rule with one decay per state channel is Kimi delta attention (arXiv 2510.26692); searches do not "
-            "draw it",
+            "the delta rule with one decay per state channel is Kimi delta attention (arXiv 2510.26692), and searches "
+            "do not draw it",
             named=True,
         ),
         Rule(
