@@ -133,6 +133,8 @@ DECODERS = {
     "tinyllama-1.1b": ("Llama", 352, 1, {}),
     "mistral-7b": ("Mistral", 448, 2, {"sliding_window": 16}),
     "qwen3-0.6b": ("Qwen3", 384, 8, {"head_dim": 16}),
+    "qwen3-1.7b": ("Qwen3", 384, 4, {"head_dim": 16}),
+    "qwen3-8b": ("Qwen3", 384, 2, {"head_dim": 16}),
     "olmo-2-1b": ("Olmo2", 512, 8, {}),
     "3-21-3-21-3-21-64-21": ("SmolLM3", 512, 2, {}),  # no positions in every fourth attention
 }
