@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from star.liv.attention import Attention, AttentionConfig, apply_rope, softmax_attention
+from star.liv.attention import Attention, AttentionConfig, apply_rope
 from star.liv.base import Features, State, StateEntry, Weight, constant, matrix
 
 
@@ -95,12 +95,9 @@ class LatentAttention(Attention):
         q, extra = q.split([config.head_dim, config.shared], -1)
         queries = [q.transpose(1, 2), self.turned(extra, table).transpose(1, 2)]
         features["latents"] = latents
-        if (
-            state is not None and q.shape[1] == 1 and self.attend is None
-        ):  # the scale makes up for that of a wider query
-            scale = ((config.rank + config.shared) / (config.head_dim + config.shared)) ** 0.5
+        if state is not None and q.shape[1] == 1 and self.attend is None:
             queries[0] = queries[0] @ self.by_head("k", q.dtype)
-            return features | {"latent_q": torch.cat(queries, -1) * scale, "k": torch.cat(keys, -1)}, state
+            return features | {"latent_q": torch.cat(queries, -1), "k": torch.cat(keys, -1)}, state
         keys[0] = self.heads_of(latents, "k")
         keys = [k.expand(-1, keys[0].shape[1], -1, -1) for k in keys]
         return features | {"q": torch.cat(queries, -1), "k": torch.cat(keys, -1)}, state
@@ -118,10 +115,17 @@ class LatentAttention(Attention):
     def core(self, features: Features, value: Tensor, state: State | None) -> tuple[Tensor, State | None]:
         if "latent_q" not in features:
             return super().core(features, value, state)
-        sink = self.sink if self.config.sink else None
-        window, padding = self.config.window, features.get("padding")
-        y = softmax_attention(features["latent_q"], features["k"], value, window, sink, padding)
-        y = y @ self.by_head("v", y.dtype).mT
+        # All heads read one key: they are the rows of one product. [B, H, S]
+        k, width = features["k"][:, 0], self.config.head_dim + self.config.shared
+        scores = features["latent_q"][:, :, 0] @ k.mT * width**-0.5
+        if "padding" in features:
+            place = torch.arange(1 - k.shape[1], 1, device=k.device)
+            scores = scores.masked_fill(((place < features["padding"][:, None]) & (place < 0))[:, None], -math.inf)
+        if self.config.sink:
+            scores = torch.cat([scores, self.sink.to(scores.dtype)[:, None].expand(*scores.shape[:2], 1)], -1)
+        weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
+        y = weights[..., : k.shape[1]] @ value[:, 0]
+        y = y[:, :, None] @ self.by_head("v", y.dtype).mT
         return y.transpose(1, 2).flatten(2), state
 
     def normed(self, h: Tensor, scale: Tensor) -> Tensor:

@@ -63,8 +63,10 @@ def test_published_parameter_counts(name, published):
 
 @pytest.mark.parametrize(
     "name, d, numbers",
-    [("SA-1", 768, 2 * 768), ("GQA-4-QKN", 768, 2 * 192), ("MQA", 768, 2 * 64), ("GConv-1", 768, 0), ("Rec-1", 768, 0)]
-    + [("MLA", 768, 4 * 64 + 32), ("KDA", 768, 0)],
+    [
+        *(("SA-1", 768, 2 * 768), ("GQA-4-QKN", 768, 2 * 192), ("MQA", 768, 2 * 64), ("MLA", 768, 4 * 64 + 32)),
+        *((name, 768, 0) for name in ("GConv-1", "Rec-1", "KDA")),
+    ],
 )
 def test_cache_numbers_per_token(name, d, numbers):
     """The growth of the cache, in numbers per token."""
