@@ -92,17 +92,21 @@ def attention(
     norm: str = "",
     expansion: int = 1,
     unrotated: int = 0,
+    latent: int = 0,
+    shared_key: bool = False,
     **options: bool,
 ) -> Operator:
     """An attention class. repeat: query heads per key head, 0 for a single key head.
 
     norm: of q and k, "head" or "full". expansion: width of all query heads over the width of the model. unrotated: 1
-    for no RoPE, r for RoPE on 1/r of the channels. options: other groups that it has (bias, gate, sink).
+    for no RoPE, r for RoPE on 1/r of the channels. latent: its width in heads, 0 for none; shared_key: beside it.
+    options: other groups that it has (bias, gate, sink).
     """
     q = (3 if filtered else 1, 2, expansion, 1)
     kv = (*q[:3], repeat)
     rows: dict[str, Any] = {"norm": (1, {"head": 1, "full": 2}[norm], 1, 1)} if norm else {}
     rows |= {"nope": (1, 1, 1, unrotated)} if unrotated else {}
+    rows |= {"latent": (1, 2, latent, 2 if shared_key else 1)} if latent else {}
     rows |= {group: (1, 2 if group == "gate" else 1, 1, 1) for group, there in options.items() if there}
     return operator(genes, q=q, k=kv, v=kv, **rows)
 
@@ -119,18 +123,21 @@ def recurrence(
     skip: bool = False,
     gate: bool = False,
     norm: str = "",
+    narrow: bool = False,
 ) -> Operator:
     """A class of recurrence. state_size: 0 for the width of a head. delta: greatest strength of the delta rule.
 
-    repeat: heads that share b and c, 0 for all. norm: "heads" or "groups" (see `star.liv.readout`).
+    repeat: heads that share b and c, 0 for all. norm: "heads" or "groups" (see `star.liv.readout`). narrow: the maps of
+    decay and gate go through as many channels as a head has.
     """
+    inner = 0 if narrow else 1
     token = 3 if filtered else 1
     bc = (token, 2, state_size, repeat)
     options: dict[str, Any] = {
-        "decay": (1, {"scalar": 3, "vector": 2}.get(decay), 1, 1) if decay != "none" else None,
+        "decay": (1, {"scalar": 3, "vector": 2}.get(decay), inner, 1) if decay != "none" else None,
         "beta": (1, 3, delta, 1) if delta else None,
         "skip": (1, 3, 1, 1) if skip else None,
-        "gate": (1, 2, 1, 1) if gate else None,
+        "gate": (1, 2, inner, 1) if gate else None,
         "norm": (1, {"groups": 2, "heads": 3}.get(norm), 1, 1) if norm else None,
     }
     return operator(genes, b=bc, c=bc, v=(token, 2, expansion, 1), **{k: row for k, row in options.items() if row})
@@ -236,4 +243,9 @@ POOL: tuple[PoolClass, ...] = (
     ),
     PoolClass("GatedDelta-negative", recurrence("54141", 0, delta=2, gate=True, norm="heads")),
     PoolClass("MHA-QKN-full-NoPE", attention("12123", norm="full", unrotated=1)),
+    # 73-75: Kimi delta attention (arXiv 2510.26692), and multi-head latent attention: with RoPE as in DeepSeek-V2
+    # (arXiv 2405.04434), and without as in Kimi Linear.
+    PoolClass("KDA", recurrence("54141", 0, decay="vector", delta=1, gate=True, norm="heads", narrow=True)),
+    PoolClass("MLA", attention("12123", latent=4, shared_key=True)),
+    PoolClass("MLA-NoPE", attention("12123", latent=4, shared_key=True, unrotated=1)),
 )

@@ -121,7 +121,7 @@ def _obeying(operator: Operator, address: str) -> Operator | None:
     """With the partners of the edited gene set as its family's rules ask; None if nothing legal has this value."""
     family = FAMILIES[operator.family]
     for rule in family.rules:
-        if rule.holds(operator):
+        if rule.named or rule.holds(operator):
             continue
         partner = {rule.first: rule.second, rule.second: rule.first}.get(address)
         if partner is None:

@@ -25,7 +25,7 @@ from star.genome.repair import repair
 from star.genome.space import GENES, HEADER, Space
 from star.liv import ABSENT, FAMILIES, FeatureGenes, Operator, OperatorGenes
 
-MOST_GROUPS = max(len(family.groups) for family in FAMILIES.values())
+MOST_GROUPS = max(len(family.searched_groups) for family in FAMILIES.values())
 OPERATOR = ("featurizer", "token", "sparsity", "nonlinearity", "channel", "differential")
 WIDTH = len(OPERATOR) + len(FeatureGenes._fields) * MOST_GROUPS
 MOST_DRAWS = 1000  # random operators to try until one fits the width
@@ -81,7 +81,7 @@ class OperatorSpace(Space):
         section: list[set[int]] = [{0, *FEATURIZERS}]
         section += [{0}.union(*(family.searched(gene) for family in families)) for gene in OPERATOR[1:5]] + [{0, 1}]
         for g in range(MOST_GROUPS):
-            groups = [(f, name) for f in families for name in list(f.groups)[g : g + 1] if name in f.searched_groups]
+            groups = [(f, name) for f in families for name in f.searched_groups[g : g + 1]]
             section += [
                 {0}.union(*(f.searched(f"{name}.{gene}") for f, name in groups)) for gene in FeatureGenes._fields
             ]
@@ -205,9 +205,9 @@ class OperatorSpace(Space):
             for gene, value in zip(OPERATOR[1:5], numbers[1:5], strict=True)
         ]
         rows = []
-        for g, (name, spec) in enumerate(family.groups.items()):
+        for g, name in enumerate(family.searched_groups):
             row = numbers[len(OPERATOR) + 4 * g : len(OPERATOR) + 4 * g + 4]
-            if name not in family.searched_groups or (spec.optional and not row[0]):
+            if family.groups[name].optional and not row[0]:
                 continue  # the first integer says whether an optional group is there
             legal = [family.searched(f"{name}.{gene}") for gene in FeatureGenes._fields]
             row = [v if v in choice else int(rng.choice(choice)) for v, choice in zip(row, legal, strict=True)]
@@ -239,8 +239,7 @@ class OperatorSpace(Space):
 
 def to_integers(op: Operator) -> list[int]:
     """The section of an operator: `WIDTH` integers, four zeros for each group that it does not have."""
-    groups = list(FAMILIES[op.family].groups)
-    rows = [n for name in groups for n in op.feature(name)]
+    rows = [n for name in FAMILIES[op.family].searched_groups for n in op.feature(name)]
     rows += [0] * (len(FeatureGenes._fields) * MOST_GROUPS - len(rows))
     return [*op.genes, int(op.differential), *rows]
 
@@ -250,7 +249,7 @@ def from_integers(integers: np.ndarray) -> Operator:
     numbers = [int(n) for n in integers]
     family = FAMILIES[FEATURIZERS[numbers[0]]]
     rows = []
-    for g, name in enumerate(family.groups):
+    for g, name in enumerate(family.searched_groups):
         row = FeatureGenes(*numbers[len(OPERATOR) + 4 * g : len(OPERATOR) + 4 * g + 4])
         if row != ABSENT:
             rows.append((name, row))

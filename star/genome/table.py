@@ -72,7 +72,14 @@ def gene_table() -> list[dict[str, str]]:
             meaning = f"{spec.meaning} (expansion: {spec.expansion_means}){optional}"
             rows.append((f"featurizer ({family.name})", group, text, meaning))
         for rule in family.rules:
-            rows.append((f"rule ({family.name})", f"{rule.first}, {rule.second}", "restrict each other", rule.why))
+            rows.append(
+                (
+                    f"rule ({family.name})",
+                    f"{rule.first}, {rule.second}",
+                    "restrict each other" + " in searches" * rule.named,
+                    rule.why,
+                )
+            )
     for token, channel in product(TOKEN_MIXING, CHANNEL_MIXING):
         built = [f for f in FAMILIES.values() if token in f.token and channel in f.channel]
         meaning = "; ".join(f"{f.name}: {f.equation}" for f in built) or f"not built: {NOT_BUILT[token, channel]}"

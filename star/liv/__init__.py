@@ -5,13 +5,13 @@ integers), then any family. A new family is one file here, its `FAMILY` listed b
 `star.genome.classes`.
 """
 
-from star.liv import attention, convolution, elementwise, memoryless, recurrence
+from star.liv import attention_genes, convolution, elementwise, memoryless, recurrence
 from star.liv import kernels as kernels  # registers the forms of fla
 from star.liv.base import LIV, LIVConfig, StateEntry, Weight
 from star.liv.genes import ABSENT, Family, FeatureGenes, Operator, OperatorGenes
 
 FAMILIES: dict[str, Family] = {
-    module.FAMILY.name: module.FAMILY for module in (attention, recurrence, convolution, memoryless, elementwise)
+    module.FAMILY.name: module.FAMILY for module in (attention_genes, recurrence, convolution, memoryless, elementwise)
 }
 
 __all__ = [

@@ -19,7 +19,6 @@ import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +40,6 @@ from star.liv.base import (
     short_filter,
 )
 from star.liv.functional import rms_norm
-from star.liv.genes import BIAS_GROUP, Family, GroupSpec, Operator, Rule, count_heads
 
 ATTENTION_FILTER = 3  # taps of the optional filters of q, k and v
 # Fastest first for training on a Hopper GPU (published figures, not measured by us). Torch takes the first one that
@@ -95,9 +93,12 @@ class AttentionConfig(LIVConfig):
         return {g: StateEntry(cache, g, cap=cap, column_dim=1) for g in "kv"} | filters
 
     def mixing_flops(self, seq_len: int) -> float:
+        return self.decode_mixing_flops(0) * self.visible(seq_len)
+
+    def visible(self, seq_len: int) -> float:
+        """Keys that a query sees, mean over a sequence: sum_i min(i, window) / T."""
         window = min(self.window or seq_len, seq_len)
-        visible = window - window * (window - 1) / (2 * seq_len)  # mean over queries: sum_i min(i, window) / T
-        return self.decode_mixing_flops(0) * visible
+        return window - window * (window - 1) / (2 * seq_len)
 
     def decode_mixing_flops(self, seq_len: int) -> float:
         """q . k and weight * v: two multiply-adds per key and channel."""
@@ -259,7 +260,7 @@ def attended(
     mask = None if mask is None else F.pad(mask, (1, 0), value=True)
     scale = width**-0.5
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, scale=scale, enable_gqa=gqa)
-    return y[:, :, int(is_causal) :, :width]
+    return y[:, :, int(is_causal) :, :-8]
 
 
 def banded_attention(q: Tensor, k: Tensor, v: Tensor, window: int, sink: Tensor | None = None) -> Tensor:
@@ -347,75 +348,3 @@ def apply_rope(h: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     cos, sin = (table.to(h.dtype).chunk(2, -1)[1] for table in (cos, sin))
     x, y = h.chunk(2, -1)
     return torch.cat([torch.addcmul(x * cos, y, sin, value=-1), torch.addcmul(y * cos, x, sin)], -1)
-
-
-def configure(operator: Operator, d_model: int, head_dim: int, rope_theta: float) -> AttentionConfig:
-    """The sized operator. Raises UserError if it does not fit the width."""
-    width = d_model * operator.feature("q").expansion
-    n_heads, n_kv_heads = count_heads("attention", width, head_dim, operator.feature("k").repeat)
-    return AttentionConfig(
-        d_model,
-        operator.branches,
-        n_heads,
-        n_kv_heads,
-        head_dim,
-        window=operator.window,
-        filters=tuple(g for g in "qkv" if operator.feature(g).token == 3),
-        qk_norm={0: "", 1: "head", 2: "full"}[operator.feature("norm").channel],
-        rope_theta=None if operator.feature("nope").repeat == 1 else rope_theta,
-        rotary=max(2, head_dim // operator.feature("nope").repeat // 2 * 2) if operator.has("nope") else None,
-        biased=operator.has("bias"),
-        gated=operator.has("gate"),
-        sink=operator.has("sink"),
-    )
-
-
-_REPEAT = (1, 2, 3, 4, 8, 0)
-_QKV: dict[str, Any] = {
-    "token": (1, 3),
-    "expansion": (1, 2),
-    "expansion_means": "width of all query heads over the width of the model",
-}
-FAMILY = Family(
-    name="attention",
-    equation="T_ij = softmax_j(q_i . k_j / sqrt(d)) per head",
-    token=(2,),
-    sparsity=tuple(range(1, 11)),
-    nonlinearity=(2,),
-    channel=(3,),
-    groups={
-        "q": GroupSpec("queries: W_q x, one per head; token mixing 3 adds a causal filter of length 3", **_QKV),
-        "k": GroupSpec("keys: W_k x; r query heads share one, 0: all heads do", repeat=_REPEAT, **_QKV),
-        "v": GroupSpec("values: W_v x, the value path; repeat as for keys", repeat=_REPEAT, **_QKV),
-        "norm": GroupSpec(
-            "RMSNorm of q and k (QK-norm): channel mixing 1 per head, 2 over all heads", channel=(1, 2), optional=True
-        ),
-        "nope": GroupSpec(
-            "q and k are not rotated (NoPE, arXiv 2305.19466); repeat r: the first 1/r of the channels of a head are "
-            "(partial rotary: GPT-J, Qwen3-Next)",
-            channel=(1,),
-            repeat=(1, 2, 4),
-            optional=True,
-        ),
-        "bias": BIAS_GROUP,
-        "gate": GroupSpec("output gate: sigmoid(W_g x), one per channel (arXiv 2505.06708)", optional=True),
-        "sink": GroupSpec(
-            "a logit per head that takes weight from the keys (gpt-oss, arXiv 2508.10925)", channel=(1,), optional=True
-        ),
-    },
-    shareable=(("k",), ("v",)),
-    sharing_genes=("sparsity",),
-    configure=configure,
-    rules=(
-        Rule.equal("k.repeat", "v.repeat", "keys and values come in pairs"),
-        Rule.equal("q.expansion", "k.expansion", "both say how wide all heads are together"),
-        Rule.equal("k.expansion", "v.expansion", "both say how wide all heads are together"),
-    ),
-    why={
-        "token": "softmax acts on the scores q . k, which are low rank",
-        "nonlinearity": "without softmax the low-rank scores need no cache of keys: that is the recurrence family",
-        "channel": "all channels of a head share its scores",
-    },
-    named_only={"sparsity": (10,), **{f"{g}.expansion": (2,) for g in "qkv"}, "norm.channel": (2,)}
-    | {"nope": (), "bias": (), "gate": (), "sink": ()},
-)

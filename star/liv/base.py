@@ -156,6 +156,12 @@ def matrix(out_features: int, in_features: int, group: str) -> Weight:
     return Weight(shape, group, normal(in_features**-0.5), "matrix", 2 * math.prod(shape))
 
 
+def low_rank(name: str, out_features: int, rank: int, in_features: int, group: str) -> dict[str, Weight]:
+    """A channel map through `rank` channels, as two matrices."""
+    last = matrix(out_features, rank, group)._replace(of_input=False)
+    return {f"{name}_low": matrix(rank, in_features, group), f"{name}_high": last}
+
+
 def short_filter(channels: int, length: int, group: str) -> Weight:
     """A causal depthwise filter; its last tap multiplies the present token."""
     return Weight((channels, length), group, normal(length**-0.5), flops=2 * channels * length)
@@ -373,6 +379,10 @@ class LIV(nn.Module):
     def linear(self, x: Tensor, name: str) -> Tensor:
         """The map `name` of x, with its bias if it has one. Weights are cast to the dtype of x."""
         return F.linear(x, self.weight(name, x.dtype), self.bias(name, x.dtype))
+
+    def mapped(self, h: dict[str, Tensor], name: str) -> Tensor:
+        """The map `name` of x, from the linear maps h of x: itself, or the second half of a `low_rank` map."""
+        return h[name] if name in h else self.linear(h[f"{name}_low"], f"{name}_high")
 
     def weight(self, name: str, dtype: torch.dtype) -> Tensor:
         """The weight `name` in this dtype: a copy that was made for all matrices at once, or one made here."""

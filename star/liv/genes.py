@@ -130,12 +130,16 @@ BIAS_GROUP = GroupSpec("a bias for every map: y = T(x) x + c(x)", channel=(1,), 
 
 @dataclass(frozen=True)
 class Rule:
-    """Two genes that restrict each other, by address (see `Operator.gene`); `holds` says whether an operator obeys."""
+    """Two genes that restrict each other, by address (see `Operator.gene`); `holds` says whether an operator obeys.
+
+    named: only searches obey; a named class may break it.
+    """
 
     first: str
     second: str
     holds: Callable[[Operator], bool]
     why: str
+    named: bool = False
 
     @staticmethod
     def equal(first: str, second: str, why: str) -> Rule:
@@ -163,7 +167,8 @@ class Family:
     configure: (operator, d_model, head_dim, rope_theta) -> its sizes; raises UserError if it does not fit the width.
     rules: pairs of genes that restrict each other. why: for each gene, why no other value can be built.
     named_only: by address, legal values that no search draws: layouts of public models need them. A whole group: ().
-    differentiable_branches: whether there is a differential form.
+    private: groups with which an operator shares no features. differentiable_branches: whether there is a differential
+    form.
     """
 
     name: str
@@ -180,6 +185,7 @@ class Family:
     rules: tuple[Rule, ...] = ()
     why: Mapping[str, str] = field(default_factory=dict)
     named_only: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    private: tuple[str, ...] = ()
     differentiable_branches: bool = True
 
     @property
@@ -201,6 +207,8 @@ class Family:
 
         The shapes must be equal too: see `LIVConfig.shared_sizes` and `star.genome.plan.share_signature`.
         """
+        if any(operator.has(group) for group in self.private):
+            return None
         bits = max(strategy - 1, 0)
         for bit, names in enumerate(self.shareable):
             if bits >> bit & 1 and not any(operator.has(g) for g in names):
@@ -243,7 +251,7 @@ class Family:
         if operator.differential and not self.differentiable_branches:
             raise UserError(f"{where}: {self.name} has no differential form: {self.why.get('differential', '')}")
         for rule in self.rules:
-            if not rule.holds(operator):
+            if not rule.named and not rule.holds(operator):
                 raise UserError(f"{where}: {self._conflict(rule, operator)}")
 
     def _conflict(self, rule: Rule, operator: Operator) -> str:
@@ -285,8 +293,10 @@ class Family:
         """Whether a search can draw this operator."""
         rows = [f"{group}.{gene}" for group, _ in operator.features for gene in FeatureGenes._fields]
         genes = [*OPERATOR_GENES, *(row for row in rows if row.partition(".")[0] not in self.named_only)]
-        return all(operator.gene(gene) in self.searched(gene) for gene in genes) and not any(
-            operator.has(group) for group in self.named_only if group in self.groups
+        return (
+            all(operator.gene(gene) in self.searched(gene) for gene in genes)
+            and all(rule.holds(operator) for rule in self.rules)
+            and not any(operator.has(group) for group in self.named_only if group in self.groups)
         )
 
     def sample(self, featurizer: int, rng: np.random.Generator) -> Operator:

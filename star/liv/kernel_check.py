@@ -33,9 +33,15 @@ OURS: dict[str, Callable] = {
     "vector": vector_gate_parallel,
     "delta": delta_parallel,
     "gated delta": delta_parallel,
+    "channel delta": delta_parallel,
 }
 ALLOWED_ERROR = {"bfloat16": 2e-2, "float16": 1e-2, "float32": 2e-3}  # of the largest number; TF32 has 1e-3
-STRONGEST = {"scalar": -20.0, "vector": -5.0, "gated delta": -20.0}  # the lowest log decays of our modules
+STRONGEST = {
+    "scalar": -20.0,
+    "vector": -5.0,
+    "gated delta": -20.0,
+    "channel delta": -20.0,
+}  # the lowest log decays of our modules
 
 
 def needed(livs: Iterable[nn.Module], width: int, dtype: torch.dtype) -> set[Case]:
@@ -101,7 +107,7 @@ def probe_inputs(case: Case, device: torch.device) -> list[Tensor | None]:
     c, b = (F.normalize(torch.randn(1, tokens, heads, size, generator=generator), dim=-1) for _ in range(2))
     v = torch.randn(1, tokens, heads, case.width, generator=generator)
     memory = torch.randn(1, heads, size, case.width, generator=generator)
-    decays = (1, tokens, heads, size) if name == "vector" else (1, tokens, heads)
+    decays = (1, tokens, heads, size) if name in ("vector", "channel delta") else (1, tokens, heads)
     g = STRONGEST[name] * torch.rand(decays, generator=generator) ** 8 if name in STRONGEST else None
     beta = [torch.rand(1, tokens, heads, generator=generator)] if "delta" in name else []
     rounded = [t.to(dtype).float() for t in (c, b, v)]

@@ -34,6 +34,7 @@ KERNELS = {
     "vector": ("fla.ops.gla", "chunk_gla"),
     "delta": ("fla.ops.delta_rule", "chunk_delta_rule"),
     "gated delta": ("fla.ops.gated_delta_rule", "chunk_gated_delta_rule"),
+    "channel delta": ("fla.ops.kda", "chunk_kda"),
 }
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 

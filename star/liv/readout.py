@@ -3,7 +3,8 @@
     y <- norm(y) * swish(W_z x)    norm per head (RetNet, arXiv 2307.08621; gated delta networks, arXiv 2412.06464)
     y <- norm(y * swish(W_z x))    norm over the heads that share b and c (Mamba-2, arXiv 2405.21060)
 
-Both count as features: for a fixed gate and a fixed 1 / rms, the output is linear in x, so y = T(x) x still holds.
+Kimi delta attention (arXiv 2510.26692) has sigmoid(W_z' W_z x) for the gate. Gate and norm count as features: for a
+fixed gate and a fixed 1 / rms, the output is linear in x, so y = T(x) x still holds.
 
 The first y of a sequence is one value times one score c . b. The score may be almost 0 by chance, below its rounding
 error in bfloat16; a norm would make that error as large as any other output, and a gradient far larger. So the norm
@@ -19,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from star.liv.base import LIV, Features, LIVConfig, Weight, constant, matrix
+from star.liv.base import LIV, Features, LIVConfig, Weight, constant, low_rank, matrix
 from star.liv.functional import rms_norm
 from star.liv.genes import GroupSpec, Operator
 
@@ -28,13 +29,15 @@ NORM_EPS = 1e-5  # as in public models; the delta rule of these has about this m
 
 @dataclass(frozen=True)
 class ReadoutConfig(LIVConfig):
-    """Sizes of an operator with an optional output gate swish(W_z x) and an optional RMSNorm.
+    """Sizes of an operator with an optional output gate and an optional RMSNorm.
 
+    gated: swish(W_z x). gate_rank: if not 0, the gate is a sigmoid, of a map through so many channels.
     norm: "" none; "heads" RMSNorm of every head, before the gate; "groups" after the gate, over blocks of `norm_width`
     channels.
     """
 
     gated: bool = field(default=False, kw_only=True)
+    gate_rank: int = field(default=0, kw_only=True)
     norm: str = field(default="", kw_only=True)
 
     @property
@@ -54,7 +57,11 @@ class ReadoutConfig(LIVConfig):
 
     def readout_weights(self, width: int) -> dict[str, Weight]:
         """The weights of gate and norm. width: channels of one branch."""
-        weights = {"z": matrix(self.branches * width, self.d_model, "gate")} if self.gated else {}
+        weights: dict[str, Weight] = {}
+        if self.gated and self.gate_rank:
+            weights = low_rank("z", self.branches * width, self.gate_rank, self.d_model, "gate")
+        elif self.gated:
+            weights = {"z": matrix(self.branches * width, self.d_model, "gate")}
         if self.norm:
             shape = (self.norm_width,) if self.norm == "heads" else (self.branches * width,)
             weights["norm"] = Weight(shape, "norm", constant(1.0))
@@ -69,7 +76,10 @@ class Readout(LIV):
 
     def gate(self, h: dict[str, Tensor]) -> Features:
         """The output gate from the maps h of x: {"gate": [B, T, C]}, or {} without one."""
-        return {"gate": F.silu(h["z"])} if "z" in h else {}
+        if not self.config.gated:
+            return {}
+        z = self.mapped(h, "z")
+        return {"gate": torch.sigmoid(z) if self.config.gate_rank else F.silu(z)}
 
     def scale(self, features: Features, y: Tensor) -> Tensor | None:
         """1 / rms of every block of channels, [B, T, blocks]."""
@@ -97,7 +107,12 @@ class Readout(LIV):
 
 
 READOUT_GROUPS = {
-    "gate": GroupSpec("gate of the output: swish(W_z x), as wide as the value path", optional=True),
+    "gate": GroupSpec(
+        "gate of the output, as wide as the value path",
+        expansion=(1, 0),
+        optional=True,
+        expansion_means="1 swish(W_z x); 0 sigmoid of a map through as many channels as a head has",
+    ),
     "norm": GroupSpec(
         "RMSNorm of the output: channel mixing 3 per head, before the gate; 2 over the heads that share b and c, after "
         "the gate",
@@ -107,6 +122,12 @@ READOUT_GROUPS = {
 }
 
 
-def readout_genes(operator: Operator) -> dict[str, Any]:
+def readout_genes(operator: Operator, head_dim: int) -> dict[str, Any]:
     """The arguments of `ReadoutConfig` for the groups of `READOUT_GROUPS` that the operator has."""
-    return {"gated": operator.has("gate"), "norm": {0: "", 2: "groups", 3: "heads"}[operator.feature("norm").channel]}
+    gate, norm = operator.feature("gate"), operator.feature("norm")
+    narrow = operator.has("gate") and gate.expansion == 0
+    return {
+        "gated": operator.has("gate"),
+        "gate_rank": head_dim if narrow else 0,
+        "norm": {0: "", 2: "groups", 3: "heads"}[norm.channel],
+    }

@@ -11,6 +11,7 @@ makes the operator. Each kind is computed in a file of its own:
     A = exp(-exp(r) dt_t)       one decay per head, and dt_t b_t in place of b_t: Mamba-2          ssd.py
     A = diag(exp(g_t))          one decay per state channel: gated linear attention                vector_gate.py
     A = a_t (I - beta b b^T)    (gated) delta rule: beta_t b_t in place of b_t, |b| = |c| = 1      delta.py
+        ... with A = (I - beta b b^T) diag(exp(-exp(r) dt_t)), dt_t per state channel: Kimi delta attention
 
 dt = softplus(W_dt x + bias), g = logsigmoid(W_dt x + bias) / 16, beta = sigmoid(W_beta x), or twice that: then A may
 have an eigenvalue below 0 and turn a memory around (arXiv 2411.12537). Swish keeps the value path linear: swish(u) is
@@ -39,6 +40,7 @@ from star.liv.base import (
     constant,
     inverse_softplus,
     log_uniform,
+    low_rank,
     matrix,
     short_filter,
 )
@@ -62,7 +64,8 @@ class RecurrenceConfig(ReadoutConfig):
     head_dim: int
     state_size: int
     filters: tuple[str, ...] = ()  # which of b, c, v pass a short convolution
-    decay: str = "scalar"  # "none", "scalar" per head, or "vector": one per state channel
+    decay: str = "scalar"  # "none", "scalar" per head, or one per state channel: "vector" of GLA, "rates" of KDA
+    decay_rank: int = 0  # channels that the map of the decays goes through; 0: it is one matrix
     delta: float = 0.0  # the greatest strength of the delta rule; 0: none
     skip: bool = False
     nonlinearity: str = "none"  # of b, c and v
@@ -92,14 +95,17 @@ class RecurrenceConfig(ReadoutConfig):
     def weights(self) -> dict[str, Weight]:
         weights = {g: matrix(self.width(g), self.d_model, g) for g in "bcv"}
         weights |= {f"{g}_filter": short_filter(self.width(g), RECURRENCE_FILTER, g) for g in self.filters}
-        if self.decay == "scalar":
-            weights["dt"] = matrix(self.heads, self.d_model, "decay")
+        if self.decay != "none":
+            n = self.heads * (1 if self.decay == "scalar" else self.state_size)
+            if self.decay_rank:
+                weights |= low_rank("dt", n, self.decay_rank, self.d_model, "decay")
+            else:
+                weights["dt"] = matrix(n, self.d_model, "decay")
             # As in Mamba-2: steps of 1/1000 to 1/10 and rates of 1 to 16, time constants of under 1 to 1000 tokens.
-            weights["dt_bias"] = Weight((self.heads,), "decay", log_uniform(1e-3, 1e-1, inverse_softplus))
+            steps = constant(0.0) if self.decay == "vector" else log_uniform(1e-3, 1e-1, inverse_softplus)
+            weights["dt_bias"] = Weight((n,), "decay", steps)
+        if self.decay in ("scalar", "rates"):
             weights["log_rate"] = Weight((self.heads,), "decay", log_uniform(1.0, 16.0, torch.log))
-        elif self.decay == "vector":
-            weights["dt"] = matrix(self.heads * self.state_size, self.d_model, "decay")
-            weights["dt_bias"] = Weight((self.heads * self.state_size,), "decay", constant(0.0))
         if self.delta:
             weights["beta"] = matrix(self.heads, self.d_model, "beta")
         if self.skip:
@@ -116,8 +122,10 @@ class RecurrenceConfig(ReadoutConfig):
         state, width = self.state_size, self.head_dim
         if self.delta:
             chunk = min(DELTA_CHUNK, seq_len)
-            # Two score matrices, one inverse, two products in the chunk, three with the state.
-            return self.heads * (4 * chunk * state + chunk * chunk + 4 * chunk * width + 6 * state * width)
+            # Two score matrices (for decays per channel only their lower halves), one inverse, two products in the
+            # chunk, three with the state.
+            scores = 2 if self.decay == "rates" else 4
+            return self.heads * (scores * chunk * state + chunk * chunk + 4 * chunk * width + 6 * state * width)
         chunk = min(VECTOR_BLOCK if self.decay == "vector" else SSD_CHUNK, seq_len)
         scores = 2 * chunk * state * self.branches * (self.n_groups if self.decay != "vector" else self.n_heads)
         return scores + self.heads * width * (2 * chunk + 4 * state)
@@ -132,7 +140,7 @@ class RecurrenceConfig(ReadoutConfig):
 class Recurrence(Readout):
     """A linear recurrence with a matrix state."""
 
-    MAPS = ("b", "c", "v", "dt", "beta", "z")
+    MAPS = ("b", "c", "v", "dt", "dt_low", "beta", "z", "z_low")
     VALUE = "v"
     config: RecurrenceConfig
     dt_bias: nn.Parameter
@@ -148,7 +156,7 @@ class Recurrence(Readout):
         if "decay" in self.given:
             features |= {name: given[name] for name in ("dt", "decay") if name in given}
         elif config.decay != "none":
-            features |= self.decays(h["dt"])
+            features |= self.decays(self.mapped(h, "dt"))
         if config.delta:
             features["beta"] = given["beta"] if "beta" in self.given else self.strength(h["beta"])
         if config.nonlinearity == "swish" and "v" in h:
@@ -175,6 +183,9 @@ class Recurrence(Readout):
             decay = F.logsigmoid(h) / 16  # gated linear attention (arXiv 2312.06635), section 4.4
             return {"decay": decay.clamp(min=VECTOR_MIN_LOG_DECAY).unflatten(-1, (-1, self.config.state_size))}
         dt = F.softplus(h)
+        if self.config.decay == "rates":
+            g = -self.log_rate.exp()[:, None] * dt.unflatten(-1, (-1, self.config.state_size))
+            return {"decay": g.clamp(min=MIN_LOG_DECAY)}
         return {"dt": dt, "decay": (-self.log_rate.exp() * dt).clamp(min=MIN_LOG_DECAY)}
 
     def strength(self, h: Tensor) -> Tensor:
@@ -200,7 +211,8 @@ class Recurrence(Readout):
         parallel: Callable[..., tuple[Tensor, Tensor | None]]
         step: Callable[..., tuple[Tensor, Tensor]]
         if config.delta:
-            name, parallel, step = "delta" if g is None else "gated delta", delta_parallel, delta_step
+            name = {"none": "delta", "scalar": "gated delta", "rates": "channel delta"}[config.decay]
+            parallel, step = delta_parallel, delta_step
             inputs = (c, b, value, g, features["beta"], memory)
         elif config.decay == "vector":
             name, parallel, step, inputs = "vector", vector_gate_parallel, vector_gate_step, (c, b, value, g, memory)
@@ -225,7 +237,7 @@ def wide(x: Tensor) -> torch.dtype:
 
 def configure(operator: Operator, d_model: int, head_dim: int, rope_theta: float) -> RecurrenceConfig:
     """The sized operator. Raises UserError if it does not fit the width."""
-    width = d_model * operator.feature("v").expansion
+    width, decay = d_model * operator.feature("v").expansion, operator.feature("decay")
     n_heads, n_groups = count_heads("recurrence", width, head_dim, operator.feature("b").repeat)
     return RecurrenceConfig(
         d_model,
@@ -235,11 +247,12 @@ def configure(operator: Operator, d_model: int, head_dim: int, rope_theta: float
         head_dim,
         state_size=operator.feature("b").expansion or head_dim,
         filters=tuple(g for g in "bcv" if operator.feature(g).token == 3),
-        decay={0: "none", 2: "vector", 3: "scalar"}[operator.feature("decay").channel],
+        decay={0: "none", 2: "rates" if operator.has("beta") else "vector", 3: "scalar"}[decay.channel],
+        decay_rank=head_dim if operator.has("decay") and decay.expansion == 0 else 0,
         delta=float(operator.feature("beta").expansion),
         skip=operator.has("skip"),
         nonlinearity={1: "none", 4: "swish"}[operator.genes.nonlinearity],
-        **readout_genes(operator),
+        **readout_genes(operator, head_dim),
     )
 
 
@@ -264,14 +277,18 @@ FAMILY = Family(
         "c": GroupSpec("output map C: where the state is read; token mixing and repeat as for b", **_STATE),
         "v": GroupSpec("value path: W_v x; token mixing as for b", token=(1, 3), expansion=(1, 2)),
         "decay": GroupSpec(
-            "decay of the state: channel mixing 3 one per head, 2 one per state channel", channel=(3, 2), optional=True
+            "decay of the state: channel mixing 3 one per head, 2 one per state channel",
+            channel=(3, 2),
+            expansion=(1, 0),
+            optional=True,
+            expansion_means="1 by one map of x; 0 by a map through as many channels as a head has",
         ),
         "beta": GroupSpec(
             "strength of the delta rule, one per head: how much of the value held for b is replaced",
             channel=(3,),
             expansion=(1, 2),
             optional=True,
-            expansion_means="the greatest strength; 2 allows eigenvalues below 0",
+            expansion_means="the greatest strength; 2 allows eigenvalues below 0 (arXiv 2411.12537)",
         ),
         "skip": GroupSpec(
             "adds the value itself to the output, times one number per head", channel=(3,), optional=True
@@ -300,11 +317,18 @@ FAMILY = Family(
             "decay.channel",
             "beta",
             lambda o: not (o.has("beta") and o.feature("decay").channel == 2),
-            "one decay per state channel together with the delta rule needs another chunk form (Kimi delta "
-            "attention), which is not implemented",
+            "the delta rule with one decay per state channel is Kimi delta attention (arXiv 2510.26692), and searches "
+            "do not draw it",
+            named=True,
+        ),
+        Rule(
+            "decay.channel",
+            "decay.expansion",
+            lambda o: o.feature("decay").expansion != 0 or o.feature("decay").channel != 3,
+            "one decay per head is so few channels that its map needs no other map before it",
         ),
     ),
-    named_only={"b.expansion": (0,), "c.expansion": (0,), "beta.expansion": (2,)},
+    named_only={f"{group}.expansion": (0,) for group in ("b", "c", "decay", "gate")} | {"beta.expansion": (2,)},
     why={
         "token": "a product of gates between two tokens is semi-separable, and low rank where every gate is 1",
         "nonlinearity": "a nonlinearity on the scores would need every score, and the state holds only their sum; "

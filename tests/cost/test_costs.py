@@ -47,6 +47,8 @@ def test_cache_and_size_of_the_paper():
         ("tinyllama-1.1b", 1_100_048_384),
         ("mistral-7b", 7_241_732_096),
         ("qwen3-0.6b", 596_049_920),
+        ("qwen3-1.7b", 1_720_574_976),
+        ("qwen3-8b", 8_190_735_360),
         ("olmo-2-1b", 1_484_916_736),
         ("gpt-2", 124_439_808),
     ],
@@ -61,7 +63,10 @@ def test_published_parameter_counts(name, published):
 
 @pytest.mark.parametrize(
     "name, d, numbers",
-    [("SA-1", 768, 2 * 768), ("GQA-4-QKN", 768, 2 * 192), ("MQA", 768, 2 * 64), ("GConv-1", 768, 0), ("Rec-1", 768, 0)],
+    [
+        *(("SA-1", 768, 2 * 768), ("GQA-4-QKN", 768, 2 * 192), ("MQA", 768, 2 * 64), ("MLA", 768, 4 * 64 + 32)),
+        *((name, 768, 0) for name in ("GConv-1", "Rec-1", "KDA")),
+    ],
 )
 def test_cache_numbers_per_token(name, d, numbers):
     """The growth of the cache, in numbers per token."""

@@ -133,6 +133,8 @@ DECODERS = {
     "tinyllama-1.1b": ("Llama", 352, 1, {}),
     "mistral-7b": ("Mistral", 448, 2, {"sliding_window": 16}),
     "qwen3-0.6b": ("Qwen3", 384, 8, {"head_dim": 16}),
+    "qwen3-1.7b": ("Qwen3", 384, 4, {"head_dim": 16}),
+    "qwen3-8b": ("Qwen3", 384, 2, {"head_dim": 16}),
     "olmo-2-1b": ("Olmo2", 512, 8, {}),
     "3-21-3-21-3-21-64-21": ("SmolLM3", 512, 2, {}),  # no positions in every fourth attention
 }
@@ -350,6 +352,80 @@ def test_gated_delta_hybrid_is_qwen3_next_with_dense_ffns():
         weights |= {f"{layer}{name}.{theirs}": w for theirs, w in qwen3_next_weights(mixer.liv).items()}
     copy_weights(peer, weights)
     assert_same_language_model(ours, peer)
+
+
+def latent_weights(liv) -> dict[str, torch.Tensor]:
+    """Of a latent attention, under the names that DeepSeek-V3 and Kimi Linear have in common."""
+    by_head = [w.unflatten(0, (liv.config.n_heads, -1)) for w in (liv.k, liv.v)]
+    return {
+        "q_proj.weight": liv.q,
+        "kv_a_proj_with_mqa.weight": torch.cat([liv.latent, liv.key]),
+        "kv_a_layernorm.weight": liv.latent_norm,
+        "kv_b_proj.weight": torch.cat(by_head, 1).flatten(0, 1),
+        "o_proj.weight": liv.out,
+    }
+
+
+def test_latent_attention_row_is_that_of_deepseek():
+    """`DeepseekV3Attention` with RoPE of halves, as everywhere here."""
+    from transformers.models.deepseek_v3 import modeling_deepseek_v3 as module
+
+    ours = randomised(star.build(Genome((Gene(class_id("MLA")),), 128, 32), VOCAB, seed=3)).blocks[0].liv
+    config = module.DeepseekV3Config(
+        hidden_size=128,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        q_lora_rank=None,
+        kv_lora_rank=128,
+        qk_nope_head_dim=32,
+        qk_rope_head_dim=16,
+        v_head_dim=32,
+        rope_interleave=False,
+        rms_norm_eps=1e-5,
+        num_hidden_layers=1,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+    )
+    config._attn_implementation = "sdpa"
+    peer = module.DeepseekV3Attention(config, 0).eval()
+    peer.kv_a_layernorm.variance_epsilon = 1e-5  # it has 1e-6, whatever the configuration says
+    assert_same_attention(ours, peer, latent_weights(ours), module.DeepseekV3RotaryEmbedding(config))
+
+
+def test_mixers_of_kimi_linear():
+    module = pytest.importorskip("transformers.models.kimi_linear.modeling_kimi_linear")
+    genome = load_genome("kimi-linear", d_model=128, head_dim=32)
+    blocks = randomised(star.build(genome, VOCAB, seed=3)).blocks
+    ours, latent = blocks[0].liv, blocks[6].liv
+    config = module.KimiLinearConfig(
+        hidden_size=128,
+        linear_head_dim=32,
+        linear_num_heads=4,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        kv_lora_rank=128,
+        qk_nope_head_dim=32,
+        qk_rope_head_dim=16,
+        v_head_dim=32,
+    )
+    config._attn_implementation = "sdpa"
+    maps = {"q": "c", "k": "b", "v": "v", "b": "beta", "g_a": "z_low", "g_b": "z_high", "o": "out"}
+    weights = {f"{theirs}_proj.weight": getattr(ours, name) for theirs, name in maps.items()}
+    weights |= {"forget_gate.f_a_proj.weight": ours.dt_low, "forget_gate.f_b_proj.weight": ours.dt_high}
+    gates = gated_delta_weights(ours)
+    weights |= {name if name == "conv1d.weight" else f"forget_gate.{name}": weight for name, weight in gates.items()}
+    peer = module.KimiLinearDeltaAttention(config, 0).eval()
+    copy_weights(peer, weights | {"o_norm.weight": ours.norm})
+    x = torch.randn(2, 150, 128, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        y, expected = ours(x)[0], peer(x)
+    assert ((y - expected).abs().max() / expected.abs().max()).item() < ERROR
+    peer = module.KimiLinearAttention(config, 3).eval()
+    peer.kv_a_layernorm.variance_epsilon = 1e-5
+    copy_weights(peer, latent_weights(latent))
+    with torch.no_grad():
+        y, expected = latent(x)[0], peer(x, None)[0]
+    assert ((y - expected).abs().max() / expected.abs().max()).item() < ERROR
 
 
 def test_mixers_of_olmo_hybrid():

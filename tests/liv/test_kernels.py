@@ -26,6 +26,7 @@ ROWS = {
     "GLA": "vector",
     "DeltaNet": "delta",
     "GatedDelta": "gated delta",
+    "KDA": "channel delta",
 }
 TOKENS = 100
 FAKE = """

@@ -38,11 +38,11 @@ def recurrence_inputs(
     c, b = randn(2, seq_len, keys, state, seed=1), randn(2, seq_len, keys, state, seed=2)
     b = b * (1 - correlated) + correlated * randn(2, 1, keys, state, seed=6)
     v = randn(2, seq_len, heads, width, seed=3)
-    gate = randn(2, seq_len, heads, *([state] if kind == "vector" else []), seed=4).abs() * strength
-    g = -gate.clamp(max={"ssd": 20.0, "vector": 5.0, "delta": 20.0}[kind])
+    gate = randn(2, seq_len, heads, *([state] if kind in ("vector", "channel delta") else []), seed=4).abs() * strength
+    g = -gate.clamp(max=5.0 if kind == "vector" else 20.0)
     memory = randn(2, heads, state, width, seed=5)
     inputs = [c, b, v, g, memory]
-    if kind == "delta":
+    if "delta" in kind:
         inputs = [c, unit(b), v, g, torch.sigmoid(randn(2, seq_len, heads, seed=7)), memory]
     return [t.to(dtype) for t in inputs]
 
@@ -51,6 +51,7 @@ FORMS = {
     "ssd": (ssd_parallel, ssd_reference),
     "vector": (vector_gate_parallel, vector_gate_reference),
     "delta": (delta_parallel, delta_reference),
+    "channel delta": (delta_parallel, delta_reference),
 }
 
 
@@ -212,11 +213,30 @@ def float32_error(kind, **options):
 
 @pytest.mark.parametrize(
     "kind, strength, bound",
-    [("ssd", 0.1, 1e-6), ("ssd", 1e4, 1e-5), ("vector", 0.1, 2e-6), ("vector", 1e4, 5e-6), ("delta", 0.1, 1e-6)],
+    [("ssd", 0.1, 1e-6), ("ssd", 1e4, 1e-5), ("vector", 0.1, 2e-6), ("vector", 1e4, 5e-6), ("delta", 0.1, 1e-6)]
+    + [("channel delta", strength, bound) for strength, bound in ((0.1, 1e-6), (5.0, 2e-5), (1e4, 1e-6))],
 )
 def test_float32_error_of_weak_and_of_extreme_gates(kind, strength, bound):
     error, finite = float32_error(kind, strength=strength)
     assert finite and error < bound
+
+
+def test_decays_of_equal_channels_are_one_decay_per_head():
+    """Halved chunks against one product of matrices, at lengths around both chunks."""
+    for seq_len in (31, 33, 65):
+        c, b, v, g, beta, memory = recurrence_inputs("delta", seq_len, 1.0)
+        per_channel = delta_parallel(c, b, v, g[..., None].expand(*g.shape, b.shape[-1]), beta, memory)
+        for ours, expected in zip(per_channel, delta_parallel(c, b, v, g, beta, memory), strict=True):
+            assert torch.allclose(ours, expected, atol=1e-12)
+
+
+def test_no_decay_between_channels_has_a_positive_exponent():
+    """A channel that forgets everything beside one that forgets nothing: float32 stays exact."""
+    c, b, v, g, beta, memory = recurrence_inputs("channel delta", 128, 0.0)
+    g = torch.where(torch.arange(g.shape[-1]) == 0, -20.0, g)
+    exact, _ = delta_reference(c, b, v, g, beta, memory)
+    single, _ = delta_parallel(*(t.float() for t in (c, b, v, g, beta, memory)))
+    assert (single - exact).abs().max() < 2e-6 * exact.abs().max()
 
 
 @pytest.mark.parametrize("correlated", [0.9, 0.99])
@@ -273,10 +293,24 @@ def test_illegal_value_names_the_gene_and_what_is_legal():
         ),
         (
             "54111",
-            dict(b=(1, 2, 16, 1), c=(1, 2, 16, 1), v=(1, 2, 1, 1), decay=(1, 2, 1, 1), beta=(1, 3, 1, 1)),
-            "decay.channel = 2",
-            "beta = present",
-            "beta absent",
+            dict(b=(1, 2, 16, 1), c=(1, 2, 16, 1), v=(1, 2, 1, 1), decay=(1, 3, 0, 1)),
+            "decay.channel = 3",
+            "decay.expansion = 0",
+            "decay.expansion 1 with this decay.channel, or decay.channel 2",
+        ),
+        (
+            "12123",
+            dict(q=(1, 2, 1, 1), k=(1, 2, 1, 1), v=(1, 2, 1, 1), latent=(1, 2, 4, 2), norm=(1, 1, 1, 1)),
+            "latent = present",
+            "norm = present",
+            "norm absent",
+        ),
+        (
+            "12123",
+            dict(q=(1, 2, 1, 1), k=(1, 2, 1, 1), v=(1, 2, 1, 1), latent=(1, 2, 4, 1)),
+            "latent = present",
+            "nope = absent",
+            "nope present",
         ),
         (
             "91142",
@@ -298,6 +332,14 @@ def test_width_that_does_not_fit_is_one_sentence():
     for c, width in ((3, 64), (5, 96), (42, 96)):
         with pytest.raises(UserError, match=f"class {POOL[c - 1].name}.*width .* is no multiple of head width 64"):
             Genome((Gene(c),), width).pool[c - 1].config(width, 64, 1e4)
+
+
+def test_a_latent_wider_than_the_model_is_one_sentence():
+    row = next(c for c in POOL if c.name == "MLA")
+    with pytest.raises(
+        UserError, match=r"class MLA: attention: the latent has 256 channels .* model with 192; choose a"
+    ):
+        row.config(192, 64, 1e4)
 
 
 def test_random_operators_are_legal_varied_and_seeded():
