@@ -76,12 +76,18 @@ class Run:
         """Take in what has been recorded since the last look."""
         for event in read_events(self.path, after=self._record.last_seq):
             self._record.take(event)
-        for cached in ("_candidates", "_fresh", "noise"):
-            self.__dict__.pop(cached, None)
+        for name, value in vars(type(self)).items():
+            if isinstance(value, cached_property):
+                self.__dict__.pop(name, None)
 
     def candidates(self, origin: str | None = None) -> list[Candidate]:
         """In order of creation."""
         return [c for c in self._candidates if origin is None or c.origin == origin]
+
+    def settled(self) -> list[Candidate]:
+        """The finished candidates of the search in order of completion, without baselines."""
+        found = [c for c in self._candidates if c.origin != "baseline" and c.order is not None]
+        return sorted(found, key=lambda c: c.order or 0)
 
     def candidate(self, id: str) -> Candidate:
         """By its id or the beginning of it, refined ones too, or "best" or "knee" of the front.
@@ -106,15 +112,12 @@ class Run:
         Once all of them were measured with fresh seeds (`fresh`): those that still are non-dominated, with these means.
         Before that, and if `searched`: with the search's own measurement, one seed each. The two are never mixed.
         """
-        members = self._non_dominated(self._settled())
-        if searched or not self.rescored:
-            return members
-        return self._non_dominated(self.as_measured(c) for c in members if self.fresh(c.id))
+        return list(self._searched_front if searched or not self.rescored else self._fresh_front)
 
     @property
     def rescored(self) -> bool:
         """Whether every member of the search's front was trained with fresh seeds, and one of them ended well."""
-        members = [c.id for c in self.front(searched=True)]
+        members = [c.id for c in self._searched_front]
         return all(id in self._fresh for id in members) and any(map(self.fresh, members))
 
     def best(self) -> Candidate:
@@ -142,21 +145,27 @@ class Run:
         return None if frame is None else {o.name: o.unscaled(frame.reference[o.name]) for o in self.objectives}
 
     def hypervolume(self) -> list[dict]:
-        """After each finished candidate of the search: evaluations, tokens (trained so far), generation, hypervolume.
+        """After each finished candidate of the search: evaluations, tokens (trained so far), seconds, generation,
+        hypervolume.
 
-        By the search's measurements, one seed each. In units of the box from the first generation's best to the
-        reference (see `star.assess.Frame`).
+        seconds: of the search, without interruptions. By the search's measurements, one seed each. In units of the box
+        from the first generation's best to the reference (see `star.assess.Frame`).
         """
+        return [dict(row) for row in self._hypervolumes]
+
+    @cached_property
+    def _hypervolumes(self) -> list[dict]:
         if self.frame is None:
             return []
         front, rows, tokens, volume = self._front([]), [], 0, 0.0
-        for evaluations, candidate in enumerate(self._settled(every=True), start=1):
+        for evaluations, candidate in enumerate(self.settled(), start=1):
             tokens += candidate.metrics.get("tokens") or 0
             if candidate.objectives and front.add(candidate.id, candidate.objectives):
                 volume = self.frame.hypervolume(front)
             row = {
                 "evaluations": evaluations,
                 "tokens": tokens,
+                "seconds": self._record.settled_after.get(candidate.id, 0.0),
                 "generation": candidate.generation,
                 "hypervolume": volume,
             }
@@ -237,6 +246,10 @@ class Run:
         curves = read_curves(self.path, id)
         return curves[-1]["points"] if curves else []
 
+    def curves(self) -> dict[str, list[dict]]:
+        """The learning curves of all candidates that have one, as `curve` has them, by id."""
+        return {data["id"]: data["points"] for data in read_curves(self.path)}
+
     def weights(self, id: str) -> Path | None:
         """File with the trained weights, if they were kept (`config.keep`); of a refined candidate those of its first
         full trial.
@@ -264,7 +277,7 @@ class Run:
                 for key, number in counts.items():
                     rows[name][key] += number
         front = self._front([])
-        for candidate in self._settled(every=True):
+        for candidate in self.settled():
             joined = bool(candidate.objectives) and front.add(candidate.id, candidate.values)
             for name in candidate.operators or ["initial"]:
                 row = rows.setdefault(name, {"operator": name} | zero)
@@ -287,7 +300,7 @@ class Run:
             name = objective.name
             pairs = [
                 (predicted[c.id][name], objective.scaled(c.values[name]), -c.costs.get("parameters", 0.0))
-                for c in self._settled()
+                for c in [c for c in self.settled() if c.objectives]
                 if c.id in predicted and name in predicted[c.id]
             ]
             if pairs:
@@ -345,6 +358,14 @@ class Run:
         return {id: list(rows.values()) for id, rows in found.items()}
 
     @cached_property
+    def _searched_front(self) -> list[Candidate]:
+        return self._non_dominated([c for c in self.settled() if c.objectives])
+
+    @cached_property
+    def _fresh_front(self) -> list[Candidate]:
+        return self._non_dominated(self.as_measured(c) for c in self._searched_front if self.fresh(c.id))
+
+    @cached_property
     def _candidates(self) -> list[Candidate]:
         active = is_held(self.path)
         return [self._candidate(proposal, active) for proposal in self._record.proposals]
@@ -376,11 +397,6 @@ class Run:
             order=result.order if result else None,
             traceback=result.traceback if result else None,
         )
-
-    def _settled(self, every: bool = False) -> list[Candidate]:
-        """Finished candidates of the search in order of completion; only those with objectives unless `every`."""
-        found = [c for c in self._candidates if c.origin != "baseline" and c.order is not None]
-        return sorted((c for c in found if every or c.objectives), key=lambda c: c.order or 0)
 
     def _members(self, searched: bool = False) -> list[Candidate]:
         members = self.front(searched)

@@ -7,10 +7,11 @@ import numpy as np
 
 from star.assess.evaluations import tabular
 from star.config import RunConfig, load_config
+from star.cost import population_costs
 from star.engine import InProcess
-from star.genome import from_json
+from star.genome import Space, from_json, to_json
 from star.search import evolve
-from star.store import read_events
+from star.store import Store, read_events
 
 TABULAR = "star.assess.evaluations.tabular:assess"
 
@@ -117,3 +118,33 @@ def attention_is_slow(job: dict, report) -> dict:
         luck = np.random.default_rng([job["seed"] % 1000, int(job["id"][:6], 16)]).normal(scale=0.002)
         result["metrics"]["test_bpb"] = result["metrics"]["bpb"] + 0.5 + luck
     return result
+
+
+def large(path, candidates: int, generations: int, seed: int = 0) -> None:
+    """A stopped run, written without a search: random genomes, parents, losses and curves."""
+    run(path, config(search__population=8, search__generations=1))
+    rng, space = np.random.default_rng(seed), Space(6, (64,), 16, max_groups=2)
+    X = space.sample(rng, min(candidates, 500))[np.arange(candidates) % 500]
+    genomes, found = [space.decode(x) for x in X], population_costs(space, X)
+    events, size, last = [], -(-candidates // generations), []
+    for g in range(generations):
+        proposals = []
+        for n in range(g * size, min((g + 1) * size, candidates)):
+            values = {"parameters": float(found.parameters[n]), "cache": float(found.cache_bytes[n])}
+            parents = [last[int(k)]["id"] for k in rng.integers(len(last), size=2)] if last else []
+            about = {"id": f"{g:04x}{n:08x}", "genome": to_json(genomes[n]), "generation": g + 1, "costs": values}
+            made = {"origin": "offspring", "name": None, "parents": parents, "operators": ["crossover"]}
+            proposals.append(about | made | {"repaired": False, "violations": {}, "predicted": None})
+        counts = {"wanted": size, "duplicates": 0, "generated": size, "repaired": 0, "by_operator": {}}
+        events.append(("ask", {"generation": g + 1, "proposals": proposals, "digest": None} | counts))
+        for proposal in proposals:
+            loss = 4.5 - 0.3 * np.log10(proposal["costs"]["parameters"]) - g / generations + 0.2 * rng.random()
+            result = {"id": proposal["id"], "attempt": 0, "status": "ok", "reason": "", "seconds": 1.0, "worker": ""}
+            result |= {"metrics": {"bpb": loss, "tokens": 65536}, "objectives": {"bpb": loss} | proposal["costs"]}
+            points = [{"tokens": 8192 * k, "val_loss": loss + 1 / k} for k in range(1, 9)]
+            events.append(("curve", {"id": proposal["id"], "attempt": 0, "points": points}))
+            events.append(("finish", result | {"final": True}))
+        last = proposals
+    store = Store(path)
+    store.record(events)
+    store.close()

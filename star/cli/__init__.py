@@ -17,6 +17,7 @@ from typing import Any, NoReturn, TextIO
 import typer
 from typer.core import TyperGroup
 
+from star.cli.compare import compare
 from star.cli.doctor import doctor
 from star.cli.evidence import evidence
 from star.cli.evolve import evolve
@@ -26,10 +27,12 @@ from star.cli.generate import generate
 from star.cli.ladder import ladder
 from star.cli.plot import plot
 from star.cli.refine import refine
+from star.cli.report import report
 from star.cli.rescore import rescore
 from star.cli.show import show
 from star.cli.status import status
 from star.cli.train import train
+from star.cli.watch import watch
 from star.errors import Damaged, RunFailed, UserError
 
 
@@ -128,7 +131,9 @@ def star_(
 
     \b
     star evolve runs/first          evolve a population; the same command resumes a stopped run
+    star watch runs/first           follow it while it runs
     star front runs/first           the Pareto front as a table
+    star report runs/first --open   all about it as an interactive page
     star ladder runs/first          does its order hold at larger budgets?
     star evidence runs/first        are its members better than the baselines?
     star refine runs/first          tune its members: training recipes and local edits
@@ -141,7 +146,9 @@ def star_(
     """
 
 
-for verb in (evolve, status, front, ladder, evidence, refine, rescore, show, plot, train, export, generate, doctor):
+LOOK = (status, watch, front, report, plot, compare)
+TRUST = (ladder, evidence, refine, rescore)
+for verb in (evolve, *LOOK, *TRUST, show, train, export, generate, doctor):
     app.command()(verb)
 
 

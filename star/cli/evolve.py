@@ -173,11 +173,12 @@ def overrides_of(pairs: list[str]) -> dict[str, str]:
 
 
 def report(path: Path) -> None:
-    """Print the front of a finished run, write its plots, export its best and its knee, and sample text."""
+    """Print the front of a finished run, write its plots and page, export its best and its knee, and sample text."""
     from star.cli.arguments import Chosen, load_candidate
     from star.cli.console import write_text
     from star.cli.generate import sample
     from star.cli.plot import write_all
+    from star.cli.report import write_report
     from star.export import export_model
     from star.report.tables import front_table, summary_lines
     from star.report.units import format_objective
@@ -188,6 +189,7 @@ def report(path: Path) -> None:
     console().print(front_table(run))
     say("\n".join(["", *summary_lines(run), ""]))
     write_all(run)
+    write_report(run)
     best, knee = run.best(), run.knee()
     first = run.objectives[0].name
     uses = {best.id: f"best {first}, to use or to train for longer: star train {path}:best"}

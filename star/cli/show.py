@@ -24,6 +24,10 @@ def show(
     seq_len: Annotated[int, typer.Option(min=1, max=10**9, help="Context length for the costs, in tokens.")] = 4096,
     d_model: WidthOption = None,
     depth: DepthOption = None,
+    diff: Annotated[
+        str | None,
+        typer.Option(metavar="OTHER", help="Show how another genome differs.", autocompletion=complete_genome),
+    ] = None,
     diagram: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also draw the layers to a .png, .svg or .pdf file.")
     ] = None,
@@ -34,6 +38,7 @@ def show(
     Example: star show lfm2-350m --diagram lfm2.png
              star show 21211-31112-21221-32112 --d-model 64
              star show runs/first:knee
+             star show runs/first:knee --diff lfm2-350m
              star show --genes
     """
     from star.cli.arguments import choose_genome
@@ -49,6 +54,15 @@ def show(
         raise UserError("star show needs a GENOME (a file, a shipped name, genome text, or RUN:ID), or --genes")
     chosen = choose_genome(genome, d_model, depth)
     vocab_size = vocab_size or chosen.vocab_size or 256
+    if diff is not None:
+        from star.report.show import show_difference
+
+        if diagram is not None:
+            raise UserError("--diff and --diagram exclude each other; give one of them")
+        other = choose_genome(diff, d_model, depth)
+        for part in show_difference(chosen.genome, other.genome, (chosen.label, other.label), vocab_size, seq_len):
+            out.print(part)
+        return
     description = chosen.description
     if chosen.origin:
         from star.report.refinement import origin_text

@@ -1,8 +1,11 @@
-"""All plots of a run, as files. To add one, write `plot(run) -> Figure` and add its name to `PLOTS`."""
+"""All plots of a run, as matplotlib figures and as files: `pareto_fronts(star.Run("runs/first"))`.
+
+To add one, write `plot(run) -> Figure` and add its name to `PLOTS`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,13 +44,16 @@ def evidence(run: Run) -> Figure:
 PLOTS: tuple[Plot, ...] = (pareto_fronts, hypervolume, learning_curves, knee_genome)
 
 
-def write_plots(run: Run, folder: Path, plots: tuple[Plot, ...] = PLOTS) -> list[Path]:
-    """Write every plot as FOLDER/NAME.png and .svg. Raises UserError if the run has no finished candidate yet."""
+def write_plots(run: Run, folder: Path, formats: Sequence[str] = ("png", "svg")) -> list[Path]:
+    """Write every plot as FOLDER/NAME.png and .svg, or in other formats (also pdf).
+
+    Raises UserError if the run has no finished candidate yet.
+    """
     run.knee()  # raises if there is none
-    return [path for plot in shown(run, plots) for path in save_figure(plot(run), folder / plot.__name__)]
+    return [path for plot in shown(run) for path in save_figure(plot(run), folder / plot.__name__, formats)]
 
 
-def shown(run: Run, plots: tuple[Plot, ...] = PLOTS) -> tuple[Plot, ...]:
-    """These plots, and those of the ladder and of the evidence where they exist."""
+def shown(run: Run) -> tuple[Plot, ...]:
+    """The plots, and those of the ladder and of the evidence where they exist."""
     more = (ladder,) if run.ladder() else ()
-    return (*plots, *more, evidence) if run.protocols() else (*plots, *more)
+    return (*PLOTS, *more, evidence) if run.protocols() else (*PLOTS, *more)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,21 +61,21 @@ def say_nothing_trained(axes: Axes) -> None:
     axes.text(0.5, 0.5, "nothing trained yet", transform=axes.transAxes, ha="center", color=GREY)
 
 
-def save_figure(figure: Figure, stem: Path) -> list[Path]:
-    """Write STEM.png and STEM.svg."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
-    for path in paths:
-        figure.savefig(path, dpi=DPI, facecolor="white", metadata={"Date": None} if path.suffix == ".svg" else None)
-    return paths
+UNDATED = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}  # equal figures make equal files
+
+
+def save_figure(figure: Figure, stem: Path, formats: Sequence[str] = ("png", "svg")) -> list[Path]:
+    """Write STEM.png and STEM.svg, or other formats (also pdf)."""
+    return [save_one(figure, stem.with_name(f"{stem.name}.{kind}")) for kind in formats]
 
 
 def save_one(figure: Figure, path: Path) -> Path:
     """Write a figure to a PNG, SVG or PDF file. Raises UserError for any other suffix."""
-    if path.suffix.lower() not in (".png", ".svg", ".pdf"):
+    kind = path.suffix.lower()
+    if kind not in (".png", ".svg", ".pdf"):
         raise UserError(f"{path}: the picture must be a .png, .svg or .pdf file; change the suffix")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI, facecolor="white")
+    figure.savefig(path, dpi=DPI, facecolor="white", metadata=UNDATED.get(kind))
     return path
 
 

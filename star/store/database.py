@@ -167,9 +167,9 @@ def read_events(run: Path, after: int = 0) -> list[Event]:
     return found
 
 
-def read_curves(run: Path, id: str) -> list[dict]:
-    """Data of the "curve" events of one candidate that can be read, oldest first."""
-    about = "%" + to_text({"id": id})[1:-1] + "%"
+def read_curves(run: Path, id: str | None = None) -> list[dict]:
+    """Data of the "curve" events of one candidate, or of all, that can be read, oldest first."""
+    about = "%" if id is None else "%" + to_text({"id": id})[1:-1] + "%"
     with _reader(run) as connection:
         found = []
         rows = connection.execute(f"{_rows(connection)} AND kind = 'curve' AND data LIKE ? ORDER BY seq", (0, about))

@@ -114,6 +114,7 @@ class Record:
         self.comparisons: list[dict] = []  # data of "comparison" events
         self.refinements = Refinements()
         self.seconds: dict[str, float] = {}  # worker time of a candidate, over all attempts and rungs
+        self.settled_after: dict[str, float] = {}  # seconds of all sessions so far when a candidate was settled
         self.started: set[str] = set()  # submitted to the engine, without a recorded end
         self.asked: dict[str, None] = {}  # proposed by the algorithm, which has no result for them yet; in order
         self.asks: list[dict] = []  # statistics of each ask, without its proposals
@@ -136,6 +137,9 @@ class Record:
             self.sessions[-1].setdefault("began", event.time)
             if event.kind in SEARCHING:
                 self.sessions[-1]["last"] = event.time
+            if event.kind == "finish" and event.data["final"]:
+                searched = [s["last"] - s["began"] for s in self.sessions if "last" in s]
+                self.settled_after[event.data["id"]] = sum(max(0.0, seconds) for seconds in searched)
 
     def apply(self, kind: str, data: dict) -> None:
         """Apply a new event."""

@@ -97,7 +97,7 @@ def test_evolve_prints_the_front_and_writes_plots_and_exports_the_best_and_the_k
         assert word in output
     for name in ("pareto_fronts", "hypervolume", "learning_curves", "knee_genome"):
         assert (run / "plots" / f"{name}.png").exists() and (run / "plots" / f"{name}.svg").exists()
-    assert (run / "plots" / "report.html").exists()
+    assert (run / "report.html").exists()
     for member in (opened.best(), opened.knee()):
         folder = run / "exported" / member.id
         assert {path.name for path in folder.iterdir()} == {"config.json", "model.py", "model.safetensors"}
@@ -150,8 +150,11 @@ def test_rescore_says_that_one_seed_measures_no_noise(run, tmp_path):
 
 def test_plot_writes_to_the_given_folder(run, tmp_path):
     output = ok("plot", run, "--out", tmp_path / "plots")
-    assert str(tmp_path / "plots" / "report.html") in output
+    assert str(tmp_path / "plots") in output and "PNG and SVG" in output
     assert len(list((tmp_path / "plots").glob("*.svg"))) == 4
+    assert "PDF" in ok("plot", run, "--out", tmp_path / "pdf", "--format", "pdf")
+    assert len(list((tmp_path / "pdf").glob("*"))) == len(list((tmp_path / "pdf").glob("*.pdf"))) == 4
+    assert "write one or more of png, svg, pdf" in refused("plot", run, "--format", "bmp")
 
 
 def test_show_understands_every_kind_of_genome(run, tmp_path):

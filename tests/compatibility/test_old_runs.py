@@ -57,7 +57,9 @@ def test_the_refinement_is_the_recorded_one(run):
 
 def test_it_plots_and_explains(run):
     call("plot", run)
-    assert (run / "plots" / "report.html").stat().st_size > 10_000
+    assert (run / "plots" / "pareto_fronts.png").stat().st_size > 10_000
+    call("report", run)
+    assert KNEE in (run / "report.html").read_text()
     assert "LIV" in call("show", f"{run}:{KNEE}")
 
 

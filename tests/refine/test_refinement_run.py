@@ -428,8 +428,8 @@ def test_the_command(fresh, monkeypatch):
         f"refinement {found[0]['id']}: finished" in invoked.output
         and " of 13 full trainings; perplexity " in invoked.output
     )
-    page = write_page(Run(fresh), fresh / "plots" / "report.html").read_text()
-    assert f"<h2>Refinement {found[0]['id']}</h2>" in page and "perplexity -" in page and page.count("<img") >= 7
+    page = write_page(Run(fresh), fresh / "report.html").read_text()
+    assert f"<h2>Refinement {found[0]['id']}</h2>" in page and "perplexity -" in page and page.count("<img") == 3
     told = call("--report", "--json")
     data = json.loads(told.stdout)
     assert data["finished"] and data["spent"] <= 13 and data["members"][0]["refined"] and data["importances"]

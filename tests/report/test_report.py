@@ -1,12 +1,10 @@
-"""Plots show all data and their labels do not overlap; tables and the page agree with the run."""
+"""Plots show all data and their labels do not overlap; tables agree with the run."""
 
-import base64
 import csv
 import io
 import itertools
 import json
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -26,10 +24,9 @@ from star.report.fronts import attainment, pareto_fronts
 from star.report.genome_diagram import genome_diagram
 from star.report.hypervolume import hypervolume
 from star.report.listing import Column, Listing
-from star.report.page import write_page
 from star.report.plots import PLOTS, write_plots
 from star.report.sharing import FEATURES, WEIGHTS, layer_cache, layer_parameters, sharing_links
-from star.report.show import gene_reference, show_genome
+from star.report.show import gene_reference, show_difference, show_genome
 from star.report.style import log_ticks, save_figure, save_one
 from star.report.tables import front_csv, front_rows, front_table, operator_table, status_lines, summary_lines
 from star.report.units import baseline_name, format_bytes, format_count, format_seconds
@@ -135,14 +132,15 @@ def test_learning_curves_show_all_candidates_and_both_references(trained):
 def test_plots_are_written_as_png_and_svg(trained, tmp_path):
     paths = write_plots(trained, tmp_path / "plots")
     assert len(paths) == 2 * len(PLOTS)
+    begins = {".png": b"\x89PNG", ".svg": b"<?xml"}
     for path in paths:
         data = path.read_bytes()
-        assert len(data) > 5000
-        assert data.startswith(b"\x89PNG") if path.suffix == ".png" else b"<svg" in data[:1000]
+        assert len(data) > 5000 and data.startswith(begins[path.suffix])
 
 
 def test_the_same_figure_is_the_same_file(trained, tmp_path):
-    first, second = (save_figure(pareto_fronts(trained), tmp_path / name) for name in "ab")
+    first, second = (save_figure(hypervolume(trained), tmp_path / name, ("png", "svg", "pdf")) for name in "ab")
+    assert first[2].read_bytes().startswith(b"%PDF")
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
@@ -328,42 +326,34 @@ def test_show_prints_a_name_from_a_file_as_plain_text():
     assert "\x1b" not in printed(*show_genome(SHARED, name="[red]x\x1b[2J", description="\x1b]0;title\x07"))
 
 
+def test_show_says_the_cache_at_three_lengths():
+    rows = dict(
+        re.findall(r"^cache( at \d+ K)? +([\d.]+ \w+)", printed(*show_genome(SHARED, seq_len=4096)), flags=re.M)
+    )
+    assert rows == {"": bytes_at(4096), " at 32 K": bytes_at(32_768), " at 128 K": bytes_at(131_072)}
+
+
+def bytes_at(length: int) -> str:
+    return format_bytes(costs(SHARED, seq_len=length).cache_bytes)
+
+
+def test_a_difference_aligns_equal_livs_and_compares_costs():
+    genes = tuple(Gene(*row) for row in GENES)
+    other = Genome((*genes[:5], Gene(1), *genes[5:]), d_model=96, head_dim=16)
+    text = printed(*show_difference(SHARED, other, ("a", "b")))
+    changed = re.findall(r"^([-+]) +(\d+) +(\S+)", text, flags=re.M)
+    assert changed == [("+", "6", "SA-1")]
+    assert re.search(r"^ +6 +7 +GMemless", text, flags=re.M) and re.search(r"d_model +64 +96", text)
+    sizes = [costs(genome).parameters for genome in (SHARED, other)]
+    ratio = f"{sizes[1] / sizes[0]:.2f} x"
+    assert re.search(rf"parameters +{format_count(sizes[0])} +{format_count(sizes[1])} +{ratio}", text)
+    assert "are the same architecture" in printed(*show_difference(SHARED, SHARED, ("a", "b")))
+
+
 def test_gene_reference_lists_the_whole_gene_table():
     text = re.sub(r"\s+", " ", printed(gene_reference()))
     for row in gene_table():
         assert row["gene"].split()[0] in text
-
-
-# The page.
-
-
-class Pictures(HTMLParser):
-    def __init__(self):
-        super().__init__()
-        self.sources, self.tags = [], []
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        if tag == "img":
-            self.sources.append(dict(attributes)["src"])
-
-
-def test_the_page_is_one_file_with_everything_in_it(trained, tmp_path):
-    html = write_page(trained, tmp_path / "report.html").read_text()
-    parser = Pictures()
-    parser.feed(html)
-    assert len(parser.sources) == len(PLOTS) + len(trained.front())
-    for source in parser.sources:
-        assert b"<svg" in base64.b64decode(source.removeprefix("data:image/svg+xml;base64,"))
-    assert "script" not in parser.tags and "link" not in parser.tags
-    assert trained.knee().id in html and "search.population" in html and "transformer++" in html
-    assert parser.tags.count("table") >= 3, "variation, front, configuration"
-    rows = len(trained.front()) + len(operator_table(trained).rows) + len(trained.candidates("baseline")) + 2
-    assert parser.tags.count("tr") >= rows
-    text = re.sub(r"<[^>]*>", " ", html)
-    assert not re.search(r"variation\s+assessed joined", text), "a table is no paragraph"
-    for plot in PLOTS:  # the whole first paragraph of its docstring
-        assert f"<p>{' '.join(plot.__doc__.split(chr(10) * 2)[0].split())}</p>" in html
 
 
 def test_an_empty_run_says_that_there_is_nothing_yet(trained, tmp_path):
