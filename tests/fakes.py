@@ -121,12 +121,13 @@ def attention_is_slow(job: dict, report) -> dict:
 
 
 def large(path, candidates: int, generations: int, seed: int = 0) -> None:
-    """A stopped run, written without a search: random genomes, parents, losses and curves."""
-    run(path, config(search__population=8, search__generations=1))
+    """A finished run, written without a search: random genomes, parents, losses and curves."""
+    size = -(-candidates // generations)
+    run(path, config(search__population=8, search__offspring=size, search__generations=1))
     rng, space = np.random.default_rng(seed), Space(6, (64,), 16, max_groups=2)
     X = space.sample(rng, min(candidates, 500))[np.arange(candidates) % 500]
     genomes, found = [space.decode(x) for x in X], population_costs(space, X)
-    events, size, last = [], -(-candidates // generations), []
+    events, last = [], []
     for g in range(generations):
         proposals = []
         for n in range(g * size, min((g + 1) * size, candidates)):
@@ -147,4 +148,6 @@ def large(path, candidates: int, generations: int, seed: int = 0) -> None:
         last = proposals
     store = Store(path)
     store.record(events)
+    whole = config(search__population=8, search__offspring=size, search__generations=generations + 1)
+    store.set_meta("config", whole.to_json())
     store.close()

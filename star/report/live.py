@@ -26,15 +26,13 @@ def screen(run: Run, height: int = 40) -> RenderableType:
     """Progress, what is being trained, hypervolume and the front, in about `height` lines."""
     status = run.status()
     bars = Table.grid(padding=(0, 2))
-    bars.add_row(
-        Text("candidates"), ProgressBar(status["total"] or 1, status["done"], width=32), Text(progress_line(run))
-    )
+    bars.add_row(Text("all"), ProgressBar(status["total"] or 1, status["done"], width=32), Text())
     for id, found in status["progress"].items():
         share = found.get("step", 0) / max(found.get("steps") or 1, 1)
         loss = found.get("val_loss")
         text = "" if loss is None else f"{loss * run.bits_per_nat:.3f} bits/byte"
         bars.add_row(Text(f"  {id[:12]}"), ProgressBar(1.0, share, width=32), Text(text))
-    parts: list[RenderableType] = [Text(str(run.path), style="bold"), bars]
+    parts: list[RenderableType] = [Text(str(run.path), style="bold"), Text(progress_line(run)), bars]
     volumes = [row["hypervolume"] for row in run.hypervolume()]
     if volumes:
         line = f"hypervolume {sparkline(volumes, WIDTH)} {volumes[-1]:.3f}"

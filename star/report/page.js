@@ -20,7 +20,8 @@ const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;"
 function merge(base, more) {
   const result = { ...base };
   for (const [key, value] of Object.entries(more || {})) {
-    const both = value && result[key] && typeof value === "object" && !Array.isArray(value) && !Array.isArray(result[key]);
+    const both = value && result[key] && typeof value === "object" &&
+      !Array.isArray(value) && !Array.isArray(result[key]);
     result[key] = both ? merge(result[key], value) : value;
   }
   return result;
@@ -40,7 +41,8 @@ function make(tag, text, parent, attributes) {
 // The fronts.
 
 const last = () => step === D.generations - 1;
-const shown = (i) => (last() && D.rescored && D.fresh[i]) || { values: D.values[i], places: D.places[i], bars: D.bars[i] };
+const shown = (i) => (last() && D.rescored && D.fresh[i]) ||
+  { values: D.values[i], places: D.places[i], bars: D.bars[i] };
 const order = new Map(evolved.map((i, n) => [i, n + 1]));
 const place = (i, axis) => (axis < 0 ? order.get(i) || 0 : shown(i).places[axis]);
 
@@ -53,7 +55,8 @@ function about(i) {
   const names = [...new Set(D.layers[i].kinds.map((k) => D.kinds[k].name))].map(plain).join(" ");
   const values = D.objectives.map((o, k) => `${plain(o.name)} ${plain(shown(i).values[k])}`);
   const born = D.origins[i] === "baseline" ? "baseline" : `generation ${D.generation[i]}`;
-  return `<b>${plain(D.labels[i])}</b>, ${born}<br>${values.join("<br>")}<br>${D.layers[i].kinds.length} LIVs: ${names}`;
+  const livs = `${D.layers[i].kinds.length} LIVs: ${names}`;
+  return `<b>${plain(D.labels[i])}</b>, ${born}<br>${values.join("<br>")}<br>${livs}`;
 }
 
 function cloud(axes, members, look) {
@@ -88,7 +91,8 @@ function frontTraces(axes) {
   const flat = axes.length === 2, now = evolved.filter((i) => D.generation[i] <= step), front = onFront();
   const members = new Set(front), size = flat ? 1 : 0.6, legend = (name) => ({ name, showlegend: flat });
   const rest = last() && D.rescored ? now : now.filter((i) => !members.has(i));
-  const traces = [cloud(axes, rest, { ...legend("dominated"), marker: { color: FAINT, size: 6 * size } })];
+  const many = legend(last() && D.rescored ? "one seed each" : "dominated");
+  const traces = [cloud(axes, rest, { ...many, marker: { color: FAINT, size: 6 * size } })];
   if (flat) {
     const corners = attainment(axes, last() && D.rescored ? front : now);
     const line = { shape: "hv", color: BLUE, width: 1.4 };
@@ -96,19 +100,19 @@ function frontTraces(axes) {
       hoverinfo: "skip", name: "best in these two", showlegend: false });
   }
   const white = { width: 1, color: "white" };
-  traces.push(withBars(axes, cloud(axes, front, { ...legend("Pareto front"), marker: { color: BLUE, size: 9 * size, line: white } }),
-    "rgba(0,114,178,.45)"));
+  const dots = { ...legend("Pareto front"), marker: { color: BLUE, size: 9 * size, line: white } };
+  traces.push(withBars(axes, cloud(axes, front, dots), "rgba(0,114,178,.45)"));
   const ring = { color: "white", size: 9 * size, symbol: "diamond", line: { color: INK, width: 1.6 } };
   traces.push(withBars(axes, cloud(axes, baselines, { ...legend("baselines"), marker: ring }), "rgba(34,34,34,.4)"));
-  const named = [[D.knee, "knee"], [D.best, "best"]].filter(([i]) => i !== null && D.generation[i] <= step);
+  const named = [D.knee, D.best].filter((i) => i !== null && D.generation[i] <= step);
   const star = { color: RED, size: flat ? 15 : 7, symbol: flat ? "star" : "diamond", line: white };
-  traces.push({ ...cloud(axes, named.map(([i]) => i), { ...legend("recommended"), marker: star }) });
+  traces.push(cloud(axes, named, { ...legend("recommended"), marker: star }));
   const rings = brushed.filter((i) => D.generation[i] <= step || D.origins[i] === "baseline");
-  const halo = { color: "rgba(0,0,0,0)", size: 13 * size, symbol: flat ? "circle" : "circle-open", line: { color: PURPLE, width: 2 } };
-  traces.push(cloud(axes, rings, { name: "picked", showlegend: false, hoverinfo: "skip", marker: halo }));
+  const ringed = (color, size) => (flat ? { color: "rgba(0,0,0,0)", size, line: { color, width: 2.2 } }
+    : { color, size: 0.6 * size, symbol: "circle-open" });
+  traces.push(cloud(axes, rings, { name: "picked", showlegend: false, hoverinfo: "skip", marker: ringed(PURPLE, 13) }));
   const chosen = selected !== null && D.places[selected] ? [selected] : [];
-  const mark = { color: flat ? "rgba(0,0,0,0)" : INK, size: 19 * size, symbol: flat ? "circle" : "circle-open", line: { color: INK, width: 2.2 } };
-  traces.push(cloud(axes, chosen, { name: "selected", showlegend: false, hoverinfo: "skip", marker: mark }));
+  traces.push(cloud(axes, chosen, { name: "selected", showlegend: false, hoverinfo: "skip", marker: ringed(INK, 19) }));
   return traces;
 }
 
@@ -129,11 +133,14 @@ function drawFronts() {
     } else if (webgl) {
       const grid = { gridcolor: "#DDE2E8", showbackground: false };
       const scene = { camera: { eye: { x: 1.6, y: 1.6, z: 0.8 } }, uirevision: "same" };
-      axes.forEach((k, n) => { scene["xyz"[n] + "axis"] = { ...grid, ...axisOf(k), title: { text: plain(D.objectives[k].name) } }; });
+      axes.forEach((k, n) => {
+        scene["xyz"[n] + "axis"] = { ...grid, ...axisOf(k), title: { text: plain(D.objectives[k].name) } };
+      });
       draw(panel.id, frontTraces(axes), { ...keep, scene, margin: { l: 0, r: 0, t: 0, b: 0 } });
     } else {
       panel.classList.add("no-webgl");
-      panel.textContent = "The 3-D view needs WebGL, which this browser does not have; the other panels show the same points.";
+      panel.textContent =
+        "The 3-D view needs WebGL, which this browser does not have; the other panels show the same points.";
     }
   }
 }
@@ -162,18 +169,21 @@ function drawLayers(i) {
   const L = D.layers[i], rows = L.kinds.map((_, n) => n + 1), kinds = L.kinds.map((k) => D.kinds[k]);
   const names = kinds.map((k) => plain(k.name)), colors = kinds.map((k) => k.color);
   const bar = (xaxis, x, more) => ({ type: "bar", orientation: "h", y: rows, x, xaxis, showlegend: false, ...more });
-  const boxes = bar("x", rows.map(() => 1), { marker: { color: colors, line: { color: "white", width: 1 } }, text: names,
-    textposition: "inside", insidetextanchor: "middle", textangle: 0, hovertemplate: "%{customdata}<extra></extra>",
-    constraintext: "none", textfont: { color: kinds.map((k) => k.ink) }, customdata: kinds.map((k, n) => `LIV ${n + 1}: <b>${plain(k.name)}</b>, ${plain(k.family)}<br>${plain(k.equation)}`) });
+  const words = kinds.map((k, n) => `LIV ${n + 1}: <b>${plain(k.name)}</b>, ${k.family}<br>${plain(k.equation)}`);
+  const boxes = bar("x", rows.map(() => 1), { text: names, textposition: "inside", insidetextanchor: "middle",
+    textangle: 0, constraintext: "none", textfont: { color: kinds.map((k) => k.ink) }, customdata: words,
+    hovertemplate: "%{customdata}<extra></extra>", marker: { color: colors, line: { color: "white", width: 1 } } });
   const grey = { marker: { color: "#B8C4CE" } };
   const parameters = bar("x2", L.parameters, { ...grey, hovertemplate: "LIV %{y}: %{x:,} parameters<extra></extra>" });
-  const cache = bar("x3", L.cache[0], { ...grey, hovertemplate: `LIV %{y}: %{x:,} bytes at ${D.cacheLengths[0].toLocaleString("en")} tokens<extra></extra>` });
+  const bytes = `LIV %{y}: %{x:,} bytes at ${D.cacheLengths[0].toLocaleString("en")} tokens<extra></extra>`;
+  const cache = bar("x3", L.cache[0], { ...grey, hovertemplate: bytes });
   const lanes = (kind) => Math.max(0, ...L.links.filter((l) => l[0] === kind).map((l) => l[3] + 1));
   const reach = (kind) => (lanes(kind) ? 0.35 + 0.17 * lanes(kind) : 0.05);
   const small = { showgrid: false, zeroline: false, nticks: 3, tickformat: "~s", side: "top", tickfont: { size: 10 } };
   draw("layers", [boxes, ...arcs(i, "weights", 0, -1), ...arcs(i, "features", 1, 1), parameters, cache], {
-    height: Math.max(330, 110 + 30 * rows.length), bargap: 0.18, margin: { l: 34, t: 66, b: 26, r: 8 },
-    yaxis: { autorange: "reversed", tickvals: rows, showgrid: false, zeroline: false, showline: false, range: [rows.length + 0.6, 0.4] },
+    height: 110 + (rows.length > 8 ? 30 : 54) * rows.length, bargap: 0.18, margin: { l: 34, t: 66, b: 26, r: 8 },
+    yaxis: { autorange: "reversed", tickvals: rows, showgrid: false, zeroline: false, showline: false,
+      range: [rows.length + 0.6, 0.4] },
     xaxis: { domain: [0, 0.58], range: [-reach("weights"), 1 + reach("features")], visible: false },
     xaxis2: { ...small, domain: [0.62, 0.8], title: { text: "parameters", font: { size: 11 }, standoff: 4 } },
     xaxis3: { ...small, domain: [0.84, 1], title: { text: "cache, bytes", font: { size: 11 }, standoff: 4 } },
@@ -184,11 +194,15 @@ function curveTrace(i, look) {
   return { x: D.curves[i][0], y: D.curves[i][1], mode: "lines+markers", ...look };
 }
 
-const CURVE_AXES = { xaxis: { title: { text: "training tokens" }, rangemode: "tozero" }, yaxis: { title: { text: "bits per byte" } } };
+const CURVE_AXES = { xaxis: { title: { text: "training tokens" }, rangemode: "tozero" },
+  yaxis: { title: { text: "bits per byte" } } };
 
 function ngrams() {
-  return Object.entries(D.bitsPerByte).map(([name, level]) => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: level, y1: level,
-    line: { color: "#555555", width: 1, dash: "dot" }, label: { text: plain(name), textposition: "start", font: { size: 11, color: "#555555" } } }));
+  const grey = "#555555", line = { color: grey, width: 1, dash: "dot" };
+  const look = { type: "line", xref: "paper", x0: 0, x1: 1, line };
+  const label = { textposition: "start", font: { size: 11, color: grey } };
+  return Object.entries(D.bitsPerByte).map(([name, level]) => ({ ...look, y0: level, y1: level,
+    label: { ...label, text: plain(name) } }));
 }
 
 function drawCurve(i) {
@@ -200,7 +214,9 @@ function drawCurve(i) {
 
 function ancestors(i) {
   const found = new Set([i]);
-  for (const n of found) for (const parent of D.parents[n]) if (found.size < 200) found.add(parent); // it grows while it is read
+  for (const n of found) { // grows while it is read
+    for (const parent of D.parents[n]) if (found.size < 200) found.add(parent);
+  }
   return [...found];
 }
 
@@ -213,12 +229,14 @@ function drawLineage(i) {
     const [a, b] = [at(parent), at(n)];
     x.push(a[0], b[0], null); y.push(a[1], b[1], null);
   }
-  const dots = (members, name, color, size) => ({ x: members.map((n) => at(n)[0]), y: members.map((n) => at(n)[1]), mode: "markers", name,
-    customdata: members, text: members.map((n) => `${about(n)}<br>${plain(D.operators[n] || D.origins[n])}`),
+  const dots = (members, name, color, size) => ({ x: members.map((n) => at(n)[0]), y: members.map((n) => at(n)[1]),
+    mode: "markers", name, customdata: members,
+    text: members.map((n) => `${about(n)}<br>${plain(D.operators[n] || D.origins[n])}`),
     hovertemplate: "%{text}<extra></extra>", marker: { color, size, line: { color: "white", width: 1 } } });
   const known = (list) => list.filter((n) => D.places[n]);
-  draw("lineage", [{ x, y, mode: "lines", line: { color: "#B4BEC9", width: 1.2 }, hoverinfo: "skip", showlegend: false },
-    dots(known(family.slice(1)), "ancestors", BLUE, 8), dots(known(children), "children", "#009E73", 8), dots(known([i]), "selected", RED, 12)],
+  const edges = { x, y, mode: "lines", line: { color: "#B4BEC9", width: 1.2 }, hoverinfo: "skip", showlegend: false };
+  draw("lineage", [edges, dots(known(family.slice(1)), "ancestors", BLUE, 8),
+    dots(known(children), "children", "#009E73", 8), dots(known([i]), "selected", RED, 12)],
   { height: 250, xaxis: { title: { text: "generation" }, dtick: Math.max(1, Math.ceil(D.generations / 12)) },
     yaxis: { title: { text: plain(D.objectives[0].name) }, ...D.objectives[0].ticks } });
 }
@@ -229,7 +247,8 @@ function words(i) {
   const body = make("tbody", undefined, table);
   L.kinds.forEach((k, n) => {
     const row = make("tr", undefined, body), kind = D.kinds[k];
-    for (const text of [n + 1, L.genes[n], kind.name, `${kind.words}; ${kind.equation}`, L.sharing[n]]) make("td", text, row);
+    const cells = [n + 1, L.genes[n], kind.name, `${kind.words}; ${kind.equation}`, L.sharing[n]];
+    for (const text of cells) make("td", text, row);
   });
   element("words").replaceChildren(table);
 }
@@ -243,15 +262,19 @@ function select(i, scroll) {
   const born = D.origins[i] === "baseline" ? "baseline" : `${D.origins[i]}, generation ${D.generation[i]}`;
   const how = D.operators[i] ? ` by ${D.operators[i]}` : "";
   const from = D.parents[i].length ? ` from ${D.parents[i].map((p) => D.labels[p]).join(" and ")}` : "";
-  const values = D.values[i] ? D.objectives.map((o, k) => `${o.name} ${shown(i).values[k]}`).join(", ") : `${D.status[i]} ${D.reasons[i]}`;
+  const measured = D.values[i] && D.objectives.map((o, k) => `${o.name} ${shown(i).values[k]}`).join(", ");
+  const values = measured || `${D.status[i]} ${D.reasons[i]}`;
   const caches = D.cacheLengths.map((n, k) => `${L.total[k + 1]} at ${n / 1024} K`).join(", ");
   make("span", `: ${born}${how}${from}. ${values}.`, title);
   make("br", undefined, title);
-  make("span", `${L.kinds.length} LIVs of width ${D.widths[i]} with ${L.total[0]} parameters; cache ${caches} tokens. `, title);
+  const size = `${L.kinds.length} LIVs of width ${D.widths[i]} with ${L.total[0]} parameters`;
+  make("span", `${size}; cache ${caches} tokens. `, title);
   make("code", D.texts[i], title);
   const stripe = element("selected-stripe");
   stripe.replaceChildren();
-  for (const k of L.kinds) make("span", D.kinds[k].name, stripe, { title: D.kinds[k].equation, style: `background:${D.kinds[k].color};color:${D.kinds[k].ink}` });
+  for (const kind of L.kinds.map((k) => D.kinds[k])) {
+    make("span", kind.name, stripe, { title: kind.equation, style: `background:${kind.color};color:${kind.ink}` });
+  }
   drawLayers(i); drawCurve(i); drawLineage(i); words(i); drawFronts(); markCurve();
   history.replaceState(null, "", `#id=${D.ids[i]}&generation=${step}`);
   if (scroll) element("selected-architecture").scrollIntoView();
@@ -265,25 +288,32 @@ function drawCurves() {
   if (!element("curves")) return;
   const traces = [];
   for (let g = 0; g < D.generations; g++) {
-    const trace = { x: [], y: [], customdata: [], mode: "lines", line: { color: hue(g / Math.max(1, D.generations - 1)), width: 1.1 }, opacity: 0.8,
-      name: g ? `generation ${g}` : "initial", showlegend: D.generations <= 12, hovertemplate: "%{text}<br>%{y:.3f}<extra></extra>", text: [] };
+    const line = { color: hue(g / Math.max(1, D.generations - 1)), width: 1.1 };
+    const name = g ? `generation ${g}` : "initial";
+    const trace = { x: [], y: [], customdata: [], text: [], mode: "lines", line, opacity: 0.8, name,
+      showlegend: D.generations <= 12, hovertemplate: "%{text}<br>%{y:.3f}<extra></extra>" };
     for (const i of candidates) {
       if (D.generation[i] !== g || D.origins[i] === "baseline" || !D.curves[i][0].length) continue;
-      for (let n = 0; n < D.curves[i][0].length; n++) {
-        trace.x.push(D.curves[i][0][n]); trace.y.push(D.curves[i][1][n]); trace.customdata.push(i); trace.text.push(`${plain(D.labels[i])}, generation ${g}`);
-      }
-      trace.x.push(null); trace.y.push(null); trace.customdata.push(i); trace.text.push("");
+      const points = D.curves[i][0].length + 1;
+      trace.x.push(...D.curves[i][0], null);
+      trace.y.push(...D.curves[i][1], null);
+      trace.customdata.push(...Array(points).fill(i));
+      trace.text.push(...Array(points).fill(`${plain(D.labels[i])}, ${name}`));
     }
     if (trace.x.length) traces.push(trace);
   }
   for (const i of baselines) if (D.curves[i][0].length) {
-    traces.push({ ...curveTrace(i, { mode: "lines", line: { color: INK, width: 1.8 } }), name: plain(D.labels[i]), customdata: D.curves[i][0].map(() => i) });
+    const look = { mode: "lines", line: { color: INK, width: 1.8 }, name: plain(D.labels[i]) };
+    traces.push(curveTrace(i, { ...look, customdata: D.curves[i][0].map(() => i) }));
   }
-  traces.push({ x: [], y: [], mode: "lines+markers", line: { color: RED, width: 3 }, name: "selected", hoverinfo: "skip" });
-  const levels = Object.values(D.bitsPerByte), ends = candidates.filter((i) => D.curves[i][1].length).map((i) => D.curves[i][1].at(-1));
+  const line = { color: RED, width: 3 };
+  traces.push({ x: [], y: [], mode: "lines+markers", line, name: "selected", hoverinfo: "skip" });
+  const levels = Object.values(D.bitsPerByte), ends = D.curves.flatMap((curve) => curve[1].slice(-1));
   const all = candidates.flatMap((i) => D.curves[i][1]).concat(levels);
-  const low = all.reduce((a, b) => Math.min(a, b), Infinity), top = [...levels, ...ends].reduce((a, b) => Math.max(a, b), 0);
-  return draw("curves", traces, { height: 440, ...CURVE_AXES, yaxis: { title: { text: "validation loss (bits per byte)" }, range: [low - 0.06 * (top - low), top + 0.08 * (top - low)] }, shapes: ngrams(), hovermode: "closest" });
+  const low = all.reduce((a, b) => Math.min(a, b), Infinity);
+  const top = [...levels, ...ends].reduce((a, b) => Math.max(a, b), 0), room = top - low;
+  const yaxis = { title: { text: "validation loss (bits per byte)" }, range: [low - 0.06 * room, top + 0.08 * room] };
+  draw("curves", traces, { height: 440, ...CURVE_AXES, yaxis, shapes: ngrams(), hovermode: "closest" });
 }
 
 function markCurve() {
@@ -295,7 +325,8 @@ function markCurve() {
 function nameCells(heat) {
   const columns = heat.meta.map((i) => `${plain(D.labels[i])}, generation ${D.generation[i]}`);
   heat.customdata = heat.z.map(() => heat.meta);
-  heat.text = heat.z.map((row, n) => row.map((k, m) => (k === null ? "" : `${columns[m]}<br>LIV ${n + 1}: ${plain(D.kinds[k].name)}`)));
+  const text = (k, column, n) => (k === null ? "" : `${column}<br>LIV ${n + 1}: ${plain(D.kinds[k].name)}`);
+  heat.text = heat.z.map((row, n) => row.map((k, m) => text(k, columns[m], n)));
   heat.hovertemplate = "%{text}<extra></extra>";
 }
 
@@ -317,16 +348,18 @@ function pick(members) {
   for (const i of best.slice(0, 10)) {
     const row = make("tr", undefined, body);
     row.dataset.candidate = i;
-    for (const text of [D.labels[i], ...shown(i).values, D.layers[i].kinds.map((k) => D.kinds[k].name).join(" ")]) make("td", text, row);
+    const livs = D.layers[i].kinds.map((k) => D.kinds[k].name).join(" ");
+    for (const text of [D.labels[i], ...shown(i).values, livs]) make("td", text, row);
   }
   if (best.length > 10) note.textContent += "; the best ten:";
 }
 
-// Parallel coordinates as lines from axis to axis, each axis from 0 to 1; boxes that Plotly selects limit the axes under them.
+// Parallel coordinates: lines from axis to axis, each from 0 to 1; boxes that Plotly selects limit the axes in them.
 function drawParallel() {
   const { numbers, kinds, axes } = D.parallel;
   if (!element("parallel")) return;
-  const spans = axes.map((a) => a.values.reduce(([low, high], v) => [Math.min(low, v), Math.max(high, v)], [Infinity, -Infinity]));
+  const wider = ([low, high], v) => [Math.min(low, v), Math.max(high, v)];
+  const spans = axes.map((a) => a.values.reduce(wider, [Infinity, -Infinity]));
   const height = (k, value) => (value - spans[k][0]) / (spans[k][1] - spans[k][0] || 1);
   const lines = (members, look) => {
     const trace = { x: [], y: [], mode: "lines", hoverinfo: "skip", ...look };
@@ -338,22 +371,26 @@ function drawParallel() {
   };
   const all = numbers.map((_, n) => n), of = (kind) => all.filter((n) => kinds[n] === kind);
   const traces = [lines(of(0), { name: "dominated", line: { color: FAINT, width: 1 } }),
-    lines(of(1), { name: "Pareto front", line: { color: BLUE, width: 1.6 } }), lines(of(2), { name: "baselines", line: { color: INK, width: 1.8 } }),
+    lines(of(1), { name: "Pareto front", line: { color: BLUE, width: 1.6 } }),
+    lines(of(2), { name: "baselines", line: { color: INK, width: 1.8 } }),
     { x: [], y: [], mode: "lines", name: "picked", hoverinfo: "skip", line: { color: PURPLE, width: 2.2 } }];
   const annotations = axes.flatMap((a, k) => {
     const ends = spans[k].map((v) => +v.toPrecision(3));
     const vals = (a.tickvals || ends).filter((v) => spans[k][0] <= v && v <= spans[k][1] || !a.tickvals);
     const texts = a.tickvals ? vals.map((v) => a.ticktext[a.tickvals.indexOf(v)]) : ends;
-    return vals.map((v, n) => ({ x: k, y: height(k, v), text: plain(texts[n]), showarrow: false, xanchor: "right", xshift: -4,
-      font: { size: 10, color: "#5B6878" }, bgcolor: "rgba(255,255,255,.75)", borderpad: 1 }));
+    const look = { showarrow: false, xanchor: "right", xshift: -4, bgcolor: "rgba(255,255,255,.75)",
+      font: { size: 10, color: "#5B6878" } };
+    return vals.map((v, n) => ({ ...look, x: k, y: height(k, v), text: plain(texts[n]) }));
   });
-  draw("parallel", traces, { height: 420, dragmode: "select", margin: { t: 60, l: 60, b: 10 }, annotations, legend: { y: 1.1 },
-    xaxis: { tickvals: axes.map((_, k) => k), ticktext: axes.map((a) => `<b>${plain(a.label)}</b>`), side: "top", showline: false,
-      gridcolor: "#8894A2", zeroline: false, range: [-0.4, axes.length - 0.8], fixedrange: true },
+  draw("parallel", traces, { height: 420, dragmode: "select", margin: { t: 60, l: 60, b: 10 }, annotations,
+    legend: { y: 1.1 }, xaxis: { tickvals: axes.map((_, k) => k), side: "top", showline: false,
+      ticktext: axes.map((a) => `<b>${plain(a.label)}</b>`), gridcolor: "#8894A2", zeroline: false,
+      range: [-0.4, axes.length - 0.8], fixedrange: true },
     yaxis: { visible: false, range: [-0.06, 1.06], fixedrange: true } });
   const chart = element("parallel");
   const limit = () => {
-    const boxes = (chart.layout.selections || []).map((s) => [[s.x0, s.x1].sort((a, b) => a - b), [s.y0, s.y1].sort((a, b) => a - b)]);
+    const range = (a, b) => [Math.min(a, b), Math.max(a, b)];
+    const boxes = (chart.layout.selections || []).map((s) => [range(s.x0, s.x1), range(s.y0, s.y1)]);
     const inside = (n, k) => {
       const here = boxes.filter(([x]) => x[0] <= k && k <= x[1]), at = height(k, axes[k].values[n]);
       return !here.length || here.some(([, y]) => y[0] <= at && at <= y[1]);
@@ -397,16 +434,18 @@ async function start() {
   drawCurves();
   if (selected !== null) markCurve();
   drawParallel();
-  for (const id of ["lineage", "curves", "population", ...[...document.querySelectorAll(".panel")].map((panel) => panel.id)]) {
-    const chart = element(id);
-    if (chart && chart.on) chart.on("plotly_click", (event) => select(event.points[0].customdata));
+  for (const chart of document.querySelectorAll("#lineage, #curves, #population, .panel")) {
+    if (chart.on) chart.on("plotly_click", (event) => select(event.points[0].customdata));
   }
   const rows = new Map(D.ids.map((id, i) => [id, i]));
   for (const row of document.querySelectorAll("#members-of-the-front tbody tr")) {
     const i = rows.get(row.cells[0].textContent.split(" ")[0]);
     if (i !== undefined) row.dataset.candidate = i;
   }
-  const chosen = (event) => { const at = event.target.closest("[data-candidate]"); if (at) select(Number(at.dataset.candidate), true); };
+  const chosen = (event) => {
+    const at = event.target.closest("[data-candidate]");
+    if (at) select(Number(at.dataset.candidate), true);
+  };
   document.addEventListener("click", chosen);
   document.addEventListener("keydown", (event) => { if (event.key === "Enter") chosen(event); });
   if (D.refresh) setTimeout(() => location.reload(), 1000 * D.refresh);
