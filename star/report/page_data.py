@@ -101,7 +101,8 @@ class Kinds:
 def _shade(color: str, n: int) -> str:
     """Shades of one colour that can be told apart: the colour, a lighter, a darker one, ..."""
     share = (0.0, 0.4, -0.28, 0.65, -0.5, 0.2, -0.14, 0.53)[n % 8]  # of white, or of black below 0
-    return to_hex([channel * (1 - abs(share)) + max(share, 0.0) for channel in to_rgb(color)])
+    red, green, blue = (channel * (1 - abs(share)) + max(share, 0.0) for channel in to_rgb(color))
+    return to_hex((red, green, blue))
 
 
 class PageData:
