@@ -26,10 +26,10 @@ def compare(
     Runs that differ only in their seed are one group, with an interval over
     its seeds.
     """
-    from star.report.comparison import Comparison
+    from star.report.run_comparison import RunComparison
     from star.report.style import save_one
 
-    found = Comparison(runs)
+    found = RunComparison(runs)
     if json:
         say_json(found.json())
     else:

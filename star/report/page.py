@@ -21,8 +21,10 @@ from matplotlib.figure import Figure
 from plotly.offline import get_plotlyjs
 
 from star.config import describe
+from star.evidence.comparison import Comparison
 from star.refined import Refined
 from star.report import page_charts as charts
+from star.report.evidence_report import evidence_figure, evidence_lines, evidence_tables
 from star.report.ladder_report import ladder_lines, ladder_table
 from star.report.listing import Column, Listing
 from star.report.page_data import PageData
@@ -274,7 +276,7 @@ def _architectures(run: Run, data: PageData, figures: Figures) -> Section:
 
 
 def _certainty(run: Run, data: PageData, figures: Figures) -> Section | None:
-    """Fresh seeds and the ladder, where they exist."""
+    """Fresh seeds, the ladder and the evidence, where they exist."""
     parts = []
     if rescore_rows(run):
         table, lines = rescore_table(run)
@@ -286,7 +288,18 @@ def _certainty(run: Run, data: PageData, figures: Figures) -> Section | None:
             figures.add("ladder", charts.ladder_chart(run, data)),
         ]
         parts += [_lines(ladder_lines(run)), _table(ladder_table(run))]
+    if run.protocols():
+        parts += ["<h3>Evidence</h3>", *_evidence(run)]
     return Section("How certain it is", "", *parts) if parts else None
+
+
+def _evidence(run: Run) -> Iterator[str]:
+    """The last comparison of `star evidence`."""
+    comparison = Comparison(run)
+    yield _lines(evidence_lines(comparison))
+    for title, table in evidence_tables(comparison):
+        yield f'<p class="caption">{escape(title)}</p>{_table(table)}'
+    yield _picture(evidence_figure(run), "evidence")
 
 
 def _refinement(refined: Refined) -> Section:

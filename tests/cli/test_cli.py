@@ -26,7 +26,22 @@ from star.search import algorithms
 from star.store.database import disk_full
 
 ROOT = Path(star.__file__).parents[1]
-VERBS = ("evolve", "status", "front", "refine", "rescore", "show", "plot", "train", "export", "generate", "doctor")
+VERBS = (
+    "evolve",
+    "status",
+    "watch",
+    "front",
+    "report",
+    "compare",
+    "refine",
+    "rescore",
+    "show",
+    "plot",
+    "train",
+    "export",
+    "generate",
+    "doctor",
+)
 
 
 def call(*arguments: object):

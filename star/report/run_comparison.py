@@ -24,7 +24,7 @@ from star.run import Run
 COLORS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, GREY)
 
 
-class Comparison:
+class RunComparison:
     """Runs with the same objectives; those that differ only in the seed are one group.
 
     frame: from the best to the worst value of all runs' own frames. joint: the members of all fronts that no other

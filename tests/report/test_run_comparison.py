@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from star.assess import Front
 from star.cli import app
 from star.errors import UserError
-from star.report.comparison import Comparison
+from star.report.run_comparison import RunComparison
 from star.run import Run
 
 
@@ -24,7 +24,7 @@ def paths(tmp_path_factory):
 
 
 def test_the_joint_front_is_what_no_run_beats(paths):
-    found = Comparison(paths)
+    found = RunComparison(paths)
     front = Front(found.objectives)
     for n, path in enumerate(paths):
         for c in Run(path).front():
@@ -44,7 +44,7 @@ def test_the_joint_front_is_what_no_run_beats(paths):
 
 
 def test_runs_that_differ_in_the_seed_alone_are_one_group(paths):
-    found = Comparison(paths)
+    found = RunComparison(paths)
     assert found.groups == [[0, 1], [2]]
     band, alone = (found.band(group) for group in found.groups)
     values = [found.hypervolume(n) for n in (0, 1)]
@@ -54,7 +54,7 @@ def test_runs_that_differ_in_the_seed_alone_are_one_group(paths):
 
 
 def test_all_frames_fit_in_the_common_one(paths):
-    found = Comparison(paths)
+    found = RunComparison(paths)
     for path in paths:
         frame = Run(path).frame
         for o in found.objectives:
@@ -73,11 +73,11 @@ def test_star_compare_prints_a_table_json_and_a_picture(paths, tmp_path):
     assert (tmp_path / "compared.pdf").read_bytes().startswith(b"%PDF")
     data = json.loads(call(*paths, "--json"))
     assert sum(1 for row in data["joint"] if row["run"] == str(paths[0])) <= len(data["runs"][0]["front"])
-    assert data["hypervolume"] == Comparison(paths).total and len(data["groups"]) == 2
+    assert data["hypervolume"] == RunComparison(paths).total and len(data["groups"]) == 2
 
 
 def test_the_picture_has_all_members_and_fills_those_of_the_joint_front(paths):
-    found = Comparison(paths)
+    found = RunComparison(paths)
     panels = [axes for axes in found.figure().axes if axes.axison]
     assert len(panels) == 4
     for axes in panels[:3]:
@@ -89,9 +89,9 @@ def test_the_picture_has_all_members_and_fills_those_of_the_joint_front(paths):
 
 def test_what_cannot_be_compared_is_refused(paths, tmp_path):
     with pytest.raises(UserError, match="two different runs"):
-        Comparison([paths[0], paths[0]])
+        RunComparison([paths[0], paths[0]])
     run(tmp_path / "two", config(objectives__names=("bpb", "parameters"), search__generations=2))
     with pytest.raises(UserError, match="compare runs with the same objectives"):
-        Comparison([paths[0], tmp_path / "two"])
+        RunComparison([paths[0], tmp_path / "two"])
     with pytest.raises(UserError, match="there is no run at"):
-        Comparison([paths[0], tmp_path / "none"])
+        RunComparison([paths[0], tmp_path / "none"])
