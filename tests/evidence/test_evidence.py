@@ -1,6 +1,7 @@
 """Evidence: a protocol fixed beforehand, arms of equal size with rates of their own, test text, honest verdicts."""
 
 import json
+from html import unescape
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,6 +20,7 @@ from star.evidence.matching import MATCHINGS, matched, measure_of
 from star.evidence.verdict import standings
 from star.genome import from_json, load_genome
 from star.report.evidence_report import evidence_figure, evidence_json, evidence_lines, evidence_tables, protocol_lines
+from star.report.page import write_page
 from star.run import Run
 from star.store import read_events
 
@@ -185,7 +187,7 @@ def test_verdicts():
     assert judge({"reference": near, "small": [1.9, 1.901, 1.902]}, {"small": 48})["small"].verdict == "loss"
 
 
-def test_what_it_says(compared):
+def test_what_it_says(compared, tmp_path):
     comparison = Comparison(compared)
     tables = dict(evidence_tables(comparison))
     assert len(tables) == 3 and all(len(table.rows) == len(comparison.arms) for table in tables.values())
@@ -195,6 +197,8 @@ def test_what_it_says(compared):
     assert "a win is at least 0.0072 bits/byte at p < 0.01" in "\n".join(protocol_lines(comparison))
     figure = evidence_figure(compared)
     assert len(figure.axes) == 3
+    page = unescape(write_page(compared, tmp_path / "report.html").read_text())
+    assert all(text in page for text in [*tables, *lines]) and page.count("<img") == 1
     data = json.loads(json.dumps(evidence_json(comparison)))
     assert len(data["claims"]) == len(lines) and set(data["standings"]) == set(MATCHINGS)
 
