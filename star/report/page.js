@@ -13,6 +13,7 @@ const webgl = (() => {
   return Boolean(canvas.getContext("webgl2") || canvas.getContext("webgl"));
 })();
 let step = D.generations - 1, selected = null, brushed = [];
+let spatial = false; // whether the 3-D view is drawn: the last, because it takes the longest
 
 // Plotly reads some HTML in texts; what comes from a run is plain text.
 const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
@@ -121,11 +122,11 @@ function axisOf(k) {
   return { title: { text: plain(D.objectives[k].title) }, zeroline: false, ...D.objectives[k].ticks };
 }
 
-function drawFronts() {
+function drawFronts(panels = spatial ? ".panel" : ".panel:not(#front-3d)") {
   const name = step === 0 ? "initial" : `${step} of ${D.generations - 1}`;
   if (!element("generation")) return;
   element("generation-name").textContent = last() && D.rescored ? `${name}, fresh seeds` : name;
-  for (const panel of document.querySelectorAll(".panel")) {
+  for (const panel of document.querySelectorAll(panels)) {
     const axes = panel.dataset.axes.split(",").map(Number);
     const keep = { uirevision: "same", showlegend: panel.id === "front-0" };
     if (axes.length === 2) {
@@ -434,6 +435,9 @@ async function start() {
   drawCurves();
   if (selected !== null) markCurve();
   drawParallel();
+  await later();
+  spatial = true;
+  drawFronts("#front-3d");
   for (const chart of document.querySelectorAll("#lineage, #curves, #population, .panel")) {
     if (chart.on) chart.on("plotly_click", (event) => select(event.points[0].customdata));
   }
