@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -85,8 +85,20 @@ class Chosen:
 
     @property
     def source(self) -> dict[str, str]:
-        """Run and id of the candidate, as an export records them; empty without one."""
-        return {"run": str(self.origin[0].path), "id": self.origin[1].id} if self.origin else {}
+        """Run, id and text of the candidate, as an export records them; empty without one."""
+        if not self.origin:
+            return {}
+        run, candidate = self.origin
+        text = {"corpus": run.corpus["name"], "fingerprint": run.corpus["fingerprint"]}
+        return {"run": str(run.path), "id": candidate.id} | text
+
+    @property
+    def training(self) -> dict[str, Any] | None:
+        """Recipe and learning curve of the candidate, as an export records them; None without one."""
+        if not self.origin:
+            return None
+        run, candidate = self.origin
+        return {"recipe": asdict(candidate.recipe or run.config.training), "curve": run.curve(candidate.id)}
 
     @property
     def metrics(self) -> dict[str, Any]:

@@ -202,7 +202,15 @@ def report(path: Path) -> None:
             exported[candidate.id] = load_candidate(run, candidate)
             folder = path / "exported" / candidate.id
             model = exported[candidate.id]
-            export_model(model, model.genome, folder, source=chosen.source, metrics=chosen.metrics, overwrite=True)
+            export_model(
+                model,
+                model.genome,
+                folder,
+                source=chosen.source,
+                metrics=chosen.metrics,
+                training=chosen.training,
+                overwrite=True,
+            )
             values = ", ".join(f"{o.name} {format_objective(o, candidate)}" for o in run.objectives)
             say(f"exported {folder} ({values}): {uses[candidate.id]}")
     if best.id in exported:

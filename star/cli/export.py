@@ -15,7 +15,9 @@ def export(
     genome: GenomeArgument,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder to write (default: RUN/exported/ID, or exported/NAME)."),
+        typer.Option(
+            "--out", "-o", metavar="DIR", help="Folder to write (default: RUN/exported/ID, or exported/NAME)."
+        ),
     ] = None,
     untrained: Annotated[
         bool, typer.Option("--untrained", help="Export freshly initialised weights; required unless GENOME is RUN:ID.")
@@ -29,7 +31,7 @@ def export(
     depth: DepthOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Export a PyTorch module: one self-contained file, its weights (safetensors) and a description.
+    """Export a PyTorch module: one readable file, its weights (safetensors), a model card and an example.
 
     \b
     Example: star export runs/first:knee --out mymodel
@@ -63,6 +65,7 @@ def export(
         trained=not untrained,
         source=chosen.source,
         metrics={} if untrained else chosen.metrics,
+        training=None if untrained else chosen.training,
         overwrite=overwrite,
     )
     say(f"exported {model.genome.id} to {out}")

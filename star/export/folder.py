@@ -20,13 +20,16 @@ import star
 from star.data.tokenizer import TOKENIZER_FILE, SubwordTokenizer, read_tokenizer
 from star.errors import RunFailed, UserError
 from star.export.architecture import NAME, architecture_source
+from star.export.card import example_source, model_card
+from star.export.readable import is_readable, readable_source
 from star.export.source import link
 from star.export.weights import check_weights, load_weights, save_weights
 from star.genome import Genome, from_json, resolve, to_json
 from star.model import LanguageModel
 
-FORMAT, VERSION = "star-model", 1
-FILES = ("config.json", "model.py", "model.safetensors")
+FORMAT, VERSION = "star-model", 2
+VERSIONS = (1, 2)  # that can be read; 1 has the library's names of weights
+FILES = ("config.json", "model.py", "model.safetensors", "genome.json", "README.md", "example.py")
 TRAINING = "training.json"  # recipe and learning curve, if they were given
 SIZE_LIMIT = 2_000_000  # bytes of config.json
 MAX_VOCAB = 10_000_000
@@ -44,7 +47,7 @@ def export_model(
     training: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write `folder` with model.py, model.safetensors and config.json; returns the folder.
+    """Write `folder` with model.py, its weights, config.json, genome, model card and an example; returns the folder.
 
     name: shown to users. source: origin of the model, such as {"run": ..., "id": ...}. metrics: its scores. training:
     recipe and learning curve, for training.json. overwrite: replace an earlier export. Raises UserError if the folder
@@ -72,17 +75,21 @@ def export_model(
     with _plain_errors(folder):
         try:
             work.mkdir(parents=True)
-            save_weights(model, work / "model.safetensors")
+            save_weights(model, work / "model.safetensors", is_readable(model.plan))
             config["sha256"] = _sha256(work / "model.safetensors")
             (work / "model.py").write_text(model_source(model, genome), encoding="utf-8")
+            (work / "genome.json").write_text(json.dumps(to_json(genome), indent=2) + "\n", encoding="utf-8")
+            (work / "README.md").write_text(model_card(model, config, training), encoding="utf-8")
+            (work / "example.py").write_text(example_source(config), encoding="utf-8")
             if tokenizer is not None:
                 config["separator"] = tokenizer.separator
                 (work / TOKENIZER_FILE).write_text(tokenizer.json_text, encoding="utf-8")
+                config["tokenizer_sha256"] = _sha256(work / TOKENIZER_FILE)
             (work / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
             if training is not None:
                 (work / TRAINING).write_text(json.dumps(training) + "\n", encoding="utf-8")
-            for file in FILES:
-                with open(work / file, "rb+") as written:
+            for file in work.iterdir():
+                with open(file, "rb+") as written:
                     os.fsync(written.fileno())
             _move(work, folder)
         finally:
@@ -91,7 +98,15 @@ def export_model(
 
 
 def model_source(model: LanguageModel, genome: Genome) -> str:
-    """The source of model.py."""
+    """The source of model.py: from templates, or for operators from outside the package linked from the library."""
+    subwords = isinstance(model.tokenizer, SubwordTokenizer)
+    if is_readable(model.plan):
+        return readable_source(model.plan, model.vocab_size, model.tie_embeddings, genome, subwords)
+    return linked_source(model, genome)
+
+
+def linked_source(model: LanguageModel, genome: Genome) -> str:
+    """The source of model.py as a copy of the library's own definitions."""
     architecture = architecture_source(model.plan, model.vocab_size, model.tie_embeddings)
     roots = [(NAME, "PLAN"), ("star.export.standalone", "load"), ("star.export.standalone", "main")]
     body = link(roots, {NAME: architecture})
@@ -144,7 +159,10 @@ def load(folder: str | Path) -> LanguageModel:
     model = LanguageModel(plan, config["vocab_size"], config["tie_embeddings"])
     model.genome = config["genome"]
     if config["tokenizer"] != "bytes":
-        model.tokenizer = read_tokenizer(_inside(folder, TOKENIZER_FILE), config["tokenizer"])
+        path = _inside(folder, TOKENIZER_FILE)
+        model.tokenizer = read_tokenizer(path, config["tokenizer"])
+        if config.get("tokenizer_sha256", _sha256(path)) != _sha256(path):
+            raise UserError(f"{path}: has changed since the export (config.json has another SHA-256); export again")
     load_weights(model, weights)
     return model.eval()
 
@@ -166,9 +184,9 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read as JSON ({error}); export the model again") from None
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise UserError(f'{path}: is not an exported STAR model; it must be a JSON object with "format": "{FORMAT}"')
-    if config.get("version") != VERSION:
+    if config.get("version") not in VERSIONS:
         version = repr(config.get("version"))
-        raise UserError(f"{path}: version {version} is not supported; this program reads version {VERSION}")
+        raise UserError(f"{path}: version {version} is not supported; this program reads versions 1 and {VERSION}")
     rules: dict[str, tuple[Callable[[Any], bool], str]] = {
         "vocab_size": (lambda v: type(v) is int and 2 <= v <= MAX_VOCAB, f"an integer from 2 to {MAX_VOCAB:,}"),
         "tie_embeddings": (lambda v: isinstance(v, bool), "true or false"),

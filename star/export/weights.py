@@ -9,14 +9,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from star.errors import UserError
+from star.export.readable import exported_name
 from star.model import LanguageModel
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+READABLE = exported_name("embedding")  # in a file whose names are those of a readable model.py
 
 
-def save_weights(model: LanguageModel, path: Path) -> None:
-    """Write all parameters; a shared one is stored once, under the name of its owner."""
-    tensors = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}
+def save_weights(model: LanguageModel, path: Path, readable: bool = False) -> None:
+    """Write all parameters; a shared one is stored once, under the name of its owner.
+
+    readable: under the names of `star.export.readable`, with which `load_weights` reads them too.
+    """
+    names = exported_name if readable else str
+    tensors = {names(name): p.detach().cpu().contiguous() for name, p in model.named_parameters()}
     # Not save_file, because its files are readable only by the user who wrote them.
     path.write_bytes(save(tensors, metadata={"format": "pt"}))
 
@@ -26,8 +32,6 @@ def check_weights(path: Path, model: LanguageModel) -> torch.dtype:
 
     Raises UserError unless the file is complete and has exactly the tensors of `model` (meta device allowed).
     """
-    expected = {name: list(p.shape) for name, p in model.named_parameters()}
-    shared = set(model.state_dict()) - set(expected)  # other names of shared tensors, which a file may repeat
     try:
         with safe_open(path, framework="pt") as file:
             found = {name: file.get_slice(name) for name in file.keys()}
@@ -37,6 +41,10 @@ def check_weights(path: Path, model: LanguageModel) -> torch.dtype:
         raise UserError(
             f"{path}: is missing, damaged or not a safetensors file ({error}); export the model again"
         ) from None
+    names = exported_name if READABLE in shapes else str
+    expected = {names(name): list(p.shape) for name, p in model.named_parameters()}
+    # Other names of shared tensors, which a file may repeat.
+    shared = {names(name) for name in model.state_dict()} - set(expected)
     shared |= {name for name in shapes if name.endswith(".norm_in")}  # 0.3.0 had one for LIVs that read no input
     if fault := _mismatch(expected, shapes, shared):
         raise UserError(f"{path}: {fault}; the weights belong to another architecture, so export the model again")
@@ -64,5 +72,6 @@ def load_weights(model: LanguageModel, path: Path) -> None:
     """Load the weights of a file into `model`, in the file's dtype. Raises UserError as `check_weights` does."""
     model.to(check_weights(path, model))
     with safe_open(path, framework="pt") as file, torch.no_grad():
+        names = exported_name if READABLE in file.keys() else str
         for name, parameter in model.named_parameters():
-            parameter.copy_(file.get_tensor(name))
+            parameter.copy_(file.get_tensor(names(name)))

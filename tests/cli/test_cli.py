@@ -20,6 +20,7 @@ from star import config
 from star.cli import app
 from star.cli.arguments import ALGORITHMS, ENGINES, PRESETS
 from star.errors import RunFailed
+from star.export.folder import FILES
 from star.genome import from_json, gene_table
 from star.run import Run
 from star.search import algorithms
@@ -115,7 +116,7 @@ def test_evolve_prints_the_front_and_writes_plots_and_exports_the_best_and_the_k
     assert (run / "report.html").exists()
     for member in (opened.best(), opened.knee()):
         folder = run / "exported" / member.id
-        assert {path.name for path in folder.iterdir()} == {"config.json", "model.py", "model.safetensors"}
+        assert {path.name for path in folder.iterdir()} == set(FILES) | {"training.json"}
         assert str(folder) in output
     assert "best bpb, to use or to train for longer" in output
     assert "Sample of the best after 'def '" in output and len(output.rpartition("'):\n\n")[2]) > 100
@@ -206,6 +207,8 @@ def test_export_and_generate(run, tmp_path):
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert config["source"]["run"] == str(run) and config["trained"]
     assert config["metrics"]["bpb"] == Run(run).knee().objectives["bpb"]
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert config["source"]["fingerprint"] in card and "`optimizer` adamw" in card and "| bpb |" in card
     sentence = refused("export", f"{run}:knee", "--out", tmp_path / "model")
     assert "holds an exported model already" in sentence and "--overwrite to replace it" in sentence
     ok("export", f"{run}:knee", "--out", tmp_path / "model", "--overwrite")
