@@ -21,6 +21,7 @@ from typing import Any
 
 from star.errors import UserError
 from star.fields import setting
+from star.genome.classes import EXPORTABLE_CLASSES
 from star.training.recipe import Recipe
 
 
@@ -47,7 +48,10 @@ class SpaceConfig:
     d_models: tuple[int, ...] = setting((64,), "allowed widths of the residual stream", 1)
     head_dim: int = setting(16, "width of an attention or recurrence head", 2)
     classes: tuple[int, ...] = setting(
-        (), "allowed operator classes by number, 0 for an empty slot; none given: the paper's 17", 0
+        (),
+        "allowed operator classes by number, 0 for an empty slot; none given: the paper's 17; exportable: 0,24,41,64 "
+        "without sharing, of which any genome is a Nemotron-H of transformers",
+        0,
     )
     level: str = setting(
         "backbone",
@@ -268,6 +272,15 @@ PAPER: dict[str, Any] = {
     "engine.timeout": 172_800.0,
 }
 
+# What `space.classes=exportable` stands for.
+EXPORTABLE: dict[str, Any] = {
+    "space.classes": EXPORTABLE_CLASSES,
+    "space.sharing": False,
+    "space.norms": (1,),
+    "space.residuals": (1,),
+    "space.level": "backbone",
+}
+
 # What each preset changes in the defaults above, which are the laptop's.
 PRESETS: dict[str, dict[str, Any]] = {
     "laptop": {
@@ -343,6 +356,8 @@ def load_config(
     """
     changes = read_toml(file) if file is not None else {}
     changes |= dict(overrides or {})
+    if changes.get("space.classes") == "exportable":
+        changes |= EXPORTABLE
     preset = changes.pop("preset", None) if preset is None else preset
     if preset is None and base is not None:
         return base.replace(changes)

@@ -6,6 +6,7 @@ import pytest
 
 from star.config import PRESETS, RunConfig, describe, diff, load_config
 from star.errors import UserError
+from star.genome import EXPORTABLE_CLASSES
 from star.search.spaces import make_baselines, make_space
 
 
@@ -139,3 +140,8 @@ def test_numbers_are_written_in_ascii_digits():
 def test_a_file_with_a_byte_order_mark(tmp_path):
     (tmp_path / "c.toml").write_bytes(b"\xef\xbb\xbf[search]\npopulation = 6\n")
     assert load_config("smoke", tmp_path / "c.toml").search.population == 6
+
+
+def test_exportable_classes_are_named_by_one_word():
+    space = load_config(overrides={"space.classes": "exportable", "space.sharing": "true"}).space
+    assert space.classes == EXPORTABLE_CLASSES and not space.sharing and space.norms == (1,)

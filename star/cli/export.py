@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from star.cli.arguments import DepthOption, GenomeArgument, OverwriteOption, WidthOption
 from star.cli.console import say
+
+FORMATS = ("pytorch", "hf")
 
 
 def export(
@@ -26,6 +28,10 @@ def export(
         int | None,
         typer.Option(min=2, max=10_000_000, help="With --untrained: vocabulary size (default: 256, for bytes)."),
     ] = None,
+    format_: Annotated[
+        str,
+        typer.Option("--format", metavar="FORMAT", help="pytorch, or hf: a checkpoint of a class of transformers."),
+    ] = "pytorch",
     seed: Annotated[int, typer.Option(min=0, help="With --untrained: random seed of the weights.")] = 0,
     d_model: WidthOption = None,
     depth: DepthOption = None,
@@ -37,12 +43,15 @@ def export(
     Example: star export runs/first:knee --out mymodel
              python mymodel/model.py --prompt "def " --tokens 200
              star export transformer++ --untrained --d-model 128 --depth 4
+             star export runs/first:best --format hf --out checkpoint
     """
     from star.cli.arguments import choose_genome, load_candidate
     from star.errors import UserError
-    from star.export import export_model
+    from star.export import export_hugging_face, export_model
     from star.model import build
 
+    if format_ not in FORMATS:
+        raise UserError(f"--format {format_!r}: there is no such format; give one of {', '.join(FORMATS)}")
     chosen = choose_genome(genome, d_model, depth)
     if untrained:
         model = build(chosen.genome, vocab_size or 256, seed)
@@ -57,16 +66,19 @@ def export(
         run, candidate = chosen.origin
         out = run.path / "exported" / candidate.id
     out = out or Path("exported") / (chosen.name or chosen.genome.id)
-    export_model(
-        model,
-        model.genome,
-        out,
-        name=chosen.label,
-        trained=not untrained,
-        source=chosen.source,
-        metrics={} if untrained else chosen.metrics,
-        training=None if untrained else chosen.training,
-        overwrite=overwrite,
-    )
+    facts: dict[str, Any] = {
+        "name": chosen.label,
+        "trained": not untrained,
+        "source": chosen.source,
+        "metrics": {} if untrained else chosen.metrics,
+        "training": None if untrained else chosen.training,
+        "overwrite": overwrite,
+    }
+    if format_ == "hf":
+        stock = export_hugging_face(model, model.genome, out, **facts)
+        say(f"exported {model.genome.id} to {out}: {stock}ForCausalLM of transformers, which gives the same logits")
+        say(f"load it: AutoModelForCausalLM.from_pretrained({str(out)!r})")
+        return
+    export_model(model, model.genome, out, **facts)
     say(f"exported {model.genome.id} to {out}")
     say(f'try: python {out / "model.py"} --prompt "def " --tokens 200')

@@ -11,8 +11,13 @@ from star.export.readable import environment
 from star.model import LanguageModel
 
 
-def model_card(model: LanguageModel, config: Mapping[str, Any], training: Mapping[str, Any] | None) -> str:
-    """The text of README.md. config: of the export; training: recipe and learning curve, if they are known."""
+def model_card(
+    model: LanguageModel, config: Mapping[str, Any], training: Mapping[str, Any] | None, stock: str = ""
+) -> str:
+    """The text of README.md. config: of the export; training: recipe and learning curve, if they are known.
+
+    stock: the class of transformers that the folder is a checkpoint of.
+    """
     plan, source = model.plan, config["source"]
     operators = Counter(layer.name for layer in plan.layers)
     state = costs(model.genome, model.vocab_size, 4096).cache_bytes_exact if model.genome is not None else 0
@@ -26,6 +31,7 @@ def model_card(model: LanguageModel, config: Mapping[str, Any], training: Mappin
         .get_template("README.md.jinja")
         .render(
             config,
+            stock=stock,
             plan=plan,
             name=_plain(config["name"]) or f"Genome {config['genome_id']}",
             version=config["star"],

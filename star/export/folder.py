@@ -21,12 +21,14 @@ from star.data.tokenizer import TOKENIZER_FILE, SubwordTokenizer, read_tokenizer
 from star.errors import RunFailed, UserError
 from star.export.architecture import NAME, architecture_source
 from star.export.card import example_source, model_card
+from star.export.hugging_face_checkpoint import stock_class, write_hugging_face
 from star.export.readable import is_readable, readable_source
 from star.export.source import link
 from star.export.weights import check_weights, load_weights, save_weights
 from star.genome import Genome, from_json, resolve, to_json
 from star.model import LanguageModel
 
+HUGGING_FACE = ("generation_config.json", "tokenizer_config.json")  # besides, in a checkpoint for transformers
 FORMAT, VERSION = "star-model", 2
 VERSIONS = (1, 2)  # that can be read; 1 has the library's names of weights
 FILES = ("config.json", "model.py", "model.safetensors", "genome.json", "README.md", "example.py")
@@ -53,11 +55,60 @@ def export_model(
     recipe and learning curve, for training.json. overwrite: replace an earlier export. Raises UserError if the folder
     holds other files or cannot be written, and RunFailed if the disk is full; an existing folder then stays unchanged.
     """
-    folder = Path(folder)
-    check_target(folder, overwrite)
     genome = genome.canonical()
-    tokenizer = model.tokenizer if isinstance(model.tokenizer, SubwordTokenizer) else None
-    config = {
+    facts = describe(model, genome, name, trained, source, metrics)
+    with whole(Path(folder), overwrite) as work:
+        save_weights(model, work / "model.safetensors", is_readable(model.plan))
+        facts["sha256"] = _sha256(work / "model.safetensors")
+        (work / "model.py").write_text(model_source(model, genome), encoding="utf-8")
+        (work / "README.md").write_text(model_card(model, facts, training), encoding="utf-8")
+        (work / "example.py").write_text(example_source(facts), encoding="utf-8")
+        if isinstance(model.tokenizer, SubwordTokenizer):
+            facts["separator"] = model.tokenizer.separator
+            (work / TOKENIZER_FILE).write_text(model.tokenizer.json_text, encoding="utf-8")
+            facts["tokenizer_sha256"] = _sha256(work / TOKENIZER_FILE)
+        _write_json(work / "genome.json", to_json(genome))
+        _write_json(work / "config.json", facts)
+        if training is not None:
+            _write_json(work / TRAINING, dict(training))
+    return Path(folder)
+
+
+def export_hugging_face(
+    model: LanguageModel,
+    genome: Genome,
+    folder: str | Path,
+    *,
+    name: str = "",
+    trained: bool = True,
+    source: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> str:
+    """Write `folder` as a checkpoint of a class of transformers; returns the class. Arguments as in `export_model`.
+
+    Raises UserError as there, and if no class can express the genome or transformers is missing.
+    """
+    stock = stock_class(model)
+    facts = describe(model, genome.canonical(), name, trained, source, metrics)
+    with whole(Path(folder), overwrite) as work:
+        write_hugging_face(model, work, stock)
+        (work / "README.md").write_text(model_card(model, facts, training, stock), encoding="utf-8")
+        _write_json(work / "genome.json", to_json(genome.canonical()))
+    return stock
+
+
+def describe(
+    model: LanguageModel,
+    genome: Genome,
+    name: str,
+    trained: bool,
+    source: Mapping[str, Any] | None,
+    metrics: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """What config.json says of a model."""
+    return {
         "format": FORMAT,
         "version": VERSION,
         "star": star.__version__,
@@ -66,35 +117,32 @@ def export_model(
         "genome": to_json(genome),
         "vocab_size": model.vocab_size,
         "tie_embeddings": model.tie_embeddings,
-        "tokenizer": "bytes" if tokenizer is None else tokenizer.name,
+        "tokenizer": model.tokenizer.name if isinstance(model.tokenizer, SubwordTokenizer) else "bytes",
         "trained": trained,
         "source": dict(source or {}),
         "metrics": {key: value for key, value in (metrics or {}).items() if _is_plain(value)},
     }
+
+
+@contextlib.contextmanager
+def whole(folder: Path, overwrite: bool) -> Iterator[Path]:
+    """A working folder that becomes `folder` when all is written, or vanishes. Raises UserError and RunFailed."""
+    check_target(folder, overwrite)
     work = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     with _plain_errors(folder):
         try:
             work.mkdir(parents=True)
-            save_weights(model, work / "model.safetensors", is_readable(model.plan))
-            config["sha256"] = _sha256(work / "model.safetensors")
-            (work / "model.py").write_text(model_source(model, genome), encoding="utf-8")
-            (work / "genome.json").write_text(json.dumps(to_json(genome), indent=2) + "\n", encoding="utf-8")
-            (work / "README.md").write_text(model_card(model, config, training), encoding="utf-8")
-            (work / "example.py").write_text(example_source(config), encoding="utf-8")
-            if tokenizer is not None:
-                config["separator"] = tokenizer.separator
-                (work / TOKENIZER_FILE).write_text(tokenizer.json_text, encoding="utf-8")
-                config["tokenizer_sha256"] = _sha256(work / TOKENIZER_FILE)
-            (work / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-            if training is not None:
-                (work / TRAINING).write_text(json.dumps(training) + "\n", encoding="utf-8")
+            yield work
             for file in work.iterdir():
                 with open(file, "rb+") as written:
                     os.fsync(written.fileno())
             _move(work, folder)
         finally:
             shutil.rmtree(work, ignore_errors=True)
-    return folder
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def model_source(model: LanguageModel, genome: Genome) -> str:
@@ -217,6 +265,7 @@ def check_target(folder: Path, overwrite: bool) -> None:
         return
     if not folder.is_dir() or not {path.name for path in folder.iterdir()} <= {
         *FILES,
+        *HUGGING_FACE,
         TRAINING,
         TOKENIZER_FILE,
         "__pycache__",

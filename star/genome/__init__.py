@@ -3,7 +3,7 @@
 Imports only `star.liv` and `star.errors`. Read `genome.py`, then `plan.py`.
 """
 
-from star.genome.classes import PAPER_CLASSES, POOL, PoolClass, operator, register_family
+from star.genome.classes import EXPORTABLE_CLASSES, PAPER_CLASSES, POOL, PoolClass, operator, register_family
 from star.genome.codec import NamedGenome, from_json, parse_text, read_json, to_json
 from star.genome.genome import EMBEDDINGS, NORMS, RESIDUALS, Gene, Genome
 from star.genome.library import find_genome, layout_name, list_genomes, load_genome
@@ -22,6 +22,7 @@ __all__ = [
     "NORMS",
     "NamedGenome",
     "OperatorSpace",
+    "EXPORTABLE_CLASSES",
     "PAPER_CLASSES",
     "POOL",
     "Plan",

@@ -175,6 +175,8 @@ _BASE = [
 _DIFFERENTIAL = [PoolClass(f"{c.name}-Diff", replace(c.operator, differential=True)) for c in _BASE]
 
 PAPER_CLASSES = tuple(range(18))  # 0 is "no operator"
+# ReLU2-4, Mamba-2-64 and GQA-4-NoPE: any sequence of these, without sharing, is a Nemotron-H (`star.export.stock`).
+EXPORTABLE_CLASSES = (0, 24, 41, 64)
 POOL: tuple[PoolClass, ...] = (
     *_BASE,
     PoolClass("GMemless", memoryless("91142", twelfths=32)),

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from star.cost import costs
+from star.export.stock import where
 from star.genome import EMBEDDINGS, NORMS, RESIDUALS, Gene, Genome, Layer, gene_table, resolve
 from star.liv import FAMILIES, Operator
 from star.liv.genes import OPERATOR_GENES
@@ -41,6 +42,8 @@ def show_genome(
     yield _layers(genome)
     yield Text(f"\nCosts with a vocabulary of {vocab_size:,} and a context of {seq_len:,} tokens\n", style="bold")
     yield _costs(genome, vocab_size, seq_len)
+    yield Text("\nWhere it can run, besides PyTorch: classes of transformers (star export --format hf)\n", style="bold")
+    yield _where(genome)
 
 
 def show_difference(
@@ -233,6 +236,13 @@ def _costs(genome: Genome, vocab_size: int, seq_len: int) -> Table:
     )
     for row in rows:
         table.add_row(*row)
+    return table
+
+
+def _where(genome: Genome) -> Table:
+    table = _table("class", "", "why not")
+    for name, reason in where(resolve(genome)):
+        table.add_row(name, "no" if reason else "yes", reason)
     return table
 
 

@@ -647,3 +647,13 @@ def test_digits_of_another_script_are_no_numbers(arguments):
     result = call(*arguments)
     assert result.exit_code == 2 and "Traceback" not in result.output
     assert any(digit in result.output for digit in "٠١٢٦") or "genome" in result.output
+
+
+def test_export_as_a_checkpoint_of_transformers(tmp_path):
+    command = ("export", "transformer++", "--d-model", 32, "--depth", 2, "--untrained", "--format")
+    output = ok(*command, "hf", "-o", tmp_path / "model")
+    assert "LlamaForCausalLM of transformers" in output and "AutoModelForCausalLM.from_pretrained" in output
+    assert "holds an exported model already" in refused(*command, "hf", "-o", tmp_path / "model")
+    assert "there is no such format; give one of pytorch, hf" in refused(*command, "onnx", "-o", tmp_path / "other")
+    assert "no class of transformers can express" in refused("export", "10-9", *command[6:], "hf")
+    assert "NemotronH" in (shown := ok("show", "transformer++")) and re.search(r"Llama +yes", shown)
