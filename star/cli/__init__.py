@@ -24,6 +24,7 @@ from star.cli.evolve import evolve
 from star.cli.export import export
 from star.cli.front import front
 from star.cli.generate import generate
+from star.cli.import_ import import_
 from star.cli.ladder import ladder
 from star.cli.plot import plot
 from star.cli.refine import refine
@@ -148,8 +149,8 @@ def star_(
 
 LOOK = (status, watch, front, report, plot, compare)
 TRUST = (ladder, evidence, refine, rescore)
-for verb in (evolve, *LOOK, *TRUST, show, train, export, generate, doctor):
-    app.command()(verb)
+for verb in (evolve, *LOOK, *TRUST, show, train, export, generate, import_, doctor):
+    app.command(verb.__name__.rstrip("_"))(verb)
 
 
 def main() -> None:

@@ -176,16 +176,23 @@ def _pool(value: Any, where: str) -> tuple[PoolClass, ...]:
 
 def read_file(path: Path) -> NamedGenome:
     """A named genome from a JSON file. Raises UserError naming the file."""
+    data = read_object(path)
+    if isinstance(data, dict) and "model_type" in data and "format" not in data:
+        raise UserError(f"{path}: is a configuration of transformers; star import {path} makes a genome of it")
+    return read_json(data, str(path))
+
+
+def read_object(path: Path) -> Any:
+    """The contents of a JSON file of bounded size. Raises UserError naming the file."""
     try:
         if path.stat().st_size > SIZE_LIMIT:
             raise UserError(
                 f"{path}: {path.stat().st_size:,} bytes is too large for a genome; the limit is {SIZE_LIMIT:,}"
             )
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}); give a readable genome file"
         ) from None
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); repair the file or export the genome again") from None
-    return read_json(data, str(path))

@@ -41,6 +41,7 @@ VERBS = (
     "train",
     "export",
     "generate",
+    "import",
     "doctor",
 )
 
@@ -657,3 +658,14 @@ def test_export_as_a_checkpoint_of_transformers(tmp_path):
     assert "there is no such format; give one of pytorch, hf" in refused(*command, "onnx", "-o", tmp_path / "other")
     assert "no class of transformers can express" in refused("export", "10-9", *command[6:], "hf")
     assert "NemotronH" in (shown := ok("show", "transformer++")) and re.search(r"Llama +yes", shown)
+
+
+def test_import_of_a_configuration_of_transformers(tmp_path):
+    sizes = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 100, **sizes}))
+    out = tmp_path / "mine.json"
+    assert "4 LIVs of width 64, 144,192 parameters" in ok("import", tmp_path, "-o", out)
+    assert "4 LIVs" in ok("show", out)
+    assert "exists already" in refused("import", tmp_path / "config.json", "--out", out)
+    assert "star import" in refused("show", tmp_path / "config.json")
+    assert "cannot be read" in refused("import", tmp_path / "none.json")

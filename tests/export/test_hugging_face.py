@@ -1,5 +1,6 @@
 """Checkpoints for classes of transformers: what these load is the model, without any code of ours."""
 
+import json
 import sys
 
 import numpy as np
@@ -13,7 +14,9 @@ from star.export import export_hugging_face
 from star.export.hugging_face_checkpoint import byte_vocabulary
 from star.export.stock import STOCK, where
 from star.genome import EXPORTABLE_CLASSES, Genome, Space, load_genome, parse_text, resolve
+from star.genome.codec import NamedGenome
 from star.genome.edit import SPARSITY_GENES, with_operators
+from star.genome.stock_config import READERS, genome_of_config
 
 transformers = pytest.importorskip("transformers")
 
@@ -64,6 +67,9 @@ def test_a_class_of_transformers_gives_the_same_logits_and_the_same_text(name, t
     assert torch.equal(continued, ours.generate(tokens, 12, temperature=0.0))
     assert sum(p.numel() for p in ours.parameters()) == star.costs(ours.genome).parameters
     assert star.load_genome(tmp_path / "model" / "genome.json") == ours.genome
+    again = genome_of_config(json.loads((tmp_path / "model" / "config.json").read_text()))
+    configs = [[layer.config for layer in resolve(genome).layers] for genome in (again.genome, ours.genome)]
+    assert configs[0] == configs[1] and again.vocab_size == 256
     assert "AutoModelForCausalLM" in (tmp_path / "model" / "README.md").read_text()
 
 
@@ -129,3 +135,53 @@ def test_transformers_is_only_needed_for_this(tmp_path, monkeypatch):
     ours = built("1-9")
     with pytest.raises(UserError, match=r"needs transformers: pip install 'star\[hf\]'"):
         export_hugging_face(ours, ours.genome, tmp_path / "model")
+
+
+# Published configurations, as far as they matter.
+PUBLIC = {
+    "llama-3.2-1b": {"model_type": "llama", "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16}
+    | {"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 128256}
+    | {"rope_theta": 500000.0, "rope_scaling": {"rope_type": "llama3"}, "tie_word_embeddings": True},
+    "mistral-7b": {"model_type": "mistral", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32}
+    | {"num_attention_heads": 32, "num_key_value_heads": 8, "sliding_window": 4096, "vocab_size": 32000},
+    "qwen3-0.6b": {"model_type": "qwen3", "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28}
+    | {"num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936}
+    | {"rope_theta": 1000000, "rms_norm_eps": 1e-6, "tie_word_embeddings": True},
+    "olmo-2-1b": {"model_type": "olmo2", "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16}
+    | {"num_attention_heads": 16, "num_key_value_heads": 16, "vocab_size": 100352, "rope_theta": 500000},
+    "lfm2-350m": {"model_type": "lfm2", "hidden_size": 1024, "intermediate_size": 6656, "num_hidden_layers": 16}
+    | {"num_attention_heads": 16, "num_key_value_heads": 8, "vocab_size": 65536, "block_multiple_of": 256}
+    | {"full_attn_idxs": [2, 5, 8, 10, 12, 14], "rope_theta": 1000000.0, "block_auto_adjust_ff_dim": True},
+}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_configurations_are_the_shipped_genomes(name):
+    found = genome_of_config(PUBLIC[name])
+    assert found.genome == load_genome(name) and isinstance(found, NamedGenome)
+    assert ("rescaling" in found.description) == ("rope_scaling" in PUBLIC[name])
+    assert ("epsilon" in found.description) == ("rms_norm_eps" in PUBLIC[name])
+
+
+FAULTS = {
+    "hidden_size": (0, "a whole number from 1"),
+    "intermediate_size": (8000, "must be 12 to 96 twelfths of 2048"),
+    "num_key_value_heads": (5, "can have one key"),
+    "num_attention_heads": ("32", "a whole number"),
+    "num_hidden_layers": (10**9, "from 1 to 512"),
+    "attention_bias": (True, "biases"),
+    "hidden_act": ("gelu", "must be silu"),
+    "model_type": ("gpt_neox", f"known are {', '.join(READERS)}"),
+    "vocab_size": (None, "a whole number"),
+    "rope_theta": ("x", "could not convert"),
+}
+
+
+@pytest.mark.parametrize("key", FAULTS)
+def test_what_no_genome_can_be_is_one_sentence(key):
+    value, message = FAULTS[key]
+    with pytest.raises(UserError, match=message) as error:
+        genome_of_config(PUBLIC["llama-3.2-1b"] | {key: value}, "a/config.json")
+    assert str(error.value).startswith("a/config.json: ")
+    with pytest.raises(UserError, match="no configuration of transformers"):
+        genome_of_config([1])
