@@ -10,7 +10,17 @@ or, where a class of transformers can express it, as a checkpoint of that class 
 Imports `star.model`, `star.genome` and what they import; only the command line imports it.
 """
 
+from star.export.continuation import continuations
 from star.export.folder import check_target, export_hugging_face, export_model, load, read_config
 from star.export.weights import load_weights, save_weights
 
-__all__ = ["check_target", "export_hugging_face", "export_model", "load", "load_weights", "read_config", "save_weights"]
+__all__ = [
+    "check_target",
+    "continuations",
+    "export_hugging_face",
+    "export_model",
+    "load",
+    "load_weights",
+    "read_config",
+    "save_weights",
+]

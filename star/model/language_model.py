@@ -384,7 +384,6 @@ class LanguageModel(nn.Module):
                 add("vector", layer.index, f"blocks.{layer.index}.{name}", getattr(block, name))
         return [group | {"width": self.plan.d_model, "n_layers": len(self.blocks)} for group in groups.values()]
 
-    @torch.no_grad()
     def generate(
         self,
         tokens: Tensor,
@@ -399,6 +398,18 @@ class LanguageModel(nn.Module):
         lengths [B]: of prompts that are padded on the left.
         Raises ValueError for an empty prompt, a negative temperature or number of tokens, and a top_k below 1.
         """
+        return torch.cat([tokens.long(), *self.stream(tokens, n_tokens, temperature, top_k, seed, lengths)], dim=1)
+
+    def stream(
+        self,
+        tokens: Tensor,
+        n_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        seed: int = 0,
+        lengths: Tensor | None = None,
+    ) -> Iterator[Tensor]:
+        """The tokens [B, 1] of `generate`, each as soon as it is there. Same arguments and errors."""
         self._check_tokens(tokens)
         if tokens.shape[1] == 0:
             raise ValueError("the prompt is empty; give at least one token")
@@ -407,22 +418,21 @@ class LanguageModel(nn.Module):
                 f"n_tokens is {n_tokens}, temperature {temperature} and top_k {top_k}; n_tokens and temperature must "
                 "be at least 0 and finite, and top_k at least 1 or None"
             )
-        tokens = tokens.long()
         self.check_length(tokens.shape[1] + n_tokens)
         generator = torch.Generator(device=tokens.device).manual_seed(seed)
         state = self.init_state(tokens.shape[0], tokens.shape[1] + n_tokens)
-        logits, state = self(tokens, state, lengths)
+        new = tokens.long()
         for step in range(n_tokens):
-            scores = logits[:, -1].float()
-            if top_k is not None and top_k < self.vocab_size:
-                scores = scores.masked_fill(scores < scores.topk(top_k).values[:, -1:], -math.inf)
-            if temperature == 0:
-                new = scores.argmax(-1, keepdim=True)
-            else:
-                scores = scores - scores.amax(-1, keepdim=True)  # a low temperature then overflows to -inf alone
-                chances = torch.softmax(scores / max(temperature, 1e-30), -1)
-                new = torch.multinomial(chances, 1, generator=generator)
-            tokens = torch.cat([tokens, new], dim=1)
-            if step < n_tokens - 1:
-                logits, state = self(new, state)
-        return tokens
+            with torch.no_grad():
+                logits, state = self(new, state, lengths if step == 0 else None)
+                new = self._choose(logits[:, -1].float(), temperature, top_k, generator)
+            yield new
+
+    def _choose(self, scores: Tensor, temperature: float, top_k: int | None, generator: torch.Generator) -> Tensor:
+        """A token [B, 1] by its logits [B, V]."""
+        if top_k is not None and top_k < self.vocab_size:
+            scores = scores.masked_fill(scores < scores.topk(top_k).values[:, -1:], -math.inf)
+        if temperature == 0:
+            return scores.argmax(-1, keepdim=True)
+        scores = scores - scores.amax(-1, keepdim=True)  # a low temperature then overflows to -inf alone
+        return torch.multinomial(torch.softmax(scores / max(temperature, 1e-30), -1), 1, generator=generator)

@@ -669,3 +669,23 @@ def test_import_of_a_configuration_of_transformers(tmp_path):
     assert "exists already" in refused("import", tmp_path / "config.json", "--out", out)
     assert "star import" in refused("show", tmp_path / "config.json")
     assert "cannot be read" in refused("import", tmp_path / "none.json")
+
+
+def test_generate_takes_several_prompts_a_file_and_stop_strings(run, tmp_path):
+    options = ("--tokens", 30, "--temperature", 0)
+    whole = ok("generate", f"{run}:best", "--prompt", "def ", *options)[len("def ") : -1]
+    stop = whole[10:13]
+    assert whole.index(stop) <= 10
+    stopped = ok("generate", f"{run}:best", "--prompt", "def ", *options, "--stop", "never", "--stop", stop)
+    assert stopped == f"def {whole[: whole.index(stop)]}\n"
+    (tmp_path / "prompts.txt").write_text("import os\\n\n\nclass A:\n")
+    command = ("generate", f"{run}:best", "--prompt", "def ", "--prompts", tmp_path / "prompts.txt", *options)
+    rows = [json.loads(line) for line in ok(*command).splitlines()]
+    assert [row["prompt"] for row in rows] == ["def ", "import os\n", "class A:"] and rows[0]["text"] == whole
+    alone = ok("generate", f"{run}:best", "--prompt", "class A:", *options)
+    assert alone == f"class A:{rows[2]['text']}\n"
+    (tmp_path / "empty.txt").write_text("\n")
+    assert "has no prompt; write one per line" in refused(
+        "generate", f"{run}:best", "--prompts", tmp_path / "empty.txt"
+    )
+    assert "cannot be read" in refused("generate", f"{run}:best", "--prompts", tmp_path / "none.txt")
