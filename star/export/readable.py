@@ -89,7 +89,7 @@ def readable_source(plan: Plan, vocab_size: int, tied: bool, genome: Genome, sub
         "needs": {name: name in needs for name in NEEDS} | {"blind": blind},
     }
     operators = [
-        env.get_template(f"{op.template}.jinja").render(op=op.options | {"name": names[key]})
+        env.get_template(f"{op.template}.jinja").render(facts, op=op.options | {"name": names[key]})
         for key, op in classes.items()
     ]
     n_livs = f"{len(plan.layers)} {'operator' if len(plan.layers) == 1 else 'operators'} of width {plan.d_model}"
@@ -107,6 +107,7 @@ def readable_source(plan: Plan, vocab_size: int, tied: bool, genome: Genome, sub
         vocab_size=vocab_size,
         head_dim=genome.head_dim,
         rope_theta=genome.rope_theta,
+        rotary=tuple(sorted({op.options["rotary"] for op in described if op.options.get("rope")})),
         tokens="those of tokenizer.json" if subwords else "bytes",
         subwords=subwords,
         tied=tied,
@@ -219,10 +220,12 @@ def attention(layer: Layer, groups: frozenset[str], _: bool) -> OperatorClass:
         "sink": config.sink,
         "window": config.window is not None,
         "rope": config.rope_theta is not None,
+        "rotary": config.rotary or config.head_dim,
         "grouped": config.n_kv_heads != config.n_heads,
     }
     notes = ["in a window"] if config.window else []
     notes += ["without positions"] if config.rope_theta is None else []
+    notes += [f"{config.rotary} channels rotated"] if options["rope"] and config.rotary else []
     notes += [f"{' and '.join(options['filters'])} filtered"] if options["filters"] else []
     notes += ["output gated"] if config.gated else []
     name = (
@@ -232,6 +235,7 @@ def attention(layer: Layer, groups: frozenset[str], _: bool) -> OperatorClass:
     sizes |= {"kv_heads": config.branches * config.n_kv_heads} if own_kv else {}
     sizes |= {} if config.window is None else {"window": config.window}
     needs = {"attention", "heads"} | ({"rope"} if options["rope"] else set()) | ({"cache"} if own_kv else set())
+    needs |= {"partial_rope"} if options["rope"] and config.rotary else set()
     needs |= ({"window"} if config.window else set()) | ({"sink", "wide"} if config.sink else set())
     options["detail"] = detail(layer, notes)
     return finish("attention", name, options, sizes, needs)
@@ -347,20 +351,26 @@ def recurrence(layer: Layer, groups: frozenset[str], shares_past: bool) -> Opera
         "shares_past": shares_past,
         "decay": config.decay,
         "own_decay": own_decay,
-        "delta": config.delta,
-        "own_beta": config.delta and "beta" not in layer.given,
+        "delta": bool(config.delta),
+        "own_beta": bool(config.delta) and "beta" not in layer.given,
+        "strength": "" if config.delta == 1.0 else f"{config.delta:g} * ",
+        "eps": "EPS" if config.norm_eps == 1e-5 else repr(config.norm_eps),
         "skip": config.skip,
         "gated": config.gated,
         "norm": norm,
         "swish": config.nonlinearity == "swish",
-        "scaled": config.delta or config.decay != "scalar",
+        "scaled": bool(config.delta) or config.decay != "scalar",
         "grouped": config.n_groups < config.n_heads,
         "repeats": scan in ("delta_rule", "gated_linear_attention") and config.n_groups < config.n_heads,
         "scan": scan,
         "scan_inputs": inputs,
         "equation": equation,
     }
-    notes = [note for there, note in ((config.skip, "skip"), (config.gated, "gate"), (config.norm, "norm")) if there]
+    if config.norm and config.norm_eps != 1e-5:
+        norm_note = "norm that divides by no less than the usual size of one value times one score"
+    else:
+        norm_note = "norm"
+    notes = [note for there, note in ((config.skip, "skip"), (config.gated, "gate"), (config.norm, norm_note)) if there]
     options["detail"] = detail(layer, notes)
     has_keys = not {"b", "c"} <= layer.given
     options["uses_state_size"] = has_keys or (config.decay == "vector" and own_decay)
@@ -385,6 +395,7 @@ NEEDS = (
     "wide",
     "attention",
     "rope",
+    "partial_rope",
     "cache",
     "window",
     "sink",

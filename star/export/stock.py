@@ -99,6 +99,7 @@ def attention_sizes(config: AttentionConfig, qk_norm: str = "", window: bool = F
     }
     need(config.qk_norm == qk_norm, f"its attention has {words[qk_norm]}")
     need(window or config.window is None, "its attention has no window")
+    need(config.rope_theta is None or config.rotary is None, "its rotary positions are on all channels of a head")
     need((config.rope_theta is not None) == rope, f"its attention has {'' if rope else 'no '}rotary positions")
     return {
         "num_attention_heads": config.n_heads,

@@ -110,7 +110,7 @@ def heads(config: Config, qk_norm: str = "", window: int | None = None, rope: bo
         raise config.refuse("sliding_window", f"a window is one of {', '.join(map(str, sizes))}")
     featurizer = {1: 1, 2: 4}.get(repeat, 3)
     genes = f"{featurizer}.2.{sizes[window] if window else 1}.2.3"
-    return attention(genes, repeat, norm=qk_norm, expansion=expansion, nope=not rope)
+    return attention(genes, repeat, norm=qk_norm, expansion=expansion, unrotated=int(not rope))
 
 
 def swiglu(config: Config) -> Operator:
@@ -170,9 +170,8 @@ def mamba(config: Config, n_heads: str, head_dim: str, state: str) -> Operator:
         raise config.refuse("n_groups", "1, 2, 4, 8 or all heads can share b and c")
     if config.whole("conv_kernel", 4) != 4:
         raise config.refuse("conv_kernel", "short filters have 4 taps")
-    options: dict[str, Any] = {"expansion": expansion, "shared": True, "skip": True, "gate": True, "norm": "groups"}
-    found = recurrence("54141", config.whole(state), **options)
-    return found.with_gene("b.repeat", repeat).with_gene("c.repeat", repeat)
+    options: dict[str, Any] = {"expansion": expansion, "repeat": repeat, "skip": True, "gate": True, "norm": "groups"}
+    return recurrence("54141", config.whole(state), **options)
 
 
 def mamba2(config: Config) -> Layout:
