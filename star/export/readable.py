@@ -324,8 +324,8 @@ def recurrence(layer: Layer, groups: frozenset[str], shares_past: bool) -> Opera
     assert isinstance(config, RecurrenceConfig)
     is_joint = joint(config, layer.given)
     provides: dict[str, str] = {g: g for g in ("b", "c", "v", "decay", "beta") if g in groups}
-    if "decay" in groups and config.decay == "scalar" and not config.delta:
-        provides["dt"] = "dt"
+    if "decay" in groups and config.decay == "scalar":
+        provides["dt"] = "dt"  # a consumer without the delta rule needs it
     provides |= {"past": "past"} if shares_past else {}
     scan, inputs, equation = "linear_attention", "c, b, v", "Linear attention: S <- S + b v^T, y = S^T c"
     name = "LinearAttention"

@@ -102,6 +102,10 @@ def test_every_way_to_share(family):
         check(Genome(tuple(genes), WIDE.d_model, WIDE.head_dim))
 
 
+def test_a_state_space_takes_the_decay_of_a_delta_rule():
+    check(Genome(parse_text("69.0.0.1.3-1-40.0.0.1.3"), 32, 8))
+
+
 def spaces() -> list[Space]:
     fits = [n for n in range(1, len(POOL) + 1) if Genome((Gene(n),), d_model=32, head_dim=8).fits]
     sizes = {"n_slots": 8, "d_models": (32,), "head_dim": 8, "norms": (1, 2, 3, 4), "residuals": (1, 2)}
