@@ -48,6 +48,7 @@ def export(
     from star.cli.arguments import choose_genome, load_candidate
     from star.errors import UserError
     from star.export import export_hugging_face, export_model
+    from star.export.readable import unreadable
     from star.model import build
 
     if format_ not in FORMATS:
@@ -81,4 +82,6 @@ def export(
         return
     export_model(model, model.genome, out, **facts)
     say(f"exported {model.genome.id} to {out}")
+    if missing := unreadable(model.plan):
+        say(f"model.py is copied from STAR's sources: there is no readable page yet for {', '.join(missing)}")
     say(f'try: python {out / "model.py"} --prompt "def " --tokens 200')

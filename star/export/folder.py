@@ -22,7 +22,7 @@ from star.errors import RunFailed, UserError
 from star.export.architecture import NAME, architecture_source
 from star.export.card import example_source, model_card
 from star.export.hugging_face_checkpoint import stock_class, write_hugging_face
-from star.export.readable import is_readable, readable_source
+from star.export.readable import is_readable, readable_source, unreadable
 from star.export.source import link
 from star.export.weights import check_weights, load_weights, save_weights
 from star.genome import Genome, from_json, resolve, to_json
@@ -176,7 +176,8 @@ torch.ao.quantization.quantize_dynamic changes nothing here: it replaces nn.Line
 weights use model.to(torch.bfloat16).
 
 Genome {genome.id}: {genome.text}
-The code is copied from the sources of STAR, without the definitions that this model does not need.
+The code is copied from the sources of STAR, without the definitions that this model does not need, because there is no
+readable page yet for {", ".join(unreadable(model.plan)) or "its operators"}.
 """
 
 from __future__ import annotations

@@ -66,8 +66,20 @@ def exported_name(name: str) -> str:
 
 
 def is_readable(plan: Plan) -> bool:
-    """Whether there is a template for every operator: not for families from outside the package."""
-    return all(type(layer.config) in FAMILIES for layer in plan.layers)
+    """Whether there is a template for every operator."""
+    return not unreadable(plan)
+
+
+def unreadable(plan: Plan) -> list[str]:
+    """The operators without a template: Kimi delta attention, latent attention, and those from outside the package."""
+    return list(dict.fromkeys(layer.name for layer in plan.layers if not has_template(layer.config)))
+
+
+def has_template(config: LIVConfig) -> bool:
+    """Whether there is a template for an operator of these sizes."""
+    if isinstance(config, RecurrenceConfig):
+        return config.decay != "rates" and not config.decay_rank and not config.gate_rank
+    return type(config) in FAMILIES
 
 
 def readable_source(plan: Plan, vocab_size: int, tied: bool, genome: Genome, subwords: bool = False) -> str:

@@ -88,6 +88,7 @@ def of_kind(plan: Plan, kind: type[C], start: int = 0, step: int = 1, what: str 
 
 def attention_sizes(config: AttentionConfig, qk_norm: str = "", window: bool = False, rope: bool = True) -> dict:
     """The sizes of attention. Raises Cannot for what the class does not have."""
+    need(type(config) is AttentionConfig, "its attention has no latent")
     need(not config.filters, "its attention has no short filters of q, k or v")
     need(not config.gated, "its attention has no output gate")
     need(not config.sink, "its attention has no sinks")
@@ -248,6 +249,7 @@ def lfm2_weights(model: LanguageModel) -> Weights:
 def mamba_sizes(config: RecurrenceConfig) -> dict:
     """The sizes of Mamba-2. Raises Cannot."""
     need(config.decay == "scalar" and not config.delta, "its recurrence is Mamba-2's, with one decay per head")
+    need(not config.gate_rank and not config.decay_rank, "Mamba-2 has no maps through few channels")
     need(config.skip and config.gated and config.norm == "groups", "Mamba-2 has a skip, a gate and a norm after it")
     need(
         config.nonlinearity == "swish" and config.filters == ("b", "c", "v"), "Mamba-2 has filters and swish on b, c, v"

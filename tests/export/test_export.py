@@ -22,6 +22,7 @@ from star.data.tokenizer import make_tokenizer
 from star.errors import RunFailed, UserError
 from star.export import export_model, load, load_weights, save_weights
 from star.export.folder import linked_source
+from star.export.readable import has_template
 from star.export.source import link
 from star.genome import POOL, Gene, Genome, Space, load_genome
 
@@ -45,6 +46,7 @@ SHARED = Genome(
     head_dim=16,
 )
 EVERY_CLASS = Genome(tuple(Gene(c) for c in range(1, len(POOL) + 1)), d_model=192, head_dim=8)
+READABLE = Genome(tuple(g for g in EVERY_CLASS.backbone if has_template(POOL[g[0] - 1].config(192, 8, 1e4))), 192, 8)
 # Learned positions, LayerNorm, biases and a head of its own.
 LAYOUT = replace(load_genome("gpt-2", d_model=64, depth=4, head_dim=16), embedding=2)
 
@@ -106,7 +108,7 @@ def fresh_logits(folder: Path, tmp_path: Path, refused: str = REFUSED) -> list[t
     return torch.load(out)
 
 
-@pytest.mark.parametrize("genome", [SHARED, EVERY_CLASS, LAYOUT], ids=["shared", "every class", "layout"])
+@pytest.mark.parametrize("genome", [SHARED, READABLE, LAYOUT], ids=["shared", "every class", "layout"])
 def test_fresh_interpreter_with_torch_and_safetensors_alone_gives_the_same_logits(genome, tmp_path):
     model = built(genome, vocab_size=300)
     folder = export_model(model, genome, tmp_path / "model")
@@ -115,12 +117,11 @@ def test_fresh_interpreter_with_torch_and_safetensors_alone_gives_the_same_logit
         assert float((ours - theirs).detach().abs().max() / ours.detach().abs().max()) < 2e-5
 
 
-def test_operators_from_outside_the_package_are_linked_from_the_library(tmp_path, monkeypatch):
-    """There is no template for them; every family can be exported in this form, which gives the same bits."""
-    monkeypatch.setattr("star.export.folder.is_readable", lambda plan: False)
-    model = built(SHARED)
-    folder = export_model(model, SHARED, tmp_path / "model")
-    assert "copied from the sources of STAR" in (folder / "model.py").read_text()
+def test_operators_without_a_template_are_linked_from_the_library(tmp_path):
+    """Every family can be exported in this form, which gives the same bits."""
+    model = built(EVERY_CLASS)
+    folder = export_model(model, EVERY_CLASS, tmp_path / "model")
+    assert "readable page yet for KDA, MLA, MLA-NoPE" in (folder / "model.py").read_text()
     refused = REFUSED.replace("einops,", "")
     for ours, theirs, loaded in zip(logits_of(model), fresh_logits(folder, tmp_path, refused), logits_of(load(folder))):
         assert torch.equal(ours, loaded) and torch.equal(ours, theirs)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import star
-from star.export.readable import exported_name, is_readable, readable_source
+from star.export.readable import exported_name, has_template, is_readable, readable_source, unreadable
 from star.genome import POOL, Gene, Genome, OperatorSpace, Space, load_genome, parse_text
 from star.liv import FAMILIES
 
@@ -76,9 +76,20 @@ def check(genome: Genome) -> str:
     return text
 
 
+# Rows without a template yet: an export of these is linked from the library (see test_export.py).
+LINKED = {"KDA", "MLA", "MLA-NoPE"}
+READABLE = [number for number, row in enumerate(POOL, 1) if has_template(row.config(96, 4, 1e4))]
+
+
+def test_which_rows_have_no_readable_page():
+    assert {row.name for number, row in enumerate(POOL, 1) if number not in READABLE} == LINKED
+    genome = Genome((Gene(1), Gene(73)), WIDE.d_model, WIDE.head_dim)
+    assert unreadable(star.genome.resolve(genome)) == [POOL[72].name] and not is_readable(star.genome.resolve(genome))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_row_of_the_pool(family):
-    rows = [number for number, row in enumerate(POOL, 1) if row.operator.family == family]
+    rows = [number for number in READABLE if POOL[number - 1].operator.family == family]
     check(Genome(tuple(map(Gene, rows)), WIDE.d_model, WIDE.head_dim))
 
 
@@ -107,7 +118,7 @@ def test_a_state_space_takes_the_decay_of_a_delta_rule():
 
 
 def spaces() -> list[Space]:
-    fits = [n for n in range(1, len(POOL) + 1) if Genome((Gene(n),), d_model=32, head_dim=8).fits]
+    fits = [n for n in READABLE if Genome((Gene(n),), d_model=32, head_dim=8).fits]
     sizes = {"n_slots": 8, "d_models": (32,), "head_dim": 8, "norms": (1, 2, 3, 4), "residuals": (1, 2)}
     return [Space(classes=(0, *fits), **sizes), OperatorSpace(classes=(0,), **sizes)]
 
