@@ -48,8 +48,13 @@ class Skill(ABC):
             value, low = getattr(self, field.name), 2 if field.name in ("symbols", "length") else 1
             if isinstance(value, int) and not isinstance(value, bool) and value < low:
                 raise UserError(f"task {self.name}: {field.name} is {value}; it must be at least {low}")
-        if self.length > LONGEST:
-            raise UserError(f"task {self.name}: a sequence has {self.length} tokens; it must have at most {LONGEST}")
+        if self.longest > LONGEST:
+            raise UserError(f"task {self.name}: a sequence has {self.longest} tokens; it must have at most {LONGEST}")
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence that it is trained or tested on."""
+        return self.length
 
     @property
     @abstractmethod
@@ -255,6 +260,10 @@ class Copying(Skill):
     def __post_init__(self):
         object.__setattr__(self, "length", 2 * self.items)
         super().__post_init__()
+
+    @property
+    def longest(self) -> int:
+        return self.length if self.exact else 4 * self.length
 
     @property
     def vocab_size(self) -> int:

@@ -45,7 +45,7 @@ def part_tables(
         listing = Listing(Column("genome"), *(Column(part, right=True) for part in parts), Column("of"))
         for id, name, style in _members(run, list(own.values())):
             listing.add(id, *(f"{own[id]['parts'][part]:.3f}" for part in parts), name, style=style)
-        found.append((f"{_head(rows, variant).replace(chr(10), ', ')}: {PARTS[variant[0]]}", listing))
+        found.append((f"{_title(rows, variant)}: {PARTS[variant[0]]}", listing))
     return found
 
 
@@ -71,7 +71,7 @@ def capability_lines(run: Run, ids: Collection[str] | None = None, tasks: Collec
         own = [row for row in rows if _variant(row) == variant and row["value"] is not None]
         if not own:
             continue
-        beyond, name = variant[0] == EXTRAPOLATION, _head(rows, variant).replace("\n", ", ")
+        beyond, name = variant[0] == EXTRAPOLATION, _title(rows, variant)
         best = (min if beyond else max)(own, key=lambda row: row["value"])
         text = f"{name}: best {_value(best)} ({best['id']})"
         if not beyond:
@@ -84,6 +84,8 @@ def capability_lines(run: Run, ids: Collection[str] | None = None, tasks: Collec
             if r["r"] is not None:
                 text += f"; rank correlation with {quality.name} {r['r']:+.2f} [{r['r_low']:+.2f}, {r['r_high']:+.2f}]"
         lines.append(text)
+    if quality and lines:
+        lines.append(f"rank correlation above 0: a lower {quality.name} goes with a better score")
     for row in rows:
         if row["failed"]:
             lines.append(
@@ -113,6 +115,10 @@ def _head(rows: list[dict], variant: Variant) -> str:
     several = len({row["tokens"] for row in rows if row["task"] == task}) > 1
     budget = [f"{format_count(tokens)} tokens"] if several and tokens else []
     return "\n".join([task, *([sizes] if sizes else []), *budget, f"(chance {chance:.3g})"])
+
+
+def _title(rows: list[dict], variant: Variant) -> str:
+    return _head(rows, variant).replace("\n", " ")
 
 
 def _value(row: dict) -> str:
