@@ -37,7 +37,7 @@ def measure(genome: Genome, task: str, seed: int) -> dict[str, float]:
     model = build(genome, corpus.vocab_size, seed=seed)
     recipe = CONFIG.training.replace(device="cpu", seed=seed)
     trained = train(model, corpus, recipe)
-    return loss_by_position(model, corpus, recipe.seq_len) | {"bpb": corpus.bits_per_byte(trained.val_loss)}
+    return loss_by_position(model, corpus, recipe) | {"bpb": corpus.bits_per_byte(trained.val_loss)}
 
 
 def table(rows: list[dict]) -> str:

@@ -17,6 +17,7 @@ from star.errors import UserError
 from star.genome import from_json
 from star.model import LanguageModel, build
 from star.training.device import resolve_device
+from star.training.recipe import Recipe
 
 
 def assess(job: dict, report: Report) -> Generator[None, None, dict]:
@@ -32,7 +33,7 @@ def assess(job: dict, report: Report) -> Generator[None, None, dict]:
         model = build(from_json(job["genome"]), vocab_size=corpus.vocab_size)
         load(model, job["skill"]["weights"])
         model.to(resolve_device(job["recipe"]["device"]))
-        return _ok(loss_by_position(model, corpus, job["recipe"]["seq_len"]))
+        return _ok(loss_by_position(model, corpus, Recipe(**job["recipe"])))
     genome, skills = from_json(job["genome"]), {name: SKILLS[name].sized(job["skill"]["sizes"])}
     device, seed = str(resolve_device(job["recipe"]["device"])), job["seed"] % 2**31
     scores = yield from measuring(genome, skills, job["skill"]["tokens"], seed, device, deadline)

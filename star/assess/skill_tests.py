@@ -1,7 +1,7 @@
 """How well an architecture does what a loss may not show: `star.data.skills`, and the loss beyond the training context.
 
     scores = finish(measuring(genome, {"mqar": SKILLS["mqar"]}, tokens=200_000, seed=0))      # {"mqar": error, ...}
-    scores = loss_by_position(model, corpus, seq_len=128)      # {"extrapolation": bits per byte lost, ...}
+    scores = loss_by_position(model, corpus, recipe)      # {"extrapolation": bits per byte lost, ...}
 
 For each task a new model with the genome's pattern, at most `WIDTH` wide, is trained from scratch. The objective of a
 task is its error, 1 - accuracy on held-out sequences, under the task's name; accuracies of its parts stand under "NAME
@@ -20,6 +20,7 @@ from star.data.skills import SKILLS, Skill
 from star.errors import UserError
 from star.genome import Genome
 from star.model import LanguageModel
+from star.model.cross_entropy import IGNORED
 from star.training.evaluation import position_losses
 from star.training.program import on_own_stream
 from star.training.recipe import Recipe
@@ -79,16 +80,18 @@ def check_text(corpus: Corpus, seq_len: int) -> None:
         )
 
 
-def loss_by_position(model: LanguageModel, corpus: Corpus, seq_len: int) -> dict[str, float]:
-    """Bits per byte by position in validation text, up to 8 times the training context of `seq_len` tokens.
+def loss_by_position(model: LanguageModel, corpus: Corpus, recipe: Recipe) -> dict[str, float]:
+    """Bits per byte by position in validation text, up to 8 times the training context `recipe.seq_len`.
 
     "extrapolation" is how many bits per byte the tokens from 4 to 8 times the context lose against the same tokens
-    read in contexts of `seq_len`: 0 if nothing changes, below 0 if the model has use for the longer context.
-    "extrapolation_se" is its standard error over blocks of text. "extrapolation 2x" is the loss of positions from
-    1 to 2 times the context, and so on.
+    read in contexts as long as the training's: 0 if nothing changes, below 0 if the model has use for the longer
+    context. "extrapolation_se" is its standard error over blocks of text. "extrapolation 2x" is the loss of positions
+    from 1 to 2 times the context, and so on.
 
-    Raises UserError if the text is too short, or the model has learned positions and too few of them.
+    Raises UserError if the text, or with separate documents every one of them, is too short, or if the model has
+    learned positions and too few of them.
     """
+    seq_len = recipe.seq_len
     check_text(corpus, seq_len)
     longest, positions = CONTEXTS[-1] * seq_len, model.plan.positions
     if 0 < positions < longest:
@@ -97,15 +100,23 @@ def loss_by_position(model: LanguageModel, corpus: Corpus, seq_len: int) -> dict
             f"context are {longest}; nothing lies beyond its last position"
         )
     device = next(model.parameters()).device
-    blocks = validation_blocks(corpus.validation, longest, max(POSITION_TOKENS, LEAST_BLOCKS * longest))
-    inputs, targets = (part.to(device) for part in blocks)
+    separator = corpus.tokenizer.separator if recipe.documents == "separate" else None
+    tokens = max(POSITION_TOKENS, LEAST_BLOCKS * longest)
+    inputs, targets = (p.to(device) for p in validation_blocks(corpus.validation, longest, tokens, separator))
     model.eval()
     far = position_losses(model, inputs, targets)  # [n, 8 T]
     near = position_losses(model, *(part.reshape(-1, seq_len) for part in (inputs, targets))).reshape(far.shape)
-    found, start = {}, 0
-    for times in CONTEXTS:
-        found[f"{EXTRAPOLATION} {times}x"] = corpus.bits_per_byte(far[:, start : times * seq_len].mean().item())
-        start = times * seq_len
-    lost = (far - near)[:, CONTEXTS[-2] * seq_len :].mean(dim=1)
-    found[EXTRAPOLATION] = corpus.bits_per_byte(lost.mean().item())
-    return found | {f"{EXTRAPOLATION}_se": corpus.bits_per_byte(lost.std().item() / len(lost) ** 0.5)}
+    counts = (targets != IGNORED).sum(dim=0)  # [8 T]
+    if not counts[CONTEXTS[-2] * seq_len :].any():
+        raise UserError(
+            f'{EXTRAPOLATION}: no document of the corpus "{corpus.name}" is longer than {CONTEXTS[-2]} times the '
+            f"training context of {seq_len} tokens; nothing can be measured there"
+        )
+    found, ranges = {}, zip((0, *CONTEXTS), CONTEXTS, strict=False)
+    for part in (slice(low * seq_len, high * seq_len) for low, high in ranges):
+        loss = far[:, part].sum() / counts[part].sum()
+        found[f"{EXTRAPOLATION} {part.stop // seq_len}x"] = corpus.bits_per_byte(loss.item())
+    lost = (far - near)[:, part].sum(dim=1)  # [n], at the farthest positions
+    error = lost.std() * len(lost) ** 0.5 / counts[part].sum()
+    found[EXTRAPOLATION] = corpus.bits_per_byte((lost.sum() / counts[part].sum()).item())
+    return found | {f"{EXTRAPOLATION}_se": corpus.bits_per_byte(error.item())}

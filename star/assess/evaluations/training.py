@@ -93,7 +93,7 @@ def assess(job: dict, report: Report) -> Generator[None, None, dict]:
             if "extrapolation" in (job.get("skills") or {}).get("names", ()):
                 from star.assess.skill_tests import loss_by_position
 
-                metrics |= loss_by_position(model, corpus, job["recipe"]["seq_len"])
+                metrics |= loss_by_position(model, corpus, Recipe(**job["recipe"]))
     result = {"status": status, "reason": reason, "metrics": metrics, "curve": curve}
     if job["directory"]:
         directory = Path(job["directory"])
