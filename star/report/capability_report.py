@@ -66,25 +66,26 @@ def capability_lines(run: Run, ids: Collection[str] | None = None, tasks: Collec
         return [f"{run.path} has no capabilities yet: star capabilities {run.path} measures them"]
     quality = next((o for o in run.objectives if o.name in QUALITY), None)
     losses = {c.id: quality.scaled(c.values[quality.name]) for c in run.candidates() if c.objectives and quality}
-    lines = []
+    lines, correlated = [], False
     for variant in _variants(rows):
         own = [row for row in rows if _variant(row) == variant and row["value"] is not None]
         if not own:
             continue
         beyond, name = variant[0] == EXTRAPOLATION, _title(rows, variant)
         best = (min if beyond else max)(own, key=lambda row: row["value"])
-        text = f"{name}: best {_value(best)} ({best['id']})"
+        low, text = 0, f"{name}: best {_value(best)} ({best['id']})"
         if not beyond:
             low = sum(row["value"] < row["chance"] + NEAR * (1 - row["chance"]) for row in own)
             text += f"; {low} of {len(own)} near chance"
         pairs = [(losses[row["id"]], row["value"] if beyond else -row["value"]) for row in own if row["id"] in losses]
-        if quality and pairs:
+        if quality and pairs and low < len(own):
             x, y = np.array(pairs).T
             r = correlation("r", x, y)
             if r["r"] is not None:
+                correlated = True
                 text += f"; rank correlation with {quality.name} {r['r']:+.2f} [{r['r_low']:+.2f}, {r['r_high']:+.2f}]"
         lines.append(text)
-    if quality and lines:
+    if quality and correlated:
         lines.append(f"rank correlation above 0: a lower {quality.name} goes with a better score")
     for row in rows:
         if row["failed"]:

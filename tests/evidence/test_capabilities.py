@@ -20,6 +20,7 @@ from star.report.capability_report import capability_lines, capability_table, pa
 from star.report.page import write_page
 from star.run import Run
 from star.search import evolve
+from star.search.session import open_run
 
 TINY = {"tokens": 256, "tasks": ("parity", "needle")}
 
@@ -75,9 +76,24 @@ def test_the_front_and_the_baselines_are_measured_and_the_search_is_untouched(ta
         assert row["value"] == pytest.approx(sum(row["parts"].values()) / len(row["parts"]))
     assert [cells[0] for cells, _ in capability_table(run).rows] == front
     assert [title.split(" ")[0] for title, _ in part_tables(run)] == ["needle", "parity"]
-    assert "near chance; rank correlation" in capability_lines(run)[0] or len(front) < 5
+    lines = capability_lines(run)
+    assert [line.split(" (")[0] for line in lines[:2]] == ["needle", "parity"] and "near chance" in lines[0]
     assert "Capabilities" in write_page(run, tmp_path / "page.html", plots=()).read_text()
     assert len(chosen(run, ("all",))) == len([c for c in run.candidates() if c.objectives])
+
+
+def test_it_says_whether_the_loss_shows_a_capability(tabular, tmp_path):
+    path = copied(tabular, tmp_path)
+    ended = sorted((c for c in Run(path).candidates() if c.objectives), key=lambda c: c.values["bpb"])
+    with open_run(path) as session:
+        for n, c in enumerate(ended):
+            facts = {"id": c.id, "sizes": {}, "number": 0, "status": "ok", "reason": ""}
+            for task, error in (("mqar", n / 10), ("s5", 0.8), ("extrapolation", -n / 10)):
+                session.store.record([("capability", facts | {"task": task, "tokens": 9, "metrics": {task: error}})])
+    mqar, s5, extrapolation, *rest = capability_lines(Run(path))
+    assert f"best 1.000 ({ended[0].id}); 0 of 5 near chance; rank correlation with bpb +1.00" in mqar
+    assert s5.endswith("5 of 5 near chance") and "rank correlation with bpb -1.00" in extrapolation
+    assert rest == ["rank correlation above 0: a lower bpb goes with a better score"]
 
 
 def test_it_goes_on_after_a_kill_and_adds_what_is_new(tabular, tmp_path):
