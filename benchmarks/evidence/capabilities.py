@@ -4,7 +4,7 @@ The baselines are scaled as the preset scales them (width 64, six LIVs), a model
 `objectives.skill_tokens` tokens, and one under the preset's recipe for the loss by position. Rows that FILE has already
 are not measured again.
 
-    python benchmarks/evidence/capabilities.py benchmarks/evidence/results/capabilities.json [--seeds 3]
+    python benchmarks/evidence/capabilities.py benchmarks/evidence/results/capabilities.json [--seeds 2]
 """
 
 import argparse
@@ -63,7 +63,7 @@ def table(rows: list[dict]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(1)
     rows = json.loads(args.file.read_text())["rows"] if args.file.exists() else []
