@@ -148,6 +148,23 @@ class ObjectivesConfig:
     mad_tokens: int = setting(
         200_000, "training tokens for each synthetic task, if an objective or bound needs them", 1
     )
+    max_mqar: float = setting(
+        0.0, "upper bound on the error on associative recall, checked after training; 0: none", 0, 1
+    )
+    max_needle: float = setting(0.0, "upper bound on the error on needles, checked after training; 0: none", 0, 1)
+    max_parity: float = setting(0.0, "upper bound on the error on parity, checked after training; 0: none", 0, 1)
+    max_s5: float = setting(
+        0.0, "upper bound on the error on the word problem of S5, checked after training; 0: none", 0, 1
+    )
+    max_copying: float = setting(0.0, "upper bound on the error on copying, checked after training; 0: none", 0, 1)
+    max_extrapolation: float = setting(
+        0.0, "upper bound on the bits per byte lost at 8 times the context, checked after training; 0: none", 0
+    )
+    skill_tokens: int = setting(
+        200_000,
+        "training tokens for each of mqar, needle, parity, s5 and copying, if an objective or bound needs it",
+        1,
+    )
 
 
 @dataclass(frozen=True)

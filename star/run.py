@@ -225,6 +225,12 @@ class Run:
         """
         return list(self._record.comparisons)
 
+    def capabilities(self) -> list[dict]:
+        """Measurements of `star capabilities`: id, task, sizes, tokens, number (of the seed), status, metrics, ...;
+        `star.evidence.suite.capability_rows` puts them together.
+        """
+        return list(self._record.capabilities)
+
     def refinements(self) -> "list[Refined]":
         """What `star refine` did with this run, oldest first."""
         if not self._record.refinements:

@@ -10,6 +10,8 @@ from dataclasses import fields
 from star.assess.objectives import load_objectives
 from star.config import ObjectivesConfig
 
+SKILLS = ("mqar", "needle", "parity", "s5", "copying", "extrapolation")  # see star.assess.skill_tests
+
 
 def bounds(config: ObjectivesConfig) -> dict[str, float]:
     """{objective: upper bound}, in the order of the settings."""
@@ -40,6 +42,12 @@ def measured_violations(metrics: Mapping[str, float], config: ObjectivesConfig) 
 def tasks_tokens(config: ObjectivesConfig) -> int | None:
     """Training tokens for each synthetic task (job["tasks"]); None unless an objective or bound needs them."""
     return config.mad_tokens if "mad" in config.names or config.max_mad else None
+
+
+def skills_of(config: ObjectivesConfig) -> dict | None:
+    """The capabilities that an objective or bound needs (job["skills"]): their names, and training tokens for each."""
+    names = [name for name in SKILLS if name in config.names or getattr(config, f"max_{name}")]
+    return {"names": names, "tokens": config.skill_tokens} if names else None
 
 
 def _measured(value: object) -> bool:

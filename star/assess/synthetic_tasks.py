@@ -6,8 +6,9 @@ For each task a new model with the genome's pattern, at most `WIDTH` wide, is tr
 """
 
 import time
-from collections.abc import Generator, Mapping
-from typing import cast
+from collections.abc import Callable, Generator, Mapping
+from functools import partial
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -69,18 +70,57 @@ def train_task(
     genome: Genome, task: Task, tokens: int, seed: int, device: torch.device, deadline: float | None = None
 ) -> Generator[None, None, float | None]:
     """Train a model of this genome on one task; its accuracy on held-out sequences, None past the deadline."""
+    answers = yield from fit(genome, task, tokens, seed, device, RECIPE, deadline)
+    if answers is None:
+        return None
+    inputs, targets = (part.to(device) for part in task.batch(TEST_SEQUENCES, np.random.default_rng([seed, 1])))
+    return accuracy(answers(inputs), targets)
+
+
+class Learnable(Protocol):
+    """What a model can be trained on: `star.data.synthetic.Task`, `star.data.skills.Skill`."""
+
+    @property
+    def length(self) -> int:
+        """Tokens of a sequence."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+
+    @property
+    def from_last(self) -> bool:
+        """Whether all targets are predicted from the state at the last position."""
+
+    def batch(self, n: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Inputs and targets, int64 [n, T] each."""
+
+
+def fit(
+    genome: Genome,
+    task: Learnable,
+    tokens: int,
+    seed: int,
+    device: torch.device,
+    recipe: Recipe,
+    deadline: float | None = None,
+) -> Generator[None, None, Callable[[Tensor], Tensor] | None]:
+    """Train a model of this genome on a task, in steps. Returns inputs [B, T] -> logits [B, T, V]; None past the
+    deadline.
+    """
     model = build(genome, vocab_size=task.vocab_size, seed=seed).to(device).train()
     reader = _Reader(task, genome.d_model, seed).to(device) if task.from_last else None
-    optimizer = build_optimizer(cast(Trainable, model), RECIPE)
+    optimizer = build_optimizer(cast(Trainable, model), recipe)
     if reader is not None:
-        optimizer.add(list(reader.parameters()), RECIPE.learning_rate)
+        optimizer.add(list(reader.parameters()), recipe.learning_rate)
     params = [p for group in optimizer.param_groups for p in group["params"]]
     batch_size = max(1, TOKENS_PER_STEP // task.length)
     steps = max(1, tokens // (batch_size * task.length))
-    rng, test = np.random.default_rng([seed, 0]), np.random.default_rng([seed, 1])
+    rng = np.random.default_rng([seed, 0])
     batches = [task.batch(batch_size, rng) for _ in range(steps)]
     all_inputs, all_targets = (torch.stack(parts).to(device) for parts in zip(*batches, strict=True))  # [steps, B, T]
-    factors = learning_rate_factor(RECIPE.schedule, np.arange(steps) + 0.5, steps, RECIPE.warmup)
+    moments = np.arange(steps) + 0.5
+    factors = learning_rate_factor(recipe.schedule, moments, steps, recipe.warmup, recipe.cooldown)
     all_factors, counter = torch.from_numpy(factors).to(device), torch.zeros(1, dtype=torch.int64, device=device)
 
     def step() -> tuple[Tensor, ...]:
@@ -88,7 +128,7 @@ def train_task(
         logits = _answers(model, reader, inputs).float()
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
         loss.backward()
-        nn.utils.clip_grad_norm_(params, RECIPE.clip)
+        nn.utils.clip_grad_norm_(params, recipe.clip)
         optimizer.set(all_factors.take(counter[0]))
         optimizer.step()
         optimizer.zero_grad()
@@ -102,9 +142,7 @@ def train_task(
         program()
         yield
     model.eval()
-    with torch.no_grad():
-        inputs, targets = (part.to(device) for part in task.batch(TEST_SEQUENCES, test))
-        return accuracy(_answers(model, reader, inputs), targets)
+    return torch.no_grad()(partial(_answers, model, reader))
 
 
 def accuracy(logits: Tensor, targets: Tensor) -> float:
@@ -116,7 +154,7 @@ def accuracy(logits: Tensor, targets: Tensor) -> float:
 class _Reader(nn.Module):
     """Reads a whole sequence from one state, by an MLP over state and position, so the state must hold it all."""
 
-    def __init__(self, task: Task, width: int, seed: int):
+    def __init__(self, task: Learnable, width: int, seed: int):
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

@@ -17,6 +17,7 @@ from typing import Any, NoReturn, TextIO
 import typer
 from typer.core import TyperGroup
 
+from star.cli.capabilities import capabilities
 from star.cli.compare import compare
 from star.cli.doctor import doctor
 from star.cli.evidence import evidence
@@ -137,6 +138,7 @@ def star_(
     star report runs/first --open   all about it as an interactive page
     star ladder runs/first          does its order hold at larger budgets?
     star evidence runs/first        are its members better than the baselines?
+    star capabilities runs/first    what can they do that the loss does not show?
     star refine runs/first          tune its members: training recipes and local edits
     star rescore runs/first         train the front with fresh seeds: which members were lucky?
     star export runs/first:best     export a model
@@ -148,7 +150,7 @@ def star_(
 
 
 LOOK = (status, watch, front, report, plot, compare)
-TRUST = (ladder, evidence, refine, rescore)
+TRUST = (ladder, evidence, capabilities, refine, rescore)
 for verb in (evolve, *LOOK, *TRUST, show, train, export, generate, import_, doctor):
     app.command(verb.__name__.rstrip("_"))(verb)
 

@@ -24,6 +24,7 @@ from star.config import describe
 from star.evidence.comparison import Comparison
 from star.refined import Refined
 from star.report import page_charts as charts
+from star.report.capability_report import capability_lines, capability_table, part_tables
 from star.report.evidence_report import evidence_figure, evidence_lines, evidence_tables
 from star.report.ladder_report import ladder_lines, ladder_table
 from star.report.listing import Column, Listing
@@ -119,6 +120,7 @@ def _sections(run: Run, data: PageData, figures: Figures) -> Iterator[Section | 
     if data.candidates:
         yield _architectures(run, data, figures)
     yield _certainty(run, data, figures)
+    yield _capabilities(run)
     for refined in run.refinements():
         yield _refinement(refined)
     yield _failures(run)
@@ -300,6 +302,15 @@ def _evidence(run: Run) -> Iterator[str]:
     for title, table in evidence_tables(comparison):
         yield f'<p class="caption">{escape(title)}</p>{_table(table)}'
     yield _picture(evidence_figure(run), "evidence")
+
+
+def _capabilities(run: Run) -> Section | None:
+    """What `star capabilities` measured, if it did."""
+    if not run.capabilities():
+        return None
+    caption = "Accuracy on tasks with known answers, and the loss beyond the training context."
+    parts = (f"<h3>{escape(title)}</h3>{_table(table)}" for title, table in part_tables(run))
+    return Section("Capabilities", caption, _lines(capability_lines(run)), _table(capability_table(run)), *parts)
 
 
 def _refinement(refined: Refined) -> Section:

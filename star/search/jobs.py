@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from star.assess import load_objectives
-from star.assess.constraints import measured_bounds, measured_violations, tasks_tokens
+from star.assess.constraints import measured_bounds, measured_violations, skills_of, tasks_tokens
 from star.config import RunConfig
 from star.cost import costs as costs_of
 from star.engine import Outcome
@@ -16,6 +16,8 @@ from star.search.ladders import make_horizon
 from star.store import Proposal, Rung
 
 LADDER_SEED = 1 << 20  # number of the repeat whose seed a ladder uses; star rescore counts from 0
+
+SKILL_SEED = 2 << 20  # number of the repeat from which on the seeds of star capabilities count
 
 
 class Candidates:
@@ -65,6 +67,7 @@ class Candidates:
             "stop_tokens": max(1, round(rungs[stage] * tokens)) if stage < len(rungs) else None,
             "checkpoint": str(directory.absolute() / f"checkpoint-{attempt}.safetensors") if rungs else None,
             "tasks": tasks_tokens(self.config.objectives),
+            "skills": skills_of(self.config.objectives),
             "threads": self.config.engine.threads,
             "timeout": self.config.engine.timeout or None,
             "directory": str(directory.absolute()),
@@ -112,6 +115,15 @@ class Candidates:
             "seconds": outcome.seconds,
             "worker": outcome.worker,
         }
+
+    def examined(self, outcome: Outcome) -> dict:
+        """What the record keeps of a measurement of a capability: status, reason, metrics, seconds, worker."""
+        status, metrics = outcome.status, finite((outcome.result or {}).get("metrics") or {})
+        reason = outcome.reason
+        if status == "ok" and None in metrics.values():
+            status, reason = "diverged", "a score is not finite"
+        seconds = {"seconds": outcome.seconds, "worker": outcome.worker}
+        return {"status": status, "reason": reason, "metrics": metrics} | seconds
 
     def ended(self, proposal: Proposal, outcome: Outcome, tries: Sequence[str], stage: int) -> tuple[str, dict]:
         """The event that an outcome is: "rung" if it trained well up to a rung, else "finish"."""

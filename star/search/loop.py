@@ -264,7 +264,7 @@ class Loop:
 
     def _clean(self) -> None:
         """Remove results that are in the record, and the weights of all but front members."""
-        unfinished = {*self.running, *(proposal.id for proposal in self._waiting())}
+        unfinished = self.proposals.keys() - self.record.results.keys()  # also those that wait at a rung
         keep = {"all": self.record.results, "front": self.front.ids, "none": ()}[self.config.keep]
         self.files.clean(keep_weights=keep, untouched=unfinished)
 

@@ -46,10 +46,13 @@ class Session:
     function: str  # "module:name" of what measures a candidate
     stack: contextlib.ExitStack
 
-    def start_engine(self, engine: Engine | None = None) -> Engine:
-        """The given engine, or a new one as configured, which is closed with the session."""
+    def start_engine(self, engine: Engine | None = None, function: str = "") -> Engine:
+        """The given engine, or a new one as configured, which is closed with the session.
+
+        function: "module:name" of what it runs, if not what measures a candidate of the search.
+        """
         if engine is None:
-            engine = make_engine(self.config, self.function, self.path)
+            engine = make_engine(self.config, function or self.function, self.path)
             self.stack.callback(engine.close)
         return engine
 

@@ -26,6 +26,10 @@ Events, in the order in which they can happen (data keys; `?` may be missing or 
     protocol   what a comparison of models will be, see `star.evidence.design`; before its first training
     comparison stage, id, genome, budget, rate, number, status, reason, bpb?, test_bpb?, objectives?, metrics, seconds,
                worker: one training of a comparison (objectives: of stage "random"); other results do not change
+    capability id, task, sizes, tokens?, number, seed, weights, status, reason, metrics, seconds, worker
+               a candidate was measured on a task (`star.evidence.suite`), a model trained for it on `tokens` (null: the
+               model of the search; weights: its own, not trained again); number: of the seed; other results do not
+               change
     refinement, trial, trial_end, closed                see `star.store.refinements`
 
 Replaying `ask` and `tell` in recorded order rebuilds the algorithm exactly; `digest` is its state after the event.
@@ -112,6 +116,7 @@ class Record:
         self.ladder: list[dict] = []  # data of "ladder" events
         self.protocols: dict[str, dict] = {}  # data of "protocol" events, by id
         self.comparisons: list[dict] = []  # data of "comparison" events
+        self.capabilities: list[dict] = []  # data of "capability" events
         self.refinements = Refinements()
         self.seconds: dict[str, float] = {}  # worker time of a candidate, over all attempts and rungs
         self.settled_after: dict[str, float] = {}  # seconds of all sessions so far when a candidate was settled
@@ -259,3 +264,6 @@ class Record:
 
     def _comparison(self, data: dict) -> None:
         self.comparisons.append(data)
+
+    def _capability(self, data: dict) -> None:
+        self.capabilities.append(data)

@@ -28,12 +28,16 @@ def block_losses(model: LanguageModel | Trainable, inputs: Tensor, targets: Tens
     Where targets do not count (-100): the sum over those that do, over their mean number in a block, so that the mean
     of the blocks is the mean over all targets that count.
     """
+    losses = position_losses(model, inputs, targets)
+    return losses.mean(dim=1) * (targets.numel() / (targets != IGNORED).sum())
+
+
+@torch.no_grad()
+def position_losses(model: LanguageModel | Trainable, inputs: Tensor, targets: Tensor) -> Tensor:
+    """Loss in nats of every token, float64 [n, T], of blocks int64 [n, T]; 0 where a target does not count."""
     at_once = max(1, TOKENS_AT_ONCE // inputs.shape[1])
-    means = [
-        model.loss(x, y, reduction="none").double().mean(dim=1)
-        for x, y in zip(inputs.split(at_once), targets.split(at_once), strict=True)
-    ]
-    return torch.cat(means) * (targets.numel() / (targets != IGNORED).sum())
+    pairs = zip(inputs.split(at_once), targets.split(at_once), strict=True)
+    return torch.cat([model.loss(x, y, reduction="none").double() for x, y in pairs])
 
 
 def summary(blocks: Tensor) -> tuple[float, float]:

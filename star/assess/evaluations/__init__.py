@@ -7,7 +7,8 @@
     job    {"id", "attempt", "seed", "genome": JSON, "costs": {cheap objective: value}, "corpus", "fingerprint",
             "recipe": {...}, "threads", "timeout": seconds or None, "directory": path or None, "keep_weights"};
             with rungs also "rung": number, "stop_tokens": int or None (whole budget), "checkpoint": path or None;
-            with synthetic tasks also "tasks": training tokens for each; "alone": whether it must not share a
+            with MAD's tasks also "tasks": training tokens for each; with capabilities also "skills": their "names", and
+            "tokens" for each; "alone": whether it must not share a
             worker; "side_by_side", if it does: the number of jobs that share one
     report called with {"step", "steps", "tokens", "loss", "val_loss", "tokens_per_second", "eta"}
     result {"status": "ok" | "diverged" | "timeout", "reason", "metrics": {name: number}, "curve": [point, ...]}

@@ -27,6 +27,7 @@ def assess(job: dict, report: Report) -> dict:
     metrics = {"val_loss": loss, "bpb": loss / math.log(2), "tokens": round(share * total)}
     if job.get("tasks"):
         metrics["mad"] = uniform("tasks", job)
+    metrics |= {name: uniform(name, job) for name in (job.get("skills") or {}).get("names", ())}
     return {"status": "ok", "metrics": metrics, "curve": []}
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 
+from star.assess.constraints import skills_of
 from star.engine.protocol import Report
 from star.errors import UserError
 from star.store.files import RESULT, WEIGHTS, write_atomically, write_json
@@ -22,6 +23,10 @@ def prepare(config) -> dict:
 
     corpus = open_corpus(config.data.corpus, tokenizer=config.data.tokenizer)
     corpus.check_context(config.training.seq_len)
+    if "extrapolation" in (skills_of(config.objectives) or {}).get("names", ()):
+        from star.assess.skill_tests import check_text
+
+        check_text(corpus, config.training.seq_len)
     facts = {"name": corpus.name, "fingerprint": corpus.fingerprint, "vocab_size": corpus.vocab_size}
     if isinstance(corpus.tokenizer, SubwordTokenizer):
         facts |= {"tokenizer": corpus.tokenizer.name, "bytes_per_token": corpus.bytes_per_token}
@@ -55,9 +60,7 @@ def assess(job: dict, report: Report) -> Generator[None, None, dict]:
     from star.training.trainer import training
 
     torch.set_num_threads(job["threads"])
-    corpus = _corpus(job["corpus"], job.get("tokenizer", "bytes"))
-    if corpus.fingerprint != job["fingerprint"]:
-        raise UserError(f"the text of {job['corpus']} has changed since the run started; restore it or start a new run")
+    corpus = open_text(job)
     deadline = time.monotonic() + job["timeout"] if job["timeout"] else None
     last = job.get("stop_tokens") is None
     checkpoint = job.get("checkpoint") and Path(job["checkpoint"])
@@ -81,13 +84,16 @@ def assess(job: dict, report: Report) -> Generator[None, None, dict]:
         metrics |= _test(model, corpus, Recipe(**job["recipe"]))
     if job.get("side_by_side", 1) > 1:
         metrics["side_by_side"] = job["side_by_side"]  # the peak of memory is that of all of them
-    if status == "ok" and job.get("tasks"):
+    if status == "ok" and (job.get("tasks") or job.get("skills")):
         scores = yield from _tasks(job, deadline)
         if scores is None:
             status, reason = "timeout", "out of time on the synthetic tasks"
         else:
-            metrics |= {f"task {name}": score for name, score in scores.items() if name != "mean"}
-            metrics["mad"] = 1.0 - scores["mean"]
+            metrics |= scores
+            if "extrapolation" in (job.get("skills") or {}).get("names", ()):
+                from star.assess.skill_tests import loss_by_position
+
+                metrics |= loss_by_position(model, corpus, Recipe(**job["recipe"]))
     result = {"status": status, "reason": reason, "metrics": metrics, "curve": curve}
     if job["directory"]:
         directory = Path(job["directory"])
@@ -105,6 +111,14 @@ def assess(job: dict, report: Report) -> Generator[None, None, dict]:
     return result
 
 
+def open_text(job: dict):
+    """The corpus of a job. Raises UserError if its text has changed."""
+    corpus = _corpus(job["corpus"], job.get("tokenizer", "bytes"))
+    if corpus.fingerprint != job["fingerprint"]:
+        raise UserError(f"the text of {job['corpus']} has changed since the run started; restore it or start a new run")
+    return corpus
+
+
 def _test(model, corpus, recipe) -> dict[str, float]:
     """Bits per byte of test text, which decides nothing, and their standard error over blocks."""
     from star.data import validation_blocks
@@ -118,23 +132,38 @@ def _test(model, corpus, recipe) -> dict[str, float]:
 
 
 def _tasks(job: dict, deadline: float | None) -> Generator[None, None, dict[str, float] | None]:
-    """Accuracies on the synthetic tasks; with rungs they are measured at the first rung and reused at the others."""
-    from star.assess.synthetic_tasks import measuring
+    """Metrics of the synthetic tasks; with rungs they are measured at the first rung and reused at the others.
+
+    None past the deadline.
+    """
+    from star.assess import skill_tests, synthetic_tasks
+    from star.data.skills import SKILLS
     from star.genome import from_json
     from star.training.device import resolve_device
 
     path = _tasks_file(job) if job["directory"] and job.get("checkpoint") else None
-    facts = {"seed": job["seed"], "tokens": job["tasks"]}
+    facts = {"seed": job["seed"], "tokens": job.get("tasks"), "skills": job.get("skills")}
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         known = json.loads(path.read_text()) if path else {}
         if known.items() >= facts.items():
-            return known["scores"]
-    device = str(resolve_device(job["recipe"]["device"]))
-    seed = job["seed"] % 2**31
-    scores = yield from measuring(from_json(job["genome"]), job["tasks"], seed, device=device, deadline=deadline)
-    if path and scores is not None:
-        write_json(path, facts | {"scores": scores})
-    return scores
+            return known["metrics"]
+    genome, device, seed = from_json(job["genome"]), str(resolve_device(job["recipe"]["device"])), job["seed"] % 2**31
+    metrics: dict[str, float] = {}
+    if job.get("tasks"):
+        scores = yield from synthetic_tasks.measuring(genome, job["tasks"], seed, device=device, deadline=deadline)
+        if scores is None:
+            return None
+        metrics = {f"task {name}": score for name, score in scores.items() if name != "mean"}
+        metrics["mad"] = 1.0 - scores["mean"]
+    if job.get("skills"):
+        wanted = {name: SKILLS[name] for name in job["skills"]["names"] if name in SKILLS}
+        errors = yield from skill_tests.measuring(genome, wanted, job["skills"]["tokens"], seed, device, deadline)
+        if errors is None:
+            return None
+        metrics |= errors
+    if path:
+        write_json(path, facts | {"metrics": metrics})
+    return metrics
 
 
 def _tasks_file(job: dict) -> Path:
