@@ -364,7 +364,7 @@ def _events(connection: sqlite3.Connection, path: Path, after: int = 0) -> tuple
                 event = None if row[4] is None else _event(*row)
                 if curve or event is not None:
                     found[row[0]] = event
-                    begin = row[0]
+                    begin = max(begin, row[0])  # rows of a damaged page need not rise
             break
         except sqlite3.DatabaseError as error:
             if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_CORRUPT:

@@ -62,7 +62,9 @@ def test_all_frames_fit_in_the_common_one(paths):
             assert found.frame.ideal[o.name] <= frame.ideal[o.name]
 
 
-def test_star_compare_prints_a_table_json_and_a_picture(paths, tmp_path):
+def test_star_compare_prints_a_table_json_and_a_picture(paths, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")  # so that no path is broken
+
     def call(*words):
         result = CliRunner().invoke(app, ["compare", *map(str, words)])
         assert result.exit_code == 0, result.output

@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+import sqlite3
 import warnings
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from star.refine.settings import RefineSettings
 from star.run import Run
 from star.search.repeats import rescore
 from star.store import Store, read_events, read_meta
-from star.store.database import NAME, read_curves
+from star.store.database import NAME, _events, read_curves
 
 TRIES = 200
 
@@ -61,6 +62,37 @@ def test_random_bits(tmp_path, sound, seed):
         left = read_events(path)
     whole = read_events(damaged(tmp_path / "sound", sound))
     assert all(event in whole for event in left) and (said or left == whole), "what is lost is said"
+
+
+def test_reading_ends_where_the_rows_of_a_damaged_page_do_not_rise(tmp_path, sound):
+    """A damaged page gave an earlier row again before its error, and reading began there again, for ever."""
+    path = damaged(tmp_path, sound) / NAME
+
+    class Damage:
+        """A connection whose rows after the third begin with the second, and then fail."""
+
+        reads = 0
+
+        def __init__(self, connection):
+            self.connection = connection
+
+        def execute(self, query, arguments=()):
+            rows = self.connection.execute(query, arguments)
+            return self.broken(rows.fetchall(), arguments[0]) if "ORDER BY seq" in query else rows
+
+        def broken(self, rows, begin):
+            self.reads += 1
+            assert self.reads < 3 * len(rows) + 1000
+            if begin == 0:
+                self.first = rows
+            yield from rows[:3] if begin < 3 else self.first[1:2]
+            error = sqlite3.DatabaseError("database disk image is malformed")
+            error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+            raise error
+
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        events, damage = _events(Damage(connection), path)
+    assert [event.seq for event in events] == [1, 2, 3] and "cannot be read" in damage
 
 
 def test_one_bit_of_any_event_costs_that_event_alone(tmp_path, sound):
