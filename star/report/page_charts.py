@@ -32,6 +32,7 @@ GRID: dict[str, Any] = {
 LAYOUT: dict[str, Any] = {  # of all charts
     "font": {"family": FONT, "size": 12, "color": "#28323F"},
     "paper_bgcolor": "rgba(0,0,0,0)",
+    "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": "#9AA5B1", "activecolor": "#0072B2"},  # where it always shows
     "plot_bgcolor": "rgba(0,0,0,0)",
     "xaxis": {**GRID, "showline": True},
     "yaxis": {**GRID, "showline": True},
